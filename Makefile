@@ -1,0 +1,36 @@
+# make chat: set up, then talk to the shipped model, safely.   make test: set up, then every check.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# one idle-spinning thread pool beside another process can slow both down twentyfold
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: chat test setup setup-dev lint clean
+
+chat: setup
+	$(BIN)/python cli.py chat --safe
+
+test: setup-dev lint
+	$(BIN)/python -m pytest -q
+
+lint: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.run
+setup-dev: $(VENV)/.dev
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,452 @@
+"""Directories to values and back: models and LoRA adapters in Hugging Face's formats.
+
+safetensors only, memory-mapped and strict; pickle is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from minisafe.config import LlamaConfig, read_json
+from minisafe.errors import AdapterError, CheckpointError, MinisafeError, OutOfMemory, SettingError
+from minisafe.lora import LoraAdapter, LoraDelta
+from minisafe.model import Llama
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONVERT = (
+    "convert them once, where you trust them: python -c \"from transformers import "
+    'AutoModelForCausalLM as M; M.from_pretrained(\'{0}\').save_pretrained(\'{0}-safetensors\')"'
+)
+
+
+def load_model(
+    directory: str | Path, dtype: str | torch.dtype | None = None, device: str = "cpu"
+) -> Llama:
+    """Load a Hugging Face model directory.
+
+    With the checkpoint's own dtype on the CPU, the weights stay where the file is mapped. `dtype`
+    is float32, bfloat16 or float16; None keeps the checkpoint's.
+
+    Raises:
+        ConfigError: the shape is missing, malformed or not supported.
+        CheckpointError: weights are missing, truncated, misshapen, unexpected or not finite.
+        OutOfMemory: a conversion or a device had too little room.
+    """
+    directory = Path(directory)
+    config = LlamaConfig.from_directory(directory)
+    with torch.device("meta"):
+        model = Llama(config)
+    wanted = as_dtype(dtype if dtype is not None else config.dtype)
+    waiting = {name: (holder, attribute) for name, holder, attribute in model.tensors()}
+    head: Tensor | None = None
+    for name, tensor, shard in read_tensors(directory):
+        if config.tied and name == HEAD:
+            head = tensor
+            continue
+        if name not in waiting:
+            if name.endswith("rotary_emb.inv_freq"):  # old exports keep this derived buffer
+                continue
+            raise CheckpointError(
+                f"{shard}: unexpected tensor {name}; the config describes a {config.family} model "
+                f"of {config.n_layers} layers{' with tied heads' if config.tied else ''}"
+            )
+        wanted = wanted or tensor.dtype
+        place_tensor(waiting.pop(name), tensor, name, shard, wanted, device)
+    if head is not None:
+        tie(model, waiting, head, directory, wanted, device)
+    if waiting:
+        missing = sorted(waiting)
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise CheckpointError(f"{directory}: missing tensors: {', '.join(missing[:4])}{more}")
+    return model.requires_grad_(False).eval()
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name; raises `SettingError` for one that minisafe does not run."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise SettingError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def place_tensor(
+    where: tuple[nn.Module, str],
+    tensor: Tensor,
+    name: str,
+    source: Path,
+    dtype: torch.dtype,
+    device: str,
+) -> None:
+    """Put one checked tensor into the model in place of its meta stand-in."""
+    holder, attribute = where
+    expected = getattr(holder, attribute).shape
+    if tensor.shape != expected:
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(tensor.shape)}; the config asks for "
+            f"{tuple(expected)}"
+        )
+    check_finite(tensor, name, source)
+    placed = nn.Parameter(move(tensor, name, dtype, device), requires_grad=False)
+    setattr(holder, attribute, placed)
+
+
+def tie(
+    model: Llama,
+    waiting: dict[str, tuple[nn.Module, str]],
+    head: Tensor,
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: str,
+) -> None:
+    """Use a tied head stored as `lm_head.weight`; where both names are there they must agree."""
+    if EMBED in waiting:
+        place_tensor(waiting.pop(EMBED), head, HEAD, directory, dtype or head.dtype, device)
+    elif not torch.equal(model.embed_tokens.weight.to("cpu"), head.to(model.dtype)):
+        raise CheckpointError(
+            f"{directory}: the config ties the heads, but {HEAD} and {EMBED} differ; set "
+            "tie_word_embeddings to false, or remove one"
+        )
+
+
+def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
+    """The tensor in `dtype` on `device`; the very same one where nothing changes."""
+    try:
+        return tensor.to(device=device, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise CheckpointError(f"cannot move {name} to {device}: {first_line(error)}") from None
+        size = tensor.numel() * dtype.itemsize
+        raise OutOfMemory(
+            f"{name} needs {size / 2**20:.0f} MiB more as {str(dtype).split('.')[-1]} on {device}, "
+            "which could not be had; use a smaller dtype or model"
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory (the CPU allocator raises a bare RuntimeError)."""
+    memory = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, memory) or "allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def check_finite(tensor: Tensor, name: str, source: Path) -> None:
+    """Raise `CheckpointError` if a tensor holds NaN or infinity. The sum is the fast first look."""
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{source}: {name} is {tensor.dtype}; expected a float dtype")
+    if not math.isfinite(tensor.sum().item()) and not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        raise CheckpointError(f"{source}: {name} holds {count} NaN or infinite values")
+
+
+def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    """(name, tensor, file) of every tensor of a model directory, one shard after another."""
+    if (directory / SINGLE).is_file():
+        yield from read_file(directory / SINGLE)
+        return
+    if (directory / INDEX).is_file():
+        yield from read_shards(directory)
+        return
+    files = sorted(directory.glob("*.safetensors"))
+    if len(files) == 1:
+        yield from read_file(files[0])
+        return
+    if files:
+        raise CheckpointError(
+            f"{directory}: {len(files)} safetensors files and no {INDEX} to say how they join"
+        )
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{directory}: {pickles[0]} is a pickle, which can run code when read, so minisafe "
+            f"never does; {CONVERT.format(directory)}"
+        )
+    raise CheckpointError(f"{directory}: no {SINGLE} and no {INDEX}")
+
+
+def read_shards(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    """The tensors that the index names, each from the shard it names."""
+    path = directory / INDEX
+    weight_map = read_json(path, "the index of the shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: no weight_map; expected tensor names and their shards")
+    for shard in sorted(set(map(str, weight_map.values()))):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path}: shard {shard!r} is not a safetensors file of this directory"
+            )
+        if not (directory / shard).is_file():
+            raise CheckpointError(f"{directory / shard}: no such file, but {INDEX} names it")
+        expected = {name for name, file in weight_map.items() if file == shard}
+        for name, tensor, file in read_file(directory / shard):
+            if name not in expected:
+                raise CheckpointError(f"{file}: holds {name}, which {INDEX} does not place here")
+            expected.remove(name)
+            yield name, tensor, file
+        if expected:
+            raise CheckpointError(
+                f"{directory / shard}: lacks {sorted(expected)[0]}, which {INDEX} places here"
+            )
+
+
+def read_file(path: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    """(name, memory-mapped tensor, file) of one safetensors file."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                yield name, file.get_tensor(name), path
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({first_line(error)}); is the download complete?"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, MinisafeError):
+            raise
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None = None) -> None:
+    """Write `config.json` (with `extra` keys such as eos_token_id) and `model.safetensors`."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_json() | {"torch_dtype": str(model.dtype).split(".")[-1]}
+    tensors = {name: getattr(*place).detach().contiguous() for name, *place in model.tensors()}
+    save_tensors(tensors, directory / SINGLE)
+    write_text(directory / "config.json", json.dumps(config | (extra or {}), indent=2) + "\n")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"} | (metadata or {}))
+    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def fingerprint(model: Llama, samples: int = 256) -> str:
+    """A short hash that tells weights apart: names, shapes and evenly spaced values of each tensor.
+
+    Cheap, since a mapped file is not read whole; values are taken in float32, so a converted copy
+    of the same bf16 weights has the same fingerprint.
+    """
+    digest = hashlib.sha256()
+    for name, holder, attribute in sorted(model.tensors(), key=lambda item: item[0]):
+        flat = getattr(holder, attribute).detach().flatten()
+        picked = flat[:: max(1, len(flat) // samples)].float().cpu().contiguous()
+        digest.update(f"{name} {tuple(getattr(holder, attribute).shape)}".encode())
+        digest.update(picked.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ---- adapters ----------------------------------------------------------------------------------
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+REFUSED = {
+    "use_dora": "DoRA",
+    "lora_bias": "biases in the low-rank layers",
+    "modules_to_save": "whole modules saved beside the low-rank ones",
+    "fan_in_fan_out": "transposed weights",
+    "layer_replication": "replicated layers",
+    "trainable_token_indices": "trained token embeddings",
+    "target_parameters": "deltas on bare parameters",
+    "alora_invocation_tokens": "activated LoRA",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+}
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+HARMLESS = {
+    "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+    "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout",
+    "megatron_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+}  # fmt: skip
+KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
+
+
+def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
+    """Load a PEFT LoRA directory for `model`, in the model's dtype and on its device.
+
+    Raises `AdapterError` for features that are not applied (by name), tensors that do not fit, and
+    modules that the config targets and the file lacks.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise AdapterError(f"{directory}: no such directory; expected a PEFT adapter directory")
+    path = directory / ADAPTER_CONFIG
+    config = read_json(path, "a PEFT adapter directory has one")
+    check_adapter_config(config, path)
+    modules = linear_modules(model)
+    targeted = {name for name in modules if is_targeted(name, config, path)}
+    if not targeted:
+        raise AdapterError(f"{path}: target_modules match nothing in this {model.config.family} model")
+    found = read_adapter_tensors(directory, modules, targeted)
+    deltas = {}
+    for name in sorted(targeted):
+        a, b = (require(found, name, part, directory) for part in "AB")
+        rank = int(pattern_value(config, "rank_pattern", name, config.get("r", 8)))
+        check_delta(name, a, b, rank, modules[name], directory)
+        alpha = float(pattern_value(config, "alpha_pattern", name, config.get("lora_alpha", 8)))
+        scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+        a, b = (tensor.to(model.device, model.dtype) for tensor in (a, b))
+        deltas[name] = LoraDelta(a, b, scaling)
+    return LoraAdapter(deltas, directory.name)
+
+
+def check_adapter_config(config: dict[str, Any], path: Path) -> None:
+    """Refuse by name what minisafe would otherwise apply wrongly."""
+    if str(config.get("peft_type", "LORA")).upper() != "LORA":
+        raise AdapterError(f"{path}: peft_type is {config['peft_type']!r}; expected LORA")
+    for key, meaning in REFUSED.items():
+        if config.get(key):
+            raise AdapterError(f"{path}: {key} ({meaning}) is not supported")
+    if config.get("bias", "none") != "none":
+        raise AdapterError(f"{path}: bias is {config['bias']!r}; expected 'none'")
+    how = config.get("init_lora_weights", True)
+    if isinstance(how, str) and how.lower().startswith(CHANGES_BASE):
+        raise AdapterError(
+            f"{path}: init_lora_weights is {how!r}, which changes the base's own weights; convert "
+            "the adapter to a plain LoRA with peft first"
+        )
+    for key, value in config.items():
+        if value and key not in HARMLESS and key not in REFUSED:
+            raise AdapterError(f"{path}: {key} is {value!r}, which minisafe does not know")
+    for key in ("r", "lora_alpha"):
+        value = config.get(key, 8)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            raise AdapterError(f"{path}: {key} is {value!r}; expected a positive number")
+
+
+def linear_modules(model: Llama) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of every linear module, by Hugging Face name."""
+    suffix = "_proj.weight"
+    found = {}
+    for name, holder, attribute in model.tensors():
+        if name.endswith(suffix) or name == HEAD:
+            out_features, in_features = getattr(holder, attribute).shape
+            found[name.removesuffix(".weight")] = (out_features, in_features)
+    return found
+
+
+def is_targeted(name: str, config: dict[str, Any], path: Path) -> bool:
+    """Whether peft would put a low-rank layer on module `name`."""
+    excluded = config.get("exclude_modules")
+    if excluded and names_module(excluded, name, path):
+        return False
+    target = config.get("target_modules")
+    if target == "all-linear":
+        chosen = name != "lm_head"
+    elif not target:
+        raise AdapterError(f"{path}: target_modules is {target!r}; expected names, a pattern or all-linear")
+    else:
+        chosen = names_module(target, name, path)
+    layers = config.get("layers_to_transform")
+    if chosen and layers is not None:
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        chosen = layer is not None and int(layer[1]) in ([layers] if isinstance(layers, int) else layers)
+    return chosen
+
+
+def names_module(target: Any, name: str, path: Path) -> bool:
+    """peft's rule: a string is a regular expression for the whole name, a list holds endings."""
+    if isinstance(target, str):
+        try:
+            return re.fullmatch(target, name) is not None
+        except re.error as error:
+            raise AdapterError(f"{path}: {target!r} is no regular expression ({error})") from None
+    if not isinstance(target, list):
+        raise AdapterError(f"{path}: target_modules is {target!r}; expected names or a pattern")
+    return any(name == each or name.endswith(f".{each}") for each in target)
+
+
+def pattern_value(config: dict[str, Any], key: str, name: str, default: Any) -> Any:
+    """`rank_pattern` and `alpha_pattern`: the first pattern that ends the module's name decides."""
+    for pattern, value in (config.get(key) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+def read_adapter_tensors(
+    directory: Path, modules: dict[str, tuple[int, int]], targeted: set[str]
+) -> dict[tuple[str, str], Tensor]:
+    """(module, "A" or "B") -> tensor, each one known to be wanted and finite."""
+    path = directory / ADAPTER_WEIGHTS
+    if not path.is_file():
+        hint = "; .bin adapters are pickles, save them again with peft as safetensors"
+        raise AdapterError(f"{path}: no such file{hint if list(directory.glob('*.bin')) else ''}")
+    found = {}
+    for name, tensor, _ in read_file(path):
+        match = KEY.fullmatch(name)
+        if match is None:
+            raise AdapterError(f"{path}: unexpected tensor {name}; expected LoRA A and B matrices")
+        module = match["module"]
+        if module not in modules:
+            raise AdapterError(f"{path}: {name} is for {module}, which this model does not have")
+        if module not in targeted:
+            raise AdapterError(f"{path}: {name} is for {module}, which {ADAPTER_CONFIG} does not target")
+        check_finite(tensor, name, path)
+        found[module, match["part"]] = tensor
+    return found
+
+
+def require(found: dict[tuple[str, str], Tensor], name: str, part: str, directory: Path) -> Tensor:
+    if (name, part) not in found:
+        raise AdapterError(f"{directory / ADAPTER_WEIGHTS}: lacks lora_{part} of {name}")
+    return found[name, part]
+
+
+def check_delta(
+    name: str, a: Tensor, b: Tensor, rank: int, shape: tuple[int, int], directory: Path
+) -> None:
+    out_features, in_features = shape
+    if tuple(a.shape) != (rank, in_features) or tuple(b.shape) != (out_features, rank):
+        raise AdapterError(
+            f"{directory}: the delta of {name} has A {tuple(a.shape)} and B {tuple(b.shape)}; this "
+            f"model and rank ask for {(rank, in_features)} and {(out_features, rank)}"
+        )
+
+
+def save_adapter(
+    adapter: LoraAdapter, directory: str | Path, rank: int, alpha: float, base: str = ""
+) -> None:
+    """Write a PEFT directory that both minisafe and peft load. All deltas share rank and alpha."""
+    directory = Path(directory)
+    modules = sorted(adapter.deltas)
+    tensors = {}
+    for name, delta in adapter.deltas.items():
+        for part, tensor in (("A", delta.a), ("B", delta.b)):
+            tensors[f"base_model.model.{name}.lora_{part}.weight"] = tensor.detach().contiguous()
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "r": rank,
+        "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
+        "inference_mode": True, "target_modules": modules,
+    }  # fmt: skip
+    save_tensors(tensors, directory / ADAPTER_WEIGHTS)
+    write_text(directory / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+

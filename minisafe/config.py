@@ -1,0 +1,276 @@
+"""`LlamaConfig`: the shape of a model, read from a Hugging Face `config.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minisafe.errors import ConfigError
+
+FAMILIES = ("llama", "mistral", "qwen2")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3 frequency scaling (`rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Everything that `Llama` needs to know about a checkpoint's shape.
+
+    `windows` has one entry a layer: None for full attention, else how many tokens a query sees,
+    itself included. `max_positions` is the context length in tokens.
+    """
+
+    family: str
+    vocab_size: int
+    hidden: int
+    intermediate: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    max_positions: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tied: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    windows: tuple[int | None, ...]
+    dtype: str | None = None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], source: str = "config.json") -> LlamaConfig:
+        """Read the parsed `config.json` of a supported family; raises `ConfigError`."""
+        return _Reader(data, source).config()
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> LlamaConfig:
+        """Read `directory/config.json`; raises `ConfigError`."""
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise ConfigError(f"{directory}: no such directory; expected a Hugging Face model directory")
+        path = directory / "config.json"
+        return cls.from_json(read_json(path, "a Hugging Face model directory has one"), str(path))
+
+    def to_json(self) -> dict[str, Any]:
+        """The `config.json` that reads back as this config, here and in transformers."""
+        architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[self.family]
+        data: dict[str, Any] = {
+            "architectures": [f"{architecture}ForCausalLM"],
+            "model_type": self.family,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": self.norm_eps,
+            "max_position_embeddings": self.max_positions,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": None,
+            "tie_word_embeddings": self.tied,
+            "torch_dtype": self.dtype,
+        }
+        if self.rope_scaling is not None:
+            data["rope_scaling"] = {
+                "rope_type": "llama3",
+                "factor": self.rope_scaling.factor,
+                "low_freq_factor": self.rope_scaling.low_freq_factor,
+                "high_freq_factor": self.rope_scaling.high_freq_factor,
+                "original_max_position_embeddings": self.rope_scaling.original_max_positions,
+            }
+        if self.family == "llama":
+            data |= {"attention_bias": self.qkv_bias, "mlp_bias": self.mlp_bias}
+        if self.family == "mistral":
+            data["sliding_window"] = self.windows[0]
+        if self.family == "qwen2":
+            windows = [window for window in self.windows if window is not None]
+            kinds = ["full_attention" if w is None else "sliding_attention" for w in self.windows]
+            data |= {"use_sliding_window": bool(windows), "layer_types": kinds}
+            data["sliding_window"] = windows[0] if windows else None
+        return data
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values that one token takes in a cache of the checkpoint's dtype."""
+        size = 4 if self.dtype in (None, "float32") else 2
+        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * size
+
+
+def read_json(path: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in `path`; raises `ConfigError` with `hint` where there is none."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; {hint}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+class _Reader:
+    """Checks one `config.json`; absent keys take the defaults of the family's own class."""
+
+    def __init__(self, data: dict[str, Any], source: str):
+        self.data, self.source = data, source
+
+    def fail(self, message: str) -> ConfigError:
+        return ConfigError(f"{self.source}: {message}")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.data.get(key)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.fail(f"{key} is {value!r}; expected a positive integer")
+        return value
+
+    def number(self, key: str, default: float, data: dict[str, Any] | None = None) -> float:
+        value = (self.data if data is None else data).get(key)
+        value = default if value is None else value
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
+            raise self.fail(f"{key} is {value!r}; expected a positive number")
+        return float(value)
+
+    def config(self) -> LlamaConfig:
+        family = self.family()
+        self.refuse_what_is_not_run()
+        hidden, n_heads = self.integer("hidden_size"), self.integer("num_attention_heads")
+        n_layers = self.integer("num_hidden_layers")
+        absent = {"llama": n_heads, "mistral": 8, "qwen2": 32}[family]
+        null = "num_key_value_heads" in self.data  # an explicit null means one per query head
+        n_kv_heads = self.integer("num_key_value_heads", n_heads if null else absent)
+        if n_heads % n_kv_heads:
+            raise self.fail(
+                f"{n_heads} attention heads do not divide into {n_kv_heads} key-value groups"
+            )
+        if self.data.get("head_dim") is None and hidden % n_heads:
+            raise self.fail(f"hidden_size {hidden} does not divide into {n_heads} heads")
+        head_dim = self.integer("head_dim", hidden // n_heads)
+        if head_dim % 2:
+            raise self.fail(f"head_dim is {head_dim}; rotary embeddings need an even one")
+        rope_theta, rope_scaling = self.rope()
+        bias = family == "llama" and bool(self.data.get("attention_bias", False))
+        return LlamaConfig(
+            family=family,
+            vocab_size=self.integer("vocab_size"),
+            hidden=hidden,
+            intermediate=self.integer("intermediate_size"),
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            norm_eps=self.number("rms_norm_eps", 1e-6),
+            max_positions=self.integer(
+                "max_position_embeddings", {"llama": 2048, "mistral": 131072, "qwen2": 32768}[family]
+            ),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            tied=bool(self.data.get("tie_word_embeddings", False)),
+            qkv_bias=bias or family == "qwen2",
+            o_bias=bias,
+            mlp_bias=family == "llama" and bool(self.data.get("mlp_bias", False)),
+            windows=self.windows(family, n_layers),
+            dtype=self.dtype(),
+        )
+
+    def family(self) -> str:
+        family = self.data.get("model_type")
+        if family not in FAMILIES:
+            raise self.fail(
+                f"model_type is {family!r}; minisafe runs the families {', '.join(FAMILIES)}"
+            )
+        return str(family)
+
+    def refuse_what_is_not_run(self) -> None:
+        if self.data.get("quantization_config") is not None:
+            method = self.data["quantization_config"]
+            method = method.get("quant_method") if isinstance(method, dict) else method
+            raise self.fail(
+                f"quantization_config ({method}) is not supported; use the unquantised checkpoint"
+            )
+        activation = self.data.get("hidden_act", "silu")
+        if activation not in ("silu", "swish"):
+            raise self.fail(f"hidden_act is {activation!r}; minisafe runs silu only")
+        if self.data.get("partial_rotary_factor", 1.0) != 1.0:
+            raise self.fail("partial_rotary_factor is not supported; expected 1.0")
+
+    def dtype(self) -> str | None:
+        dtype = self.data.get("dtype", self.data.get("torch_dtype"))
+        if dtype is not None and dtype not in DTYPES:
+            raise self.fail(f"dtype is {dtype!r}; minisafe runs {', '.join(DTYPES)}")
+        return dtype
+
+    def rope(self) -> tuple[float, RopeScaling | None]:
+        """`rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5)."""
+        new = self.data.get("rope_parameters")
+        old = self.data.get("rope_scaling")
+        for key, value in (("rope_parameters", new), ("rope_scaling", old)):
+            if value is not None and not isinstance(value, dict):
+                raise self.fail(f"{key} is {value!r}; expected an object or null")
+        rope: dict[str, Any] = new or old or {}
+        theta = self.number("rope_theta", self.number("rope_theta", 10000.0), rope)
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            if any(isinstance(value, dict) for value in rope.values()):
+                raise self.fail("rope_parameters differ by layer type, which is not supported")
+            if rope.get("partial_rotary_factor", 1.0) != 1.0:
+                raise self.fail("partial_rotary_factor is not supported; expected 1.0")
+            return theta, None
+        if kind != "llama3":
+            raise self.fail(f"rope_type is {kind!r}; minisafe runs 'default' and 'llama3'")
+        missing = [
+            key
+            for key in (
+                "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+            )
+            if key not in rope
+        ]  # fmt: skip
+        if missing:
+            raise self.fail(f"llama3 RoPE scaling lacks {', '.join(missing)}")
+        low = self.number("low_freq_factor", 1.0, rope)
+        high = self.number("high_freq_factor", 4.0, rope)
+        if high <= low:
+            raise self.fail(f"high_freq_factor {high} must exceed low_freq_factor {low}")
+        return theta, RopeScaling(
+            factor=self.number("factor", 1.0, rope),
+            low_freq_factor=low,
+            high_freq_factor=high,
+            original_max_positions=int(self.number("original_max_position_embeddings", 1, rope)),
+        )
+
+    def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
+        """Per layer the sliding window in tokens, or None. Llama has none."""
+        if family == "llama":
+            return (None,) * n_layers
+        window: int | None = 4096  # the default of both classes when the key is absent
+        if "sliding_window" in self.data:
+            given = self.data["sliding_window"]
+            window = None if given is None else self.integer("sliding_window")
+        if family == "qwen2" and not self.data.get("use_sliding_window", False):
+            window = None
+        if family == "mistral" or window is None:
+            return (window,) * n_layers
+        kinds = self.data.get("layer_types")
+        if kinds is None:
+            first = int(self.data.get("max_window_layers", 28))
+            return tuple(window if layer >= first else None for layer in range(n_layers))
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(kinds, list) or len(kinds) != n_layers or set(kinds) - set(known):
+            raise self.fail(f"layer_types must list {n_layers} of {' or '.join(known)}")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)

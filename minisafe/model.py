@@ -1,0 +1,298 @@
+"""The transformer: Llama, and Mistral and Qwen2, which differ from it only in their config.
+
+Read from the bottom up: `Llama.forward` makes a `Step`, runs the layers on it and applies the head.
+Shapes: B rows, T tokens a row in this forward, n tokens a row in the cache after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from minisafe.cache import KVCache, Placement
+from minisafe.config import LlamaConfig
+from minisafe.linear import Projection
+from minisafe.lora import Applied
+from minisafe.slots import BoundSlots, Slot
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that one forward's layers share: positions, rotations, masks, adapters, slots."""
+
+    cos: Tensor  # (B, T, 1, head_dim / 2)
+    sin: Tensor  # (B, T, 1, head_dim / 2)
+    masks: dict[int | None, Tensor | None]  # window -> (B, 1, T, n), True where a query looks
+    causal: bool  # the block is the whole sequence, so the lower triangle says it all
+    slots: BoundSlots
+    adapters: tuple[Applied, ...] = ()
+    cache: KVCache | None = None
+    place: Placement = field(default_factory=lambda: Placement(slice(0, 0), (), (), 0))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich, 2019), in float32 inside."""
+
+    def __init__(self, hidden: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(hidden))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def rotate(x: Tensor, step: Step) -> Tensor:
+    """Rotary position embedding (Su et al., 2021), halves as Hugging Face orders them.
+
+    x: (B, T, heads, head_dim)
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat(
+        (first * step.cos - second * step.sin, second * step.cos + first * step.sin), dim=-1
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """Grouped-query attention. q: (B, n_heads, T, d), k and v: (B, n_kv_heads, n, d) -> as q.
+
+    A group's query heads become extra query rows of its one key-value head, so that keys and
+    values are neither copied nor expanded. Only a whole causal block expands them: there the
+    kernel skips the upper triangle, which saves more than the copy costs.
+    """
+    batch, n_heads, width, head_dim = q.shape
+    n_kv_heads = k.shape[1]
+    group = n_heads // n_kv_heads
+    if causal:
+        if group > 1:
+            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    q = q.reshape(batch, n_kv_heads, group * width, head_dim)
+    if mask is not None and group > 1:
+        mask = mask.repeat(1, 1, group, 1)  # (B, 1, group * T, n)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return y.reshape(batch, n_heads, width, head_dim)
+
+
+class Attention(nn.Module):
+    """Self-attention with rotary positions and grouped queries."""
+
+    def __init__(self, config: LlamaConfig, layer: int, prefix: str):
+        super().__init__()
+        self.layer, self.head_dim, self.window = layer, config.head_dim, config.windows[layer]
+        q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        sizes = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        parts = {f"{prefix}.{name}": size for name, size in sizes.items()}
+        self.qkv = Projection(config.hidden, parts, config.qkv_bias)
+        self.o = Projection(q_size, {f"{prefix}.o_proj": config.hidden}, config.o_bias)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(x, step))
+        q, k = rotate(q, step).transpose(1, 2), rotate(k, step).transpose(1, 2)
+        v = v.transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
+        if step.cache is not None:
+            k, v = step.cache.write(self.layer, k, v, step.place)
+        causal = step.causal and self.window not in step.masks
+        y = attend(q, k, v, step.masks.get(self.window), causal)
+        heads = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
+        return self.o(heads.flatten(2), step)[0]
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward (Shazeer, 2020)."""
+
+    def __init__(self, config: LlamaConfig, prefix: str):
+        super().__init__()
+        parts = {f"{prefix}.{name}": config.intermediate for name in ("gate_proj", "up_proj")}
+        self.gate_up = Projection(config.hidden, parts, config.mlp_bias)
+        down = {f"{prefix}.down_proj": config.hidden}
+        self.down = Projection(config.intermediate, down, config.mlp_bias)
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        gate, up = self.gate_up(x, step)
+        return self.down(F.silu(gate) * up, step)[0]
+
+
+class Layer(nn.Module):
+    """One transformer block; the "residual" site is its output."""
+
+    def __init__(self, config: LlamaConfig, layer: int):
+        super().__init__()
+        self.layer, prefix = layer, f"model.layers.{layer}"
+        self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
+        self.self_attn = Attention(config, layer, f"{prefix}.self_attn")
+        self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
+        self.mlp = MLP(config, f"{prefix}.mlp")
+
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), step)
+        x = x + self.mlp(self.post_attention_layernorm(x), step)
+        return step.slots.at("residual", self.layer, x)
+
+
+class Llama(nn.Module):
+    """A decoder-only transformer over token ids."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps)
+        head = {"lm_head": config.vocab_size}
+        self.lm_head = None if config.tied else Projection(config.hidden, head)
+        self.recompute = False  # activation checkpointing, for training
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        counts: Sequence[int] | None = None,
+        rows: slice | None = None,
+        slots: Iterable[Slot] = (),
+        adapters: tuple[Applied, ...] = (),
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits of a block of tokens, float or the model's dtype.
+
+        Args:
+            ids: (B, T) token ids; rows shorter than T are padded on the right with any id.
+            cache: keys and values of earlier tokens; the block is appended to it.
+            counts: how many of a row's T ids are real; all of them by default.
+            rows: the cache rows that the block belongs to, a slice; all of them by default.
+            slots: what to add, record or patch, with rows counted within the block.
+            adapters: low-rank deltas and the rows of the block that they act on.
+            last_only: give only each row's last real token's logits.
+
+        Returns:
+            (B, T, vocab), or (B, vocab) with `last_only`.
+
+        Raises:
+            SlotError: a slot names what is not there, or was not applied.
+            PromptError: the block does not fit the context length.
+        """
+        batch, width = ids.shape
+        counts = (width,) * batch if counts is None else tuple(counts)
+        step = self.step(counts, width, cache, rows, slots, adapters)
+        x = self.embed_tokens(ids)  # (B, T, hidden)
+        for layer in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x = recompute(layer, x, step, use_reentrant=False)
+            else:
+                x = layer(x, step)
+        step.slots.finish()
+        if cache is not None:
+            cache.advance(step.place)
+        if last_only:
+            last = torch.tensor([max(count - 1, 0) for count in counts], device=x.device)
+            x = x[torch.arange(batch, device=x.device), last].unsqueeze(1)  # (B, 1, hidden)
+        logits = self.head(self.norm(x), step)
+        return logits.squeeze(1) if last_only else logits
+
+    def head(self, x: Tensor, step: Step) -> Tensor:
+        """(..., hidden) -> (..., vocab)"""
+        if self.lm_head is None:
+            return F.linear(x, self.embed_tokens.weight)
+        return self.lm_head(x, step)[0]
+
+    def step(
+        self,
+        counts: tuple[int, ...],
+        width: int,
+        cache: KVCache | None,
+        rows: slice | None,
+        slots: Iterable[Slot],
+        adapters: tuple[Applied, ...],
+    ) -> Step:
+        """What the layers of one forward share."""
+        if cache is None:
+            place = Placement(slice(0, len(counts)), (0,) * len(counts), counts, width)
+        else:
+            place = cache.place(counts, width, rows)
+        n = width if cache is None else place.stop
+        starts = torch.tensor(place.starts, device=self.device)
+        positions = starts[:, None] + torch.arange(width, device=self.device)  # (B, T)
+        positions = positions.clamp_(max=n - 1)  # padding may run past the last column
+        cos, sin = self.rotary(n)
+        bound = BoundSlots(slots, self.config.n_layers, place.starts, counts, self.device)
+        causal = place.uniform and place.starts[0] == 0
+        return Step(
+            cos=cos[positions].unsqueeze(2),
+            sin=sin[positions].unsqueeze(2),
+            masks=self.masks(positions, n, place, causal),
+            causal=causal,
+            slots=bound,
+            adapters=adapters,
+            cache=cache,
+            place=place,
+        )
+
+    def masks(
+        self, positions: Tensor, n: int, place: Placement, causal: bool
+    ) -> dict[int | None, Tensor | None]:
+        """Which columns each query sees, for every window in use; no entry or None: no mask."""
+        masks: dict[int | None, Tensor | None] = {}
+        columns = torch.arange(n, device=positions.device)
+        for window in set(self.config.windows):
+            hides = window is not None and window < n
+            if not hides and (causal or (place.uniform and place.width == 1)):
+                continue
+            mask = columns <= positions[..., None]  # (B, T, n)
+            if hides:
+                mask &= columns > positions[..., None] - window
+            masks[window] = mask.unsqueeze(1)
+        return masks
+
+    def rotary(self, n: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of the angles of positions 0 to n - 1 at least, (>= n, head_dim / 2) each."""
+        table = self._rotary
+        stale = table is None or table[0].dtype != self.dtype or table[0].device != self.device
+        if stale or table is None or len(table[0]) < n:
+            size = min(max(2 * n, 256), max(n, self.config.max_positions))
+            angles = torch.outer(torch.arange(size).float(), inverse_frequencies(self.config))
+            cos, sin = (y.to(self.device, self.dtype) for y in (angles.cos(), angles.sin()))
+            table = self._rotary = (cos, sin)
+        return table
+
+    def tensors(self) -> Iterator[tuple[str, nn.Module, str]]:
+        """(Hugging Face name, module, attribute) of every tensor of the checkpoint."""
+        yield "model.embed_tokens.weight", self.embed_tokens, "weight"
+        for layer in self.layers:
+            prefix = f"model.layers.{layer.layer}"
+            for norm in ("input_layernorm", "post_attention_layernorm"):
+                yield f"{prefix}.{norm}.weight", getattr(layer, norm), "weight"
+            attention, mlp = layer.self_attn, layer.mlp
+            for projection in (attention.qkv, attention.o, mlp.gate_up, mlp.down):
+                yield from projection.tensors()
+        yield "model.norm.weight", self.norm, "weight"
+        if self.lm_head is not None:
+            yield from self.lm_head.tensors()
+
+
+def inverse_frequencies(config: LlamaConfig) -> Tensor:
+    """Rotary angles per position, (head_dim / 2,); Llama-3 scaling stretches the low frequencies."""
+    exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_max_positions * frequencies / (2 * math.pi)  # in the old context
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = smooth.clamp(0, 1)  # 1: untouched, 0: slowed by the full factor
+    return frequencies * (smooth + (1 - smooth) / scaling.factor)

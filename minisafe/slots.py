@@ -1,0 +1,167 @@
+"""Slots: what to add, record or patch inside a forward pass, as values given to it.
+
+A slot names a *site* ("residual": the stream after a layer, `(B, T, hidden)`; "heads": every head's
+output, which is the input of the output projection, `(B, T, n_heads, head_dim)`), a layer, the rows
+of the batch and *absolute* token positions. Positions are spans `[start, stop)`, `stop` None for
+open ends, so chunked, cached and rebuilt runs touch the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from minisafe.errors import SlotError
+
+Span = tuple[int, int | None]
+SITES = ("residual", "heads")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where to act. `spans` are absolute positions `[start, stop)`; `rows` count within the batch."""
+
+    layer: int
+    spans: tuple[Span, ...] = ((0, None),)
+    rows: tuple[int, ...] = (0,)
+
+    @property
+    def site(self) -> str:
+        return "residual"
+
+    def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """The site's value with the slot acted on `x[rows, columns]`; never changes `x` itself."""
+        raise NotImplementedError
+
+    def shifted(self, rows: int) -> Slot:
+        """The same slot for a batch in which its rows come `rows` later."""
+        return replace(self, rows=tuple(row + rows for row in self.rows))
+
+
+@dataclass(frozen=True)
+class Add(Slot):
+    """Add `scale * vector` (hidden,) to the residual stream after `layer`."""
+
+    vector: Tensor = field(default_factory=lambda: torch.empty(0))
+    scale: float = 1.0
+
+    def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        if self.vector.shape != x.shape[-1:]:
+            raise SlotError(
+                f"a vector of shape {tuple(self.vector.shape)} cannot be added to a residual stream "
+                f"of width {x.shape[-1]}"
+            )
+        delta = (self.scale * self.vector.float()).to(x)
+        return x.index_put((rows, columns), delta.expand(len(rows), -1), accumulate=True)
+
+
+@dataclass(frozen=True)
+class Patch(Slot):
+    """Put `value` in place: (hidden,) at "residual"; at "heads" (head_dim,) for `head`, or
+    (n_heads, head_dim) for all of them when `head` is None."""
+
+    value: Tensor = field(default_factory=lambda: torch.empty(0))
+    at: str = "residual"
+    head: int | None = None
+
+    @property
+    def site(self) -> str:
+        return self.at
+
+    def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        where: tuple[Tensor, ...] = (rows, columns)
+        if self.head is not None:
+            if self.at != "heads" or not 0 <= self.head < x.shape[2]:
+                raise SlotError(f"no head {self.head} at site {self.at!r} of layer {self.layer}")
+            where = (rows, columns, torch.full_like(rows, self.head))
+        if self.value.shape != x[where].shape[1:]:
+            raise SlotError(
+                f"a patch of shape {tuple(self.value.shape)} does not fit site {self.at!r} of layer "
+                f"{self.layer}; expected {tuple(x[where].shape[1:])}"
+            )
+        return x.index_put(where, self.value.to(x).expand_as(x[where]))
+
+
+@dataclass(frozen=True)
+class Record(Slot):
+    """Keep a copy of the site's values in `into`: (n, ...), row by row, then by position."""
+
+    at: str = "residual"
+    into: list[Tensor] = field(default_factory=list, compare=False)
+
+    @property
+    def site(self) -> str:
+        return self.at
+
+    def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        self.into.append(x[rows, columns].detach().clone())
+        return x
+
+    def values(self) -> Tensor:
+        """All that was recorded, joined over forwards: (n, ...)."""
+        if not self.into:
+            raise SlotError(f"nothing was recorded at site {self.at!r} of layer {self.layer}")
+        return torch.cat(self.into)
+
+
+class BoundSlots:
+    """Slots resolved for one forward: which elements of its (B, T) block each of them touches."""
+
+    def __init__(
+        self,
+        slots: Iterable[Slot],
+        n_layers: int,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        device: torch.device,
+    ):
+        self.waiting: dict[tuple[str, int], list[tuple[Slot, Tensor, Tensor]]] = {}
+        for slot in slots:
+            check_slot(slot, n_layers, len(starts))
+            cells = [
+                (row, position - starts[row])
+                for row in slot.rows
+                for position in covered(slot.spans, starts[row], starts[row] + counts[row])
+            ]
+            if cells:
+                rows, columns = torch.tensor(cells, device=device).unbind(1)
+                self.waiting.setdefault((slot.site, slot.layer), []).append((slot, rows, columns))
+
+    def at(self, site: str, layer: int, x: Tensor) -> Tensor:
+        """`x` as this forward's slots leave it at `site` of `layer`; `x` itself where none act."""
+        if not self.waiting:
+            return x
+        for slot, rows, columns in self.waiting.pop((site, layer), ()):
+            x = slot.apply(x, rows, columns)
+        return x
+
+    def finish(self) -> None:
+        """Raise `SlotError` if a slot whose position was fed has not been applied."""
+        if self.waiting:
+            (site, layer), _ = next(iter(self.waiting.items()))
+            raise SlotError(f"the slot at site {site!r} of layer {layer} was fed but never applied")
+
+
+def check_slot(slot: Slot, n_layers: int, n_rows: int) -> None:
+    """Raise `SlotError` where a slot names a missing site, layer or row, or an empty span."""
+    if slot.site not in SITES:
+        raise SlotError(f"no site {slot.site!r}; expected one of {', '.join(SITES)}")
+    if not 0 <= slot.layer < n_layers:
+        raise SlotError(f"no layer {slot.layer}; the model has layers 0 to {n_layers - 1}")
+    for row in slot.rows:
+        if not 0 <= row < n_rows:
+            raise SlotError(f"no row {row}; the batch has rows 0 to {n_rows - 1}")
+    for start, stop in slot.spans:
+        if start < 0 or (stop is not None and stop <= start):
+            raise SlotError(f"span {(start, stop)} is empty; expected 0 <= start < stop")
+
+
+def covered(spans: Iterable[Span], start: int, stop: int) -> list[int]:
+    """Positions in `[start, stop)` that any span covers, ascending, each once."""
+    found: set[int] = set()
+    for first, last in spans:
+        found.update(range(max(first, start), stop if last is None else min(last, stop)))
+    return sorted(found)
