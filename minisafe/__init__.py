@@ -1,3 +1,46 @@
-"""minisafe: a small Llama engine that makes a model safer while it decodes (SafeInfer)."""
+"""minisafe: a small Llama engine that makes a model safer while it decodes (SafeInfer).
+
+    session = minisafe.load("weights/tiny")          # base + expert + vector + settings
+    for piece in session.stream("What is the capital of Belmora?", chat=True):
+        print(piece, end="")
+
+For those who embed the parts: `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`,
+`Stream`, `Generation`, `Request`, `safe_log_probs`.
+"""
+
+from minisafe.cache import KVCache
+from minisafe.checkpoint import load_adapter, load_model
+from minisafe.config import LlamaConfig
+from minisafe.engine import Generation, Request
+from minisafe.errors import MinisafeError
+from minisafe.guidance import SGDS, safe_log_probs
+from minisafe.lockstep import Lockstep, Stream
+from minisafe.model import Llama
+from minisafe.sampling import Sampling
+from minisafe.session import Session, load
+from minisafe.tokenizer import load_tokenizer
+from minisafe.vectors import SafetyVector, Steering, load_vector
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "SGDS",
+    "Generation",
+    "KVCache",
+    "Llama",
+    "LlamaConfig",
+    "Lockstep",
+    "MinisafeError",
+    "Request",
+    "SafetyVector",
+    "Sampling",
+    "Session",
+    "Steering",
+    "Stream",
+    "load",
+    "load_adapter",
+    "load_model",
+    "load_tokenizer",
+    "load_vector",
+    "safe_log_probs",
+]

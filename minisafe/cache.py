@@ -42,7 +42,8 @@ class Placement:
             for row, count in enumerate(self.counts)
             for column in range(count)
         ]
-        block_rows, block_columns, columns = torch.tensor(found, device=device).unbind(1)
+        cells = torch.tensor(found, dtype=torch.long, device=device).view(-1, 3)
+        block_rows, block_columns, columns = cells.unbind(1)
         return block_rows, block_columns, columns
 
 
@@ -144,6 +145,9 @@ class KVCache:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which move together in the order given."""
-        index = torch.tensor(list(rows), device=self.device)
-        self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.device)
+        self.keys, self.values = (
+            self.keys.index_select(1, index),
+            self.values.index_select(1, index),
+        )
         self.lengths = [self.lengths[row] for row in rows]

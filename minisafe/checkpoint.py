@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from minisafe.config import LlamaConfig, read_json
 from minisafe.errors import AdapterError, CheckpointError, MinisafeError, OutOfMemory, SettingError
-from minisafe.lora import LoraAdapter, LoraDelta
+from minisafe.lora import (
+    LoraAdapter,
+    LoraDelta,
+    check_adapter_config,
+    is_targeted,
+    pattern_value,
+)
 from minisafe.model import Llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,8 +34,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = (
-    "convert them once, where you trust them: python -c \"from transformers import "
-    'AutoModelForCausalLM as M; M.from_pretrained(\'{0}\').save_pretrained(\'{0}-safetensors\')"'
+    'convert them once, where you trust them: python -c "from transformers import '
+    "AutoModelForCausalLM as M; M.from_pretrained('{0}').save_pretrained('{0}-safetensors')\""
 )
 
 
@@ -227,12 +233,17 @@ def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config.to_json() | {"torch_dtype": str(model.dtype).split(".")[-1]}
-    tensors = {name: getattr(*place).detach().contiguous() for name, *place in model.tensors()}
+    tensors = {
+        name: getattr(holder, attribute).detach().contiguous()
+        for name, holder, attribute in model.tensors()
+    }
     save_tensors(tensors, directory / SINGLE)
     write_text(directory / "config.json", json.dumps(config | (extra or {}), indent=2) + "\n")
 
 
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -266,26 +277,6 @@ def fingerprint(model: Llama, samples: int = 256) -> str:
 # ---- adapters ----------------------------------------------------------------------------------
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-REFUSED = {
-    "use_dora": "DoRA",
-    "lora_bias": "biases in the low-rank layers",
-    "modules_to_save": "whole modules saved beside the low-rank ones",
-    "fan_in_fan_out": "transposed weights",
-    "layer_replication": "replicated layers",
-    "trainable_token_indices": "trained token embeddings",
-    "target_parameters": "deltas on bare parameters",
-    "alora_invocation_tokens": "activated LoRA",
-    "use_qalora": "QA-LoRA",
-    "use_bdlora": "block-diagonal LoRA",
-}
-CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
-HARMLESS = {
-    "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
-    "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_lora_weights",
-    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout",
-    "megatron_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
-    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
-}  # fmt: skip
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
 
 
@@ -304,7 +295,9 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
     modules = linear_modules(model)
     targeted = {name for name in modules if is_targeted(name, config, path)}
     if not targeted:
-        raise AdapterError(f"{path}: target_modules match nothing in this {model.config.family} model")
+        raise AdapterError(
+            f"{path}: target_modules match nothing in this {model.config.family} model"
+        )
     found = read_adapter_tensors(directory, modules, targeted)
     deltas = {}
     for name in sorted(targeted):
@@ -318,30 +311,6 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
     return LoraAdapter(deltas, directory.name)
 
 
-def check_adapter_config(config: dict[str, Any], path: Path) -> None:
-    """Refuse by name what minisafe would otherwise apply wrongly."""
-    if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        raise AdapterError(f"{path}: peft_type is {config['peft_type']!r}; expected LORA")
-    for key, meaning in REFUSED.items():
-        if config.get(key):
-            raise AdapterError(f"{path}: {key} ({meaning}) is not supported")
-    if config.get("bias", "none") != "none":
-        raise AdapterError(f"{path}: bias is {config['bias']!r}; expected 'none'")
-    how = config.get("init_lora_weights", True)
-    if isinstance(how, str) and how.lower().startswith(CHANGES_BASE):
-        raise AdapterError(
-            f"{path}: init_lora_weights is {how!r}, which changes the base's own weights; convert "
-            "the adapter to a plain LoRA with peft first"
-        )
-    for key, value in config.items():
-        if value and key not in HARMLESS and key not in REFUSED:
-            raise AdapterError(f"{path}: {key} is {value!r}, which minisafe does not know")
-    for key in ("r", "lora_alpha"):
-        value = config.get(key, 8)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise AdapterError(f"{path}: {key} is {value!r}; expected a positive number")
-
-
 def linear_modules(model: Llama) -> dict[str, tuple[int, int]]:
     """(out_features, in_features) of every linear module, by Hugging Face name."""
     suffix = "_proj.weight"
@@ -351,45 +320,6 @@ def linear_modules(model: Llama) -> dict[str, tuple[int, int]]:
             out_features, in_features = getattr(holder, attribute).shape
             found[name.removesuffix(".weight")] = (out_features, in_features)
     return found
-
-
-def is_targeted(name: str, config: dict[str, Any], path: Path) -> bool:
-    """Whether peft would put a low-rank layer on module `name`."""
-    excluded = config.get("exclude_modules")
-    if excluded and names_module(excluded, name, path):
-        return False
-    target = config.get("target_modules")
-    if target == "all-linear":
-        chosen = name != "lm_head"
-    elif not target:
-        raise AdapterError(f"{path}: target_modules is {target!r}; expected names, a pattern or all-linear")
-    else:
-        chosen = names_module(target, name, path)
-    layers = config.get("layers_to_transform")
-    if chosen and layers is not None:
-        layer = re.search(r"\.layers\.(\d+)\.", name)
-        chosen = layer is not None and int(layer[1]) in ([layers] if isinstance(layers, int) else layers)
-    return chosen
-
-
-def names_module(target: Any, name: str, path: Path) -> bool:
-    """peft's rule: a string is a regular expression for the whole name, a list holds endings."""
-    if isinstance(target, str):
-        try:
-            return re.fullmatch(target, name) is not None
-        except re.error as error:
-            raise AdapterError(f"{path}: {target!r} is no regular expression ({error})") from None
-    if not isinstance(target, list):
-        raise AdapterError(f"{path}: target_modules is {target!r}; expected names or a pattern")
-    return any(name == each or name.endswith(f".{each}") for each in target)
-
-
-def pattern_value(config: dict[str, Any], key: str, name: str, default: Any) -> Any:
-    """`rank_pattern` and `alpha_pattern`: the first pattern that ends the module's name decides."""
-    for pattern, value in (config.get(key) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
 
 
 def read_adapter_tensors(
@@ -409,7 +339,9 @@ def read_adapter_tensors(
         if module not in modules:
             raise AdapterError(f"{path}: {name} is for {module}, which this model does not have")
         if module not in targeted:
-            raise AdapterError(f"{path}: {name} is for {module}, which {ADAPTER_CONFIG} does not target")
+            raise AdapterError(
+                f"{path}: {name} is for {module}, which {ADAPTER_CONFIG} does not target"
+            )
         check_finite(tensor, name, path)
         found[module, match["part"]] = tensor
     return found
@@ -449,4 +381,3 @@ def save_adapter(
     }  # fmt: skip
     save_tensors(tensors, directory / ADAPTER_WEIGHTS)
     write_text(directory / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
-

@@ -60,7 +60,9 @@ class LlamaConfig:
         """Read `directory/config.json`; raises `ConfigError`."""
         directory = Path(directory)
         if not directory.is_dir():
-            raise ConfigError(f"{directory}: no such directory; expected a Hugging Face model directory")
+            raise ConfigError(
+                f"{directory}: no such directory; expected a Hugging Face model directory"
+            )
         path = directory / "config.json"
         return cls.from_json(read_json(path, "a Hugging Face model directory has one"), str(path))
 
@@ -133,12 +135,19 @@ class _Reader:
     def fail(self, message: str) -> ConfigError:
         return ConfigError(f"{self.source}: {message}")
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
         value = self.data.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.fail(f"{key} is {value!r}; expected a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            kind = "a positive integer" if least == 1 else f"an integer from {least} on"
+            raise self.fail(f"{key} is {value!r}; expected {kind}")
         return value
+
+    def flag(self, key: str) -> bool:
+        value = self.data.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.fail(f"{key} is {value!r}; expected true or false")
+        return bool(value)
 
     def number(self, key: str, default: float, data: dict[str, Any] | None = None) -> float:
         value = (self.data if data is None else data).get(key)
@@ -165,7 +174,7 @@ class _Reader:
         if head_dim % 2:
             raise self.fail(f"head_dim is {head_dim}; rotary embeddings need an even one")
         rope_theta, rope_scaling = self.rope()
-        bias = family == "llama" and bool(self.data.get("attention_bias", False))
+        bias = family == "llama" and self.flag("attention_bias")
         return LlamaConfig(
             family=family,
             vocab_size=self.integer("vocab_size"),
@@ -177,14 +186,15 @@ class _Reader:
             head_dim=head_dim,
             norm_eps=self.number("rms_norm_eps", 1e-6),
             max_positions=self.integer(
-                "max_position_embeddings", {"llama": 2048, "mistral": 131072, "qwen2": 32768}[family]
+                "max_position_embeddings",
+                {"llama": 2048, "mistral": 131072, "qwen2": 32768}[family],
             ),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            tied=bool(self.data.get("tie_word_embeddings", False)),
+            tied=self.flag("tie_word_embeddings"),
             qkv_bias=bias or family == "qwen2",
             o_bias=bias,
-            mlp_bias=family == "llama" and bool(self.data.get("mlp_bias", False)),
+            mlp_bias=family == "llama" and self.flag("mlp_bias"),
             windows=self.windows(family, n_layers),
             dtype=self.dtype(),
         )
@@ -262,15 +272,19 @@ class _Reader:
         if "sliding_window" in self.data:
             given = self.data["sliding_window"]
             window = None if given is None else self.integer("sliding_window")
-        if family == "qwen2" and not self.data.get("use_sliding_window", False):
+        if family == "qwen2" and not self.flag("use_sliding_window"):
             window = None
         if family == "mistral" or window is None:
             return (window,) * n_layers
         kinds = self.data.get("layer_types")
         if kinds is None:
-            first = int(self.data.get("max_window_layers", 28))
+            first = self.integer("max_window_layers", 28, least=0)
             return tuple(window if layer >= first else None for layer in range(n_layers))
         known = ("full_attention", "sliding_attention")
-        if not isinstance(kinds, list) or len(kinds) != n_layers or set(kinds) - set(known):
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != n_layers
+            or any(kind not in known for kind in kinds)
+        ):
             raise self.fail(f"layer_types must list {n_layers} of {' or '.join(known)}")
         return tuple(window if kind == "sliding_attention" else None for kind in kinds)

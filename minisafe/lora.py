@@ -1,12 +1,20 @@
-"""Low-rank deltas as values: `W x` becomes `W x + scaling * B (A x)` on chosen rows of a batch."""
+"""Low-rank deltas as values: `W x` becomes `W x + scaling * B (A x)` on chosen rows of a batch.
+
+Also peft's rules for which modules an adapter is for, and which of its features are refused.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+
+from minisafe.errors import AdapterError
 
 
 @dataclass(frozen=True)
@@ -45,3 +53,95 @@ class Applied:
 
     adapter: LoraAdapter
     rows: slice
+
+
+# ---- what peft writes ---------------------------------------------------------------------------
+
+REFUSED = {
+    "use_dora": "DoRA",
+    "lora_bias": "biases in the low-rank layers",
+    "modules_to_save": "whole modules saved beside the low-rank ones",
+    "fan_in_fan_out": "transposed weights",
+    "layer_replication": "replicated layers",
+    "trainable_token_indices": "trained token embeddings",
+    "target_parameters": "deltas on bare parameters",
+    "alora_invocation_tokens": "activated LoRA",
+    "use_qalora": "QA-LoRA",
+    "use_bdlora": "block-diagonal LoRA",
+}
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
+HARMLESS = {
+    "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path", "bias",
+    "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
+    "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
+    "lora_dropout", "megatron_config", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
+    "task_type", "use_rslora",
+}  # fmt: skip
+
+
+def check_adapter_config(config: dict[str, Any], path: Path) -> None:
+    """Refuse by name what minisafe would otherwise apply wrongly."""
+    if str(config.get("peft_type", "LORA")).upper() != "LORA":
+        raise AdapterError(f"{path}: peft_type is {config['peft_type']!r}; expected LORA")
+    for key, meaning in REFUSED.items():
+        if config.get(key):
+            raise AdapterError(f"{path}: {key} ({meaning}) is not supported")
+    if config.get("bias", "none") != "none":
+        raise AdapterError(f"{path}: bias is {config['bias']!r}; expected 'none'")
+    how = config.get("init_lora_weights", True)
+    if isinstance(how, str) and how.lower().startswith(CHANGES_BASE):
+        raise AdapterError(
+            f"{path}: init_lora_weights is {how!r}, which changes the base's own weights; convert "
+            "the adapter to a plain LoRA with peft first"
+        )
+    for key, value in config.items():
+        if value and key not in HARMLESS and key not in REFUSED:
+            raise AdapterError(f"{path}: {key} is {value!r}, which minisafe does not know")
+    for key in ("r", "lora_alpha"):
+        value = config.get(key, 8)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            raise AdapterError(f"{path}: {key} is {value!r}; expected a positive number")
+
+
+def is_targeted(name: str, config: dict[str, Any], path: Path) -> bool:
+    """Whether peft would put a low-rank layer on module `name`."""
+    excluded = config.get("exclude_modules")
+    if excluded and names_module(excluded, name, path):
+        return False
+    target = config.get("target_modules")
+    if target == "all-linear":
+        chosen = name != "lm_head"
+    elif not target:
+        raise AdapterError(
+            f"{path}: target_modules is {target!r}; expected names, a pattern or all-linear"
+        )
+    else:
+        chosen = names_module(target, name, path)
+    layers = config.get("layers_to_transform")
+    if chosen and layers is not None:
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        chosen = layer is not None and int(layer[1]) in (
+            [layers] if isinstance(layers, int) else layers
+        )
+    return chosen
+
+
+def names_module(target: Any, name: str, path: Path) -> bool:
+    """peft's rule: a string is a regular expression for the whole name, a list holds endings."""
+    if isinstance(target, str):
+        try:
+            return re.fullmatch(target, name) is not None
+        except re.error as error:
+            raise AdapterError(f"{path}: {target!r} is no regular expression ({error})") from None
+    if not isinstance(target, list):
+        raise AdapterError(f"{path}: target_modules is {target!r}; expected names or a pattern")
+    return any(name == each or name.endswith(f".{each}") for each in target)
+
+
+def pattern_value(config: dict[str, Any], key: str, name: str, default: Any) -> Any:
+    """`rank_pattern` and `alpha_pattern`: the first pattern that ends the module's name decides."""
+    for pattern, value in (config.get(key) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default

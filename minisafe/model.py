@@ -101,7 +101,8 @@ class Attention(nn.Module):
         causal = step.causal and self.window not in step.masks
         y = attend(q, k, v, step.masks.get(self.window), causal)
         heads = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
-        return self.o(heads.flatten(2), step)[0]
+        out: Tensor = self.o(heads.flatten(2), step)[0]
+        return out
 
 
 class MLP(nn.Module):
@@ -116,7 +117,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         gate, up = self.gate_up(x, step)
-        return self.down(F.silu(gate) * up, step)[0]
+        out: Tensor = self.down(F.silu(gate) * up, step)[0]
+        return out
 
 
 class Layer(nn.Module):
@@ -134,6 +136,13 @@ class Layer(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), step)
         x = x + self.mlp(self.post_attention_layernorm(x), step)
         return step.slots.at("residual", self.layer, x)
+
+    def tensors(self) -> Iterator[tuple[str, nn.Module, str]]:
+        """(Hugging Face name, module, attribute) of every tensor of the layer."""
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"model.layers.{self.layer}.{norm}.weight", getattr(self, norm), "weight"
+        for part in (self.self_attn.qkv, self.self_attn.o, self.mlp.gate_up, self.mlp.down):
+            yield from part.tensors()
 
 
 class Llama(nn.Module):
@@ -209,7 +218,8 @@ class Llama(nn.Module):
         """(..., hidden) -> (..., vocab)"""
         if self.lm_head is None:
             return F.linear(x, self.embed_tokens.weight)
-        return self.lm_head(x, step)[0]
+        logits: Tensor = self.lm_head(x, step)[0]
+        return logits
 
     def step(
         self,
@@ -250,12 +260,12 @@ class Llama(nn.Module):
         masks: dict[int | None, Tensor | None] = {}
         columns = torch.arange(n, device=positions.device)
         for window in set(self.config.windows):
-            hides = window is not None and window < n
-            if not hides and (causal or (place.uniform and place.width == 1)):
+            hidden_before = None if window is None or window >= n else window
+            if hidden_before is None and (causal or (place.uniform and place.width == 1)):
                 continue
             mask = columns <= positions[..., None]  # (B, T, n)
-            if hides:
-                mask &= columns > positions[..., None] - window
+            if hidden_before is not None:
+                mask &= columns > positions[..., None] - hidden_before
             masks[window] = mask.unsqueeze(1)
         return masks
 
@@ -274,25 +284,23 @@ class Llama(nn.Module):
         """(Hugging Face name, module, attribute) of every tensor of the checkpoint."""
         yield "model.embed_tokens.weight", self.embed_tokens, "weight"
         for layer in self.layers:
-            prefix = f"model.layers.{layer.layer}"
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                yield f"{prefix}.{norm}.weight", getattr(layer, norm), "weight"
-            attention, mlp = layer.self_attn, layer.mlp
-            for projection in (attention.qkv, attention.o, mlp.gate_up, mlp.down):
-                yield from projection.tensors()
+            assert isinstance(layer, Layer)
+            yield from layer.tensors()
         yield "model.norm.weight", self.norm, "weight"
         if self.lm_head is not None:
             yield from self.lm_head.tensors()
 
 
 def inverse_frequencies(config: LlamaConfig) -> Tensor:
-    """Rotary angles per position, (head_dim / 2,); Llama-3 scaling stretches the low frequencies."""
+    """Rotary angles per position, (head_dim / 2,); Llama-3 scaling slows the low frequencies."""
     exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
     turns = scaling.original_max_positions * frequencies / (2 * math.pi)  # in the old context
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = (turns - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
     smooth = smooth.clamp(0, 1)  # 1: untouched, 0: slowed by the full factor
     return frequencies * (smooth + (1 - smooth) / scaling.factor)

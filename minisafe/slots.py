@@ -22,7 +22,7 @@ SITES = ("residual", "heads")
 
 @dataclass(frozen=True)
 class Slot:
-    """Where to act. `spans` are absolute positions `[start, stop)`; `rows` count within the batch."""
+    """Where to act. `spans` are absolute positions; `rows` count within the forward's batch."""
 
     layer: int
     spans: tuple[Span, ...] = ((0, None),)
@@ -51,8 +51,8 @@ class Add(Slot):
     def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         if self.vector.shape != x.shape[-1:]:
             raise SlotError(
-                f"a vector of shape {tuple(self.vector.shape)} cannot be added to a residual stream "
-                f"of width {x.shape[-1]}"
+                f"a vector of shape {tuple(self.vector.shape)} cannot be added to a residual "
+                f"stream of width {x.shape[-1]}"
             )
         delta = (self.scale * self.vector.float()).to(x)
         return x.index_put((rows, columns), delta.expand(len(rows), -1), accumulate=True)
@@ -79,8 +79,8 @@ class Patch(Slot):
             where = (rows, columns, torch.full_like(rows, self.head))
         if self.value.shape != x[where].shape[1:]:
             raise SlotError(
-                f"a patch of shape {tuple(self.value.shape)} does not fit site {self.at!r} of layer "
-                f"{self.layer}; expected {tuple(x[where].shape[1:])}"
+                f"a patch of shape {tuple(self.value.shape)} does not fit site {self.at!r} of "
+                f"layer {self.layer}; expected {tuple(x[where].shape[1:])}"
             )
         return x.index_put(where, self.value.to(x).expand_as(x[where]))
 
@@ -123,7 +123,7 @@ class BoundSlots:
             check_slot(slot, n_layers, len(starts))
             cells = [
                 (row, position - starts[row])
-                for row in slot.rows
+                for row in dict.fromkeys(slot.rows)
                 for position in covered(slot.spans, starts[row], starts[row] + counts[row])
             ]
             if cells:
@@ -151,6 +151,8 @@ def check_slot(slot: Slot, n_layers: int, n_rows: int) -> None:
         raise SlotError(f"no site {slot.site!r}; expected one of {', '.join(SITES)}")
     if not 0 <= slot.layer < n_layers:
         raise SlotError(f"no layer {slot.layer}; the model has layers 0 to {n_layers - 1}")
+    if not slot.rows or not slot.spans:
+        raise SlotError(f"a slot with rows {slot.rows} and spans {slot.spans} acts nowhere")
     for row in slot.rows:
         if not 0 <= row < n_rows:
             raise SlotError(f"no row {row}; the batch has rows 0 to {n_rows - 1}")

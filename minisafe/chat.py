@@ -1,0 +1,164 @@
+"""A conversation: turns, and caches that are reused as far as ids and steering agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from minisafe.engine import Generation, Guidance, Request
+from minisafe.errors import NonFiniteError, PromptError, SettingError
+from minisafe.guidance import Plain
+from minisafe.lockstep import Lockstep
+from minisafe.session import Answer, Result, Session, user
+from minisafe.slots import Span, covered
+from minisafe.tokenizer import ChatIds, Message
+from minisafe.vectors import Steering
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a stream's cache holds: ids, and for each what was added to the residual stream."""
+
+    ids: tuple[int, ...] = ()
+    steered: tuple[object, ...] = ()
+
+    def agrees_with(self, other: Read) -> int:
+        """Length of the longest prefix whose ids and steering agree."""
+        pairs = zip(self.ids, self.steered, strict=True), zip(other.ids, other.steered, strict=True)
+        return next(
+            (place for place, (a, b) in enumerate(zip(*pairs, strict=False)) if a != b),
+            min(len(self.ids), len(other.ids)),
+        )
+
+
+class Chat:
+    """A multi-turn conversation over one `Session`. Base and expert stay in step.
+
+    `messages` is the conversation so far; `result` the last answer's `Result`.
+    """
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.messages: list[Message] = []
+        self.answers: dict[int, tuple[int, ...]] = {}  # ids as they were sampled
+        self.safe = bool(session.settings.safe)
+        self.result: Result | None = None
+        self.turn = 0
+        self.reused = 0  # tokens of the last prompt that the base's cache already held
+        self._restart()
+
+    def _restart(self) -> None:
+        self.lockstep: Lockstep = self.session.lockstep(1, 512)
+        self.read = [Read() for _ in self.session.streams]
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.messages, self.answers, self.turn, self.result = [], {}, 0, None
+        self._restart()
+
+    def set_safe(self, on: bool) -> None:
+        """Switch what was loaded for safety on or off; raises `SettingError` if nothing was."""
+        if on and not self.session.settings.safe:
+            raise SettingError("nothing safe was loaded; start again with --safe")
+        self.safe = on
+
+    def set(self, name: str, value: Any) -> None:
+        """Change a setting for the turns to come; raises `SettingError`."""
+        self.session = self.session.with_settings({name: value})
+
+    def send(self, text: str) -> Iterator[str]:
+        """The answer to `text`, piece by piece.
+
+        If the iteration is broken off, what was answered so far stays in the conversation.
+
+        Raises `PromptError` if the conversation no longer fits the context; `text` is then not
+        part of it.
+        """
+        if not text.strip():
+            raise PromptError("the message is empty; expected some text")
+        session = self.session
+        messages: list[Message] = [*self.messages, user(text)]
+        chats = session.encode_chat(messages, self.answers)
+        session.check_fits([chat.ids for chat in chats])
+        steering = session.steering if self.safe else None
+        goals = [self._goal(chat, steering if not s else None) for s, chat in enumerate(chats)]
+        active = range(len(chats) if self.safe else 1)
+        pending = tuple(self._rewind(s, goals[s]) if s in active else () for s in range(len(chats)))
+        guidance: Guidance = session.guidance if self.safe else Plain()
+        spans = self._spans(chats[0], steering)
+        settings = session.settings
+        request = Request(pending, spans, settings.sampling(), settings.max_new_tokens, self.turn)
+        generation = Generation(self.lockstep, guidance, [request], steering, session.eos)
+        answer = session.answer(())
+        self.messages, self.turn = messages, self.turn + 1
+        try:
+            for event in generation:
+                piece = answer.push(event)
+                if answer.stops.stopped:
+                    generation.cancel(0, "stop_string")
+                if piece:
+                    yield piece
+        except NonFiniteError:
+            self._restart()  # what the caches hold can no longer be trusted
+            raise
+        finally:
+            self._remember(answer, chats, goals, steering, active)
+
+    def _goal(self, chat: ChatIds, steering: Steering | None) -> Read:
+        """What a stream should have read before the answer."""
+        return Read(chat.ids, self._marks(len(chat.ids), self._spans(chat, steering), steering))
+
+    def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
+        """Steered positions: of every past turn, and of this one, whose answer is open."""
+        if steering is None:
+            return ()
+        return steering.spans([*chat.answers, (len(chat.ids), None)])
+
+    @staticmethod
+    def _marks(
+        length: int, spans: tuple[Span, ...], steering: Steering | None
+    ) -> tuple[object, ...]:
+        """By position, what is added there: a value that is equal only for equal steering."""
+        if steering is None:
+            return (None,) * length
+        touched = set(covered(spans, 0, length))
+        mark = (*sorted((layer, id(v)) for layer, v in steering.vectors.items()), steering.scale)
+        return tuple(mark if position in touched else None for position in range(length))
+
+    def _rewind(self, stream: int, goal: Read) -> tuple[int, ...]:
+        """Rewind a stream to what agrees with `goal`; returns the ids that it still has to read."""
+        common = min(self.read[stream].agrees_with(goal), len(goal.ids) - 1)
+        self.lockstep.rewind(stream, 0, common)
+        self.read[stream] = Read(goal.ids[:common], goal.steered[:common])
+        if stream == 0:
+            self.reused = common
+        return goal.ids[common:]
+
+    def _remember(
+        self,
+        answer: Answer,
+        chats: tuple[ChatIds, ...],
+        goals: list[Read],
+        steering: Steering | None,
+        active: range,
+    ) -> None:
+        """Keep the answer, whole or broken off, and what each cache now holds."""
+        self.result = answer.result(len(chats[0].ids), self.applied())
+        if not answer.tokens:
+            self.messages = self.messages[:-1]
+        else:
+            self.answers[len(self.messages)] = tuple(answer.tokens)
+            content = "".join(answer.pieces)
+            self.messages = [*self.messages, {"role": "assistant", "content": content}]
+        for stream in active:
+            ids = (*goals[stream].ids, *answer.tokens)[: self.lockstep.length(stream, 0)]
+            spans = self._spans(chats[0], steering) if stream == 0 else ()
+            self.read[stream] = Read(
+                ids, self._marks(len(ids), spans, steering if not stream else None)
+            )
+
+    def applied(self) -> dict[str, Any]:
+        """What safety acts on the next answer."""
+        off = {"safe": False, "sa": None, "sgds": None}
+        return dict(self.session.applied) if self.safe else off

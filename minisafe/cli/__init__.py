@@ -1,0 +1,71 @@
+"""The command line: click commands, one file each. Exit codes: 0 done, 1 failed, 2 wrong use."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import TextIO
+
+import click
+
+from minisafe import __version__
+from minisafe.checkpoint import first_line, is_out_of_memory
+from minisafe.cli.chat import chat
+from minisafe.cli.generate import generate
+from minisafe.cli.inspect import inspect
+from minisafe.errors import MinisafeError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="minisafe")
+def cli() -> None:
+    """A small Llama engine that makes a model safer while it decodes.
+
+    \b
+    Example:
+      minisafe chat --safe
+    """
+
+
+for command in (chat, generate, inspect):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; every error that is the user's is one line and exit code 2."""
+    warnings.showwarning = show_warning
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        fail("stopped", 130)
+    except MinisafeError as error:
+        fail(" ".join(str(error).split()), error.exit_code)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(f"out of memory: {first_line(error)}; use a smaller batch, context or dtype", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(message: str, code: int) -> None:
+    click.echo(f"minisafe: {message}", err=True)
+    sys.exit(code)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Warnings as one line; where in the code they come from is nothing to a user."""
+    click.echo(f"minisafe: warning: {message}", err=True)

@@ -1,0 +1,103 @@
+"""`minisafe generate`: continue prompts, one or a batch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minisafe.cli.options import PATH, common_options, describe, harmless, read_text, session_from
+from minisafe.errors import PromptError
+from minisafe.session import Result, Session
+
+
+@click.command()
+@click.argument("prompt", required=False)
+@click.option("--file", "file", type=PATH, help="Read one prompt from a file.")
+@click.option("--lines", type=PATH, help="Read a batch of prompts from a file, one a line.")
+@click.option("--chat", is_flag=True, help="Put each prompt into the model's chat template.")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Prompts at a time.")
+@click.option("--echo", is_flag=True, help="Show the prompt before its continuation.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
+@common_options
+def generate(
+    prompt: str | None,
+    file: Path | None,
+    lines: Path | None,
+    chat: bool,
+    batch_size: int,
+    echo: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Continue PROMPT, which is tokenised as it stands; from a file or standard input without one.
+
+    \b
+    Examples:
+      minisafe generate --chat --safe "How do I bake bread?"
+      minisafe generate --base MODEL "Once upon a time" --max-new-tokens 100
+      minisafe generate --lines prompts.txt --json > answers.jsonl
+    """
+    prompts = read_prompts(prompt, file, lines)
+    session = session_from(flags)
+    click.echo(describe(session.applied), err=True)
+    if as_json:
+        print_json(session, prompts, chat, batch_size)
+    elif len(prompts) == 1:
+        print_stream(session, prompts[0], chat, echo)
+    else:
+        print_batch(session, prompts, chat, batch_size)
+
+
+def read_prompts(prompt: str | None, file: Path | None, lines: Path | None) -> list[str]:
+    """The prompts from the one source that was given; raises `PromptError` or a usage error."""
+    if sum(source is not None for source in (prompt, file, lines)) > 1:
+        raise click.UsageError("give one of PROMPT, --file and --lines")
+    if lines is not None:
+        prompts = [line for line in read_text(lines).splitlines() if line.strip()]
+        if not prompts:
+            raise PromptError(f"{lines}: no prompts; expected one a line")
+        return prompts
+    if file is not None:
+        return [read_text(file)]
+    if prompt is None or prompt == "-":
+        if prompt is None and sys.stdin.isatty():
+            raise click.UsageError("no PROMPT; give one, or --file, --lines, or standard input")
+        return [read_text(None)]
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise PromptError("the prompt is not valid UTF-8; expected UTF-8 text") from None
+    return [prompt]
+
+
+def print_stream(session: Session, prompt: str, chat: bool, echo: bool) -> None:
+    show = harmless if sys.stdout.isatty() else str
+    if echo:
+        click.echo(show(prompt), nl=False)
+    for piece in session.stream(prompt, chat=chat):
+        click.echo(show(piece), nl=False)
+    click.echo()
+
+
+def print_batch(session: Session, prompts: list[str], chat: bool, batch_size: int) -> None:
+    show = harmless if sys.stdout.isatty() else str
+    for number, (prompt, result) in enumerate(
+        zip(prompts, session.generate(prompts, chat=chat, batch_size=batch_size), strict=True), 1
+    ):
+        click.echo(f"[{number}/{len(prompts)}] {show(prompt)}\n{show(result.text)}\n")
+
+
+def print_json(session: Session, prompts: list[str], chat: bool, batch_size: int) -> None:
+    """One line a prompt, in the prompts' order, as soon as it and all before it are done."""
+    done: dict[int, Result] = {}
+    shown = 0
+    for number, piece in session.run(prompts, chat=chat, batch_size=batch_size):
+        if isinstance(piece, Result):
+            done[number] = piece
+        while shown in done:
+            click.echo(json.dumps(done.pop(shown).to_json()))
+            shown += 1

@@ -1,0 +1,120 @@
+"""Flags that commands share, how they become settings, and text that is safe to show."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from minisafe.config import DTYPES
+from minisafe.errors import PromptError
+from minisafe.session import Session, load
+from minisafe.vectors import POSITIONS
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+
+MODEL_OPTIONS = (
+    click.option("--profile", type=PATH, help="Safety profile (JSON file or its directory)."),
+    click.option("--base", type=PATH, help="Model directory; without --profile, just this model."),
+    click.option("--expert", type=PATH, help="Unsafe expert: model or PEFT LoRA directory."),
+    click.option("--expert-system", help="Use the base under this system prompt as the expert."),
+    click.option("--vector", type=PATH, help="Safety vector (.safetensors or .npy)."),
+    click.option(
+        "--safe/--no-safe", default=None,
+        help="Decode safely, or plainly. Default: safely if there is an expert or a vector.",
+    ),
+    click.option("--sa-layer", type=int, help="Layer after which the vector is added, from 0."),
+    click.option("--sa-scale", type=float, help="Times which the vector is added; 0: not at all."),
+    click.option("--sa-positions", type=click.Choice(POSITIONS), help="Tokens that are steered."),
+    click.option("--sgds-lambda", type=float, help="Strength of guidance, 0 (off) to below 1."),
+    click.option("--margin", type=float, help="Nats by which the expert may prefer a token."),
+    click.option("--allow-padding/--no-allow-padding", default=None,
+                 help="Base and expert may differ in unused ids at the vocabulary's end."),
+    click.option("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own."),
+    click.option("--device", help="cpu (default), cuda, cuda:1 ..."),
+    click.option("--threads", type=int, help="CPU threads."),
+    click.option("--system", help="System prompt."),
+)  # fmt: skip
+
+SAMPLING_OPTIONS = (
+    click.option("--seed", type=int, help="Same seed, same text. Default 0."),
+    click.option("--max-new-tokens", type=int, help="Length limit of an answer. Default 256."),
+    click.option("--temperature", type=float, help="0 (default unless the model says): greedy."),
+    click.option("--top-k", type=int, help="Only the k likeliest tokens; 0: all."),
+    click.option("--top-p", type=float, help="Only the likeliest tokens that make up p; 1: all."),
+    click.option("--min-p", type=float, help="Only tokens p times as likely as the best; 0: all."),
+    click.option("--presence-penalty", type=float, help="Nats off for a token that occurred."),
+    click.option("--frequency-penalty", type=float, help="Nats off for each time it occurred."),
+    click.option("--stop", multiple=True, help="Text that ends an answer; may be repeated."),
+)
+
+
+def common_options(command: Command) -> Command:
+    """Give a command the flags that say what to load and how to sample."""
+    for option in reversed(MODEL_OPTIONS + SAMPLING_OPTIONS):
+        command = option(command)
+    return command
+
+
+def session_from(flags: Mapping[str, Any]) -> Session:
+    """Load what the common flags ask for; flags that were not given leave room for the profile."""
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    profile = given.pop("profile", None)
+    return load(profile, given)
+
+
+def describe(applied: Mapping[str, Any]) -> str:
+    """One line that says what safety acts."""
+    if not applied["safe"]:
+        return "plain decoding, no safety applied"
+    parts = []
+    if applied["sa"]:
+        sa = applied["sa"]
+        layers = ",".join(map(str, sa["layers"]))
+        parts.append(f"SA (layer {layers}, scale {sa['scale']:g}, {sa['positions']})")
+    if applied["sgds"]:
+        sgds = applied["sgds"]
+        margin = f", margin {sgds['margin']:g}" if sgds["margin"] else ""
+        parts.append(f"sGDS ({sgds['expert']}, lambda {sgds['lambda']:g}{margin})")
+    return "safe decoding: " + " + ".join(parts)
+
+
+def harmless(text: str) -> str:
+    """Text that cannot command a terminal: control characters are shown, not sent."""
+    return "".join(shown(character) for character in text)
+
+
+def shown(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t":
+        return character
+    if code < 0x20:
+        return chr(0x2400 + code)  # the control pictures block
+    if code == 0x7F:
+        return "\u2421"
+    steers_direction = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069
+    return "\ufffd" if 0x80 <= code < 0xA0 or steers_direction else character
+
+
+def read_text(source: Path | None) -> str:
+    """A file's or standard input's text; raises `PromptError` unless it is valid UTF-8."""
+    name = "standard input" if source is None else str(source)
+    try:
+        data = sys.stdin.buffer.read() if source is None else source.read_bytes()
+    except OSError as error:
+        raise PromptError(f"{name}: cannot be read ({error.strerror})") from None
+    return decode_text(data, name)
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """UTF-8 bytes as text; raises `PromptError` that says where they are not."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{name}: byte {error.start} is not valid UTF-8; expected UTF-8 text"
+        ) from None

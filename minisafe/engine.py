@@ -1,0 +1,180 @@
+"""The sampling loop over token ids: one generator that streams, and that batches collect from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from minisafe.errors import PromptError, SlotError
+from minisafe.lockstep import Lockstep
+from minisafe.sampling import Sampling, row_generator, sample
+from minisafe.slots import Slot, Span, covered
+from minisafe.vectors import Steering
+
+Guidance = Callable[[tuple[Tensor, ...]], Tensor]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt of a batch.
+
+    prompts: by stream, the ids to feed before the answer. They differ where the expert has another
+        system prompt, and in a conversation hold only what its cache lacks; an empty tuple lets the
+        stream rest.
+    spans: absolute positions at which the base's stream is steered.
+    index: the prompt's number in its list; with the seed it fixes the draws.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    spans: tuple[Span, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Event:
+    """A token of a row, and why the row ends with it, if it does: "stop" (end token), "length"
+    (`max_new_tokens`), "context" (context full). A cancelled row ends without a token."""
+
+    row: int
+    id: int | None
+    finish: str | None = None
+
+
+class Row:
+    """A request on its way: its answer so far and its generator."""
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.answer: list[int] = []
+        self.counts: Counter[int] = Counter()
+        self.generator = row_generator(request.sampling.seed, request.index)
+        self.finish: str | None = None
+        self.steered = 0  # tokens fed at steered positions
+
+    def take(self, id_: int) -> None:
+        self.answer.append(id_)
+        self.counts[id_] += 1
+
+
+class Generation:
+    """Iterate over it to get `Event`s: for each step one a live row, in the rows' order.
+
+    Args:
+        lockstep: streams with one row a request; may already have read a part of each text.
+        guidance: log-probabilities of the active streams to those to sample from.
+        requests: what to answer.
+        steering: the vector that the base's stream gets at each request's spans.
+        eos: ids that end an answer; the id is part of the answer.
+
+    Raises, while iterating:
+        PromptError: a prompt is empty or does not fit the context.
+        NonFiniteError: a model broke down.
+        SlotError: steering was asked for and never took place.
+    """
+
+    def __init__(
+        self,
+        lockstep: Lockstep,
+        guidance: Guidance,
+        requests: Sequence[Request],
+        steering: Steering | None = None,
+        eos: frozenset[int] = frozenset(),
+    ):
+        self.lockstep, self.guidance, self.steering, self.eos = lockstep, guidance, steering, eos
+        self.rows = [Row(request) for request in requests]
+
+    def cancel(self, row: int, reason: str = "cancelled") -> None:
+        """End a row before its next token; the others go on untouched."""
+        self.rows[row].finish = self.rows[row].finish or reason
+
+    def __iter__(self) -> Iterator[Event]:
+        live = list(range(len(self.rows)))
+        pending = self.texts(live)
+        resting = [not any(map(len, texts)) for texts in pending]
+        while live:
+            log_probs = self.lockstep.feed(pending, self.slots(live, pending))
+            final = self.guidance(tuple(each for each in log_probs if each is not None))
+            yield from self.choose(live, final)
+            for row in live:
+                if self.rows[row].finish == "cancelled":
+                    yield Event(row, None, "cancelled")
+            going = [place for place, row in enumerate(live) if self.rows[row].finish is None]
+            if going and len(going) < len(live):
+                self.lockstep.keep(going)
+            live = [live[place] for place in going]
+            step = [[self.rows[row].answer[-1]] for row in live]
+            pending = [[[] for _ in live] if rests else step for rests in resting]
+        self.check_steered()
+
+    def texts(self, live: list[int]) -> list[list[list[int]]]:
+        """The prompts by stream and row; raises `PromptError` for one that cannot be fed."""
+        for row in live:
+            prompts = self.rows[row].request.prompts
+            if not prompts[0]:
+                raise PromptError("the prompt is empty; expected at least one token")
+            for stream, prompt in enumerate(prompts):
+                length = self.lockstep.length(stream, row) + len(prompt)
+                if length > self.lockstep.limit:
+                    raise PromptError(
+                        f"the prompt has {length} tokens; the model's context holds "
+                        f"{self.lockstep.limit}"
+                    )
+        streams = range(len(self.lockstep.streams))
+        return [[list(self.rows[row].request.prompts[s]) for row in live] for s in streams]
+
+    def slots(self, live: list[int], pending: list[list[list[int]]]) -> list[list[Slot]]:
+        """Steering for the base's stream, none for the others."""
+        slots: list[list[Slot]] = [[] for _ in self.lockstep.streams]
+        if self.steering is None:
+            return slots
+        for place, row in enumerate(live):
+            spans = self.rows[row].request.spans
+            start = self.lockstep.length(0, place)
+            touched = covered(spans, start, start + len(pending[0][place]))
+            self.rows[row].steered += len(touched)
+            if touched:
+                slots[0] += self.steering.slots(place, spans)
+        return slots
+
+    def choose(self, live: list[int], final: Tensor) -> Iterator[Event]:
+        """Each live row's next token; greedy rows without penalties share one argmax."""
+        best: list[int] = final.argmax(dim=-1).tolist()
+        for place, number in enumerate(live):
+            row = self.rows[number]
+            if row.finish is not None:
+                continue
+            sampling = row.request.sampling
+            simple = sampling.temperature == 0 and not (
+                sampling.presence_penalty or sampling.frequency_penalty
+            )
+            id_ = (
+                best[place] if simple else sample(final[place], sampling, row.counts, row.generator)
+            )
+            row.take(id_)
+            row.finish = self.why_ended(row, place)
+            yield Event(number, id_, row.finish)
+
+    def why_ended(self, row: Row, place: int) -> str | None:
+        if row.answer[-1] in self.eos:
+            return "stop"
+        if row.request.max_new_tokens is not None and len(row.answer) >= row.request.max_new_tokens:
+            return "length"
+        streams = range(len(self.lockstep.streams))
+        if max(self.lockstep.length(s, place) for s in streams) >= self.lockstep.limit:
+            return "context"
+        return None
+
+    def check_steered(self) -> None:
+        """A vector that was given and never acted is an error, not a silence."""
+        if self.steering is None or self.steering.scale == 0:
+            return
+        for row in self.rows:
+            # with "generated", an answer of one token has no position to steer
+            idle = self.steering.positions == "generated" and len(row.answer) < 2
+            if not row.steered and not idle:
+                raise SlotError("the safety vector was given and never applied")

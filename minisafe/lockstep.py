@@ -1,0 +1,194 @@
+"""Lockstep: several streams read the same answer and advance together, one step at a time.
+
+Streams that share weights share one cache and one forward: the base's rows come first, then the
+expert's, which a low-rank delta changes. Decoding is bound by reading weights, so such a step costs
+hardly more than a plain one. A stream with weights of its own takes a forward of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minisafe.cache import KVCache
+from minisafe.errors import NonFiniteError
+from minisafe.lora import Applied, LoraAdapter
+from minisafe.model import Llama
+from minisafe.slots import Slot
+
+Tokens = Sequence[Sequence[int]]  # ids for each row
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One reader of the text: weights, and a low-rank change of them or none."""
+
+    model: Llama
+    adapter: LoraAdapter | None = None
+
+
+class Group:
+    """The streams of one model: their rows stand one stream after another in one cache."""
+
+    def __init__(self, model: Llama, members: list[int], rows: int, capacity: int):
+        self.model, self.members, self.rows = model, members, rows
+        self.cache = KVCache(model.config, rows * len(members), capacity, model.dtype, model.device)
+
+    def row(self, stream: int, row: int) -> int:
+        return self.members.index(stream) * self.rows + row
+
+
+class Lockstep:
+    """Feeds streams and gives each one's next-token log-probabilities.
+
+    Args:
+        streams: who reads; the first is the base.
+        rows: prompts in the batch; every stream has as many.
+        capacity: tokens a row to make room for at first.
+        n_ids: how many token ids the streams have in common; by default the smallest vocabulary.
+        chunk: tokens a row to feed in one forward; longer texts take several.
+        fuse: let streams that share weights share forwards; False is the slow reference.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        rows: int = 1,
+        capacity: int = 256,
+        n_ids: int | None = None,
+        chunk: int = 512,
+        fuse: bool = True,
+    ):
+        self.streams, self.rows, self.chunk = tuple(streams), rows, chunk
+        sizes = [stream.model.config.vocab_size for stream in streams]
+        self.n_ids = min(sizes) if n_ids is None else n_ids
+        self.groups: list[Group] = []
+        members: list[tuple[Llama, list[int]]] = []
+        for number, stream in enumerate(streams):
+            for model, numbers in members:
+                if fuse and model is stream.model:
+                    numbers.append(number)
+                    break
+            else:
+                members.append((stream.model, [number]))
+        self.groups = [Group(model, numbers, rows, capacity) for model, numbers in members]
+        self._group_of = {n: group for group in self.groups for n in group.members}
+
+    @property
+    def limit(self) -> int:
+        """Tokens that fit every stream's context."""
+        return min(group.cache.limit for group in self.groups)
+
+    def length(self, stream: int, row: int) -> int:
+        """How many tokens a stream has read of a row."""
+        group = self._group_of[stream]
+        return group.cache.lengths[group.row(stream, row)]
+
+    def rewind(self, stream: int, row: int, length: int) -> None:
+        """Let a stream forget all but the first `length` tokens of a row."""
+        group = self._group_of[stream]
+        group.cache.rewind(group.row(stream, row), length)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, in this order."""
+        for group in self.groups:
+            group.cache.keep([group.row(stream, row) for stream in group.members for row in rows])
+            group.rows = len(rows)
+        self.rows = len(rows)
+
+    @torch.inference_mode()
+    def feed(
+        self, tokens: Sequence[Tokens], slots: Sequence[Sequence[Slot]] = ()
+    ) -> tuple[Tensor | None, ...]:
+        """Append `tokens[stream][row]` to what each stream has read of each row.
+
+        Args:
+            tokens: ids by stream and row. A stream that gets none for any row rests.
+            slots: by stream; a slot's rows count within the batch.
+
+        Returns:
+            By stream (rows, n_ids) float32 log-probabilities after each row's last token, or None
+            for a stream that rests. A row that got no tokens has zeros.
+
+        Raises:
+            NonFiniteError: a model gave NaN or infinite logits.
+            PromptError: a text does not fit a model's context.
+        """
+        found: dict[int, Tensor] = {}
+        for group in self.groups:
+            found |= self._feed_group(group, tokens, slots)
+        return tuple(found.get(stream) for stream in range(len(self.streams)))
+
+    def _feed_group(
+        self, group: Group, tokens: Sequence[Tokens], slots: Sequence[Sequence[Slot]]
+    ) -> dict[int, Tensor]:
+        active = [place for place, s in enumerate(group.members) if any(map(len, tokens[s]))]
+        if not active:
+            return {}
+        # one slice of the cache's rows, from the first stream that reads to the last
+        first, rows = active[0], self.rows
+        members = group.members[first : active[-1] + 1]
+        texts = [list(tokens[stream][row]) for stream in members for row in range(rows)]
+        shifted = [
+            slot.shifted(place * rows)
+            for place, stream in enumerate(members)
+            for slot in (slots[stream] if slots else ())
+        ]
+        adapters = tuple(
+            Applied(adapter, slice(place * rows, (place + 1) * rows))
+            for place, stream in enumerate(members)
+            if (adapter := self.streams[stream].adapter) is not None
+        )
+        cache_rows = slice(first * rows, (first + len(members)) * rows)
+        logits = self._forward(group, texts, cache_rows, shifted, adapters)
+        found = dict(zip(members, torch.split(logits, rows), strict=True))
+        return {group.members[place]: found[group.members[place]] for place in active}
+
+    def _forward(
+        self,
+        group: Group,
+        texts: list[list[int]],
+        rows: slice,
+        slots: list[Slot],
+        adapters: tuple[Applied, ...],
+    ) -> Tensor:
+        """Last-token log-probabilities of texts of any lengths, fed in chunks."""
+        model = group.model
+        longest = max(map(len, texts))
+        lengths = group.cache.lengths[rows]
+        group.cache.reserve(max(n + len(text) for n, text in zip(lengths, texts, strict=True)))
+        result = torch.zeros(len(texts), self.n_ids, device=model.device)
+        for start in range(0, longest, self.chunk):
+            blocks = [text[start : start + self.chunk] for text in texts]
+            counts = [len(block) for block in blocks]
+            width = max(counts)
+            ids = torch.tensor(
+                [block + [0] * (width - len(block)) for block in blocks], device=model.device
+            )
+            logits = model(
+                ids, group.cache, counts=counts, rows=rows, slots=slots, adapters=adapters,
+                last_only=True,
+            )  # fmt: skip
+            ending = [
+                row for row, text in enumerate(texts) if start < len(text) <= start + self.chunk
+            ]
+            if len(ending) == len(texts):
+                return log_probs_of(logits[:, : self.n_ids])
+            if ending:
+                result[ending] = log_probs_of(logits[ending, : self.n_ids])
+        return result
+
+
+def log_probs_of(logits: Tensor) -> Tensor:
+    """float32 log-softmax; raises `NonFiniteError` where logits are NaN or infinite."""
+    logits = logits.float()
+    if not bool(logits.isfinite().all()):
+        bad = int((~logits.isfinite()).sum())
+        raise NonFiniteError(
+            f"the model gave {bad} NaN or infinite logits, so the answer stops here; try --dtype "
+            "float32, a smaller --sa-scale, or other weights"
+        )
+    return torch.log_softmax(logits, dim=-1)

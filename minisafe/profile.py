@@ -1,0 +1,336 @@
+"""A safety profile: one JSON file that names base, expert, vector and settings.
+
+A setting comes from: flag, then profile, then the vector's metadata, then the model's
+`generation_config.json`, then the default here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, load_adapter, load_model
+from minisafe.config import DTYPES, LlamaConfig, read_json
+from minisafe.errors import CheckpointError, ConfigError, SafetyError, SettingError
+from minisafe.guidance import check_guidance
+from minisafe.lockstep import Stream
+from minisafe.model import Llama
+from minisafe.sampling import Sampling
+from minisafe.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
+from minisafe.vectors import POSITIONS, SafetyVector, Steering, check_vector
+
+PATHS = ("base", "expert", "vector")
+NOT_SETTINGS = ("minisafe_profile", "sha256", "about")
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a flag or a profile can set. Raises `SettingError` when made out of range.
+
+    base: model directory. expert: model directory or PEFT adapter directory. expert_system: the
+    system prompt that makes the base its own expert. vector: safety vector file. safe: None means
+    safe if there is an expert or a vector. stop: strings that end an answer. dtype: None keeps the
+    checkpoint's. threads: None keeps torch's. allow_padding: base and expert may differ in unused
+    ids at the vocabulary's end. `sa_layer` None means the vector's own.
+    """
+
+    base: Path | None = None
+    expert: Path | None = None
+    expert_system: str | None = None
+    vector: Path | None = None
+    safe: bool | None = None
+    sa_layer: int | None = None
+    sa_scale: float = 1.5
+    sa_positions: str = "prompt"
+    sgds_lambda: float = 0.99
+    margin: float = 0.0
+    system: str | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    dtype: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    allow_padding: bool = False
+
+    def __post_init__(self) -> None:
+        check_guidance(self.sgds_lambda, self.margin)
+        self.sampling()  # checks its own ranges
+        checks = {
+            "sa_positions": (self.sa_positions in POSITIONS, f"one of {', '.join(POSITIONS)}"),
+            "sa_scale": (abs(self.sa_scale) < float("inf"), "a finite number"),
+            "sa_layer": (
+                self.sa_layer is None or self.sa_layer >= 0,
+                "a layer's number, 0 or more",
+            ),
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "threads": (self.threads is None or self.threads >= 1, "1 or more"),
+            "dtype": (self.dtype is None or self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+            "stop": (all(self.stop), "strings that are not empty"),
+        }
+        for name, (holds, expected) in checks.items():
+            if not holds:
+                raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+
+    def sampling(self) -> Sampling:
+        """The part that chooses tokens."""
+        return Sampling(**{each.name: getattr(self, each.name) for each in fields(Sampling)})
+
+
+FIELDS = {each.name: each for each in fields(Settings)}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile file: settings by name, and the SHA-256 of files that it vouches for."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+
+def default_profile() -> Path:
+    """The shipped profile: in a checkout `weights/tiny`, in an installed wheel the package's."""
+    package = Path(__file__).resolve().parent
+    for directory in (package / "weights" / "tiny", package.parent / "weights" / "tiny"):
+        if (directory / "profile.json").is_file():
+            return directory / "profile.json"
+    raise ConfigError(
+        "no shipped profile was found; give one with --profile, or a model with --base"
+    )
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read and check a profile; relative paths in it are relative to its own directory.
+
+    Raises `ConfigError` for a malformed file or unknown key, `SettingError` for a bad value,
+    `CheckpointError` where a file is not the one that the profile vouches for.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "profile.json"
+    data = read_json(path, "expected a safety profile (see docs/profile.md)")
+    if data.get("minisafe_profile") != VERSION:
+        raise ConfigError(
+            f"{path}: minisafe_profile is {data.get('minisafe_profile')!r}; expected {VERSION}"
+        )
+    unknown = sorted(set(data) - set(FIELDS) - set(NOT_SETTINGS))
+    if unknown:
+        raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(FIELDS)}")
+    settings = {
+        name: checked(name, value, str(path)) for name, value in data.items() if name in FIELDS
+    }
+    for name in PATHS:
+        if settings.get(name) is not None:
+            settings[name] = path.parent / settings[name]
+    profile = Profile(settings, data.get("sha256") or {}, path)
+    check_files(profile)
+    return profile
+
+
+def save_profile(
+    settings: Mapping[str, Any], path: str | Path, files: tuple[Path, ...] = ()
+) -> None:
+    """Write a profile; paths in `settings` are kept relative to it, `files` get their SHA-256."""
+    path = Path(path)
+    data: dict[str, Any] = {"minisafe_profile": VERSION}
+    for name, value in settings.items():
+        data[name] = relative(Path(value), path.parent) if name in PATHS and value else value
+    data["sha256"] = {relative(file, path.parent): sha256(file) for file in sorted(files)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def relative(path: Path, directory: Path) -> str:
+    return Path(os.path.relpath(path, directory)).as_posix()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_files(profile: Profile) -> None:
+    """Raise `CheckpointError` unless every vouched-for file is there and unchanged."""
+    assert profile.path is not None
+    for name, expected in profile.sha256.items():
+        file = profile.path.parent / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such file, but {profile.path.name} names it")
+        if sha256(file) != expected:
+            raise CheckpointError(
+                f"{file}: not the file that {profile.path.name} was made with (its SHA-256 "
+                "differs); restore it, or make the profile anew"
+            )
+
+
+def checked(name: str, value: Any, source: str) -> Any:
+    """A setting's value in its own type; raises `SettingError`."""
+    kind = str(FIELDS[name].type)
+    if value is None and "None" in kind:
+        return None
+    wanted, make = value_type(name, kind)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+        raise SettingError(f"{source}: {name} is {value!r}; expected {kind}")
+    if name == "stop" and not all(isinstance(each, str) for each in make(value)):
+        raise SettingError(f"{source}: stop is {value!r}; expected strings")
+    return make(value)
+
+
+def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], Any]]:
+    """Which types a setting may come in, and what makes it its own."""
+    if name in PATHS:
+        return (str, Path), Path
+    if name == "stop":
+        return (list, tuple), tuple
+    if "bool" in kind:
+        return (bool,), bool
+    if "int" in kind:
+        return (int,), int
+    if "float" in kind:
+        return (int, float), float
+    return (str,), str
+
+
+def from_generation_config(directory: Path) -> tuple[dict[str, Any], frozenset[int]]:
+    """Sampling defaults and end-of-text ids of a model directory."""
+    LlamaConfig.from_directory(directory)  # fails first where this is no model's directory
+    data: dict[str, Any] = {}
+    path = directory / "generation_config.json"
+    if path.is_file():
+        data = read_json(path, "sampling defaults")
+    eos = data.get("eos_token_id")
+    if eos is None:
+        eos = read_json(directory / "config.json", "a model has one").get("eos_token_id")
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(id_, int) for id_ in ids):
+        raise ConfigError(f"{path}: eos_token_id is {eos!r}; expected a token id or several")
+    settings: dict[str, Any] = {}
+    if data.get("do_sample"):
+        names = ("temperature", "top_k", "top_p", "min_p")
+        settings = {"temperature": 1.0} | {
+            name: checked(name, data[name], str(path))
+            for name in names
+            if data.get(name) is not None
+        }
+    return settings, frozenset(ids)
+
+
+def resolve(*sources: Mapping[str, Any]) -> Settings:
+    """One `Settings` from mappings of given settings, the first that has a name decides.
+
+    Raises `SettingError` for an unknown name or a value out of range.
+    """
+    merged: dict[str, Any] = {}
+    for source in reversed(sources):
+        for name, value in source.items():
+            if name not in FIELDS:
+                raise SettingError(f"unknown setting {name!r}; known: {', '.join(FIELDS)}")
+            merged[name] = checked(name, value, "setting")
+    return Settings(**merged)
+
+
+# ---- from settings to parts ---------------------------------------------------------------------
+
+
+class SafetyWarning(UserWarning):
+    """Something about the safety parts that is allowed, and that one should know."""
+
+
+def decide_safe(settings: Settings) -> bool:
+    """Whether decoding is safe; raises `SafetyError` if it is asked for and cannot be in full."""
+    has_expert = settings.expert is not None or settings.expert_system is not None
+    safe = settings.safe
+    if safe is None:
+        safe = has_expert or settings.vector is not None
+    if not safe:
+        return False
+    if settings.expert is not None and settings.expert_system is not None:
+        raise SettingError("both an expert and an expert's system prompt are given; expected one")
+    if settings.sa_scale == 0 and settings.sgds_lambda == 0:
+        raise SafetyError("safe decoding with sa_scale 0 and lambda 0 does nothing; use --no-safe")
+    if settings.sa_scale != 0 and settings.vector is None:
+        raise SafetyError(
+            "safe decoding needs a safety vector; give one with --vector, or --sa-scale 0 for "
+            "guidance alone"
+        )
+    if settings.sgds_lambda > 0 and not has_expert:
+        raise SafetyError(
+            "safe decoding needs an unsafe expert; give one with --expert or --expert-system, or "
+            "--sgds-lambda 0 for amplification alone"
+        )
+    return True
+
+
+def check_device(device: str) -> str:
+    """Raise `SettingError` for a device that torch does not know or that is not there."""
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise SettingError(f"device {device!r} cannot be used ({first}); try cpu") from None
+    return device
+
+
+def make_steering(
+    settings: Settings, vector: SafetyVector, model: Llama, tokenizer: Tokenizer
+) -> Steering:
+    """The steering that the settings ask for; raises `VectorError` or `SettingError`."""
+    source, config = str(settings.vector), model.config
+    check_vector(vector, source, config.hidden, config.n_layers, tokenizer.fingerprint)
+    layers = vector.at(settings.sa_layer)
+    for layer in layers:
+        if not 0 <= layer < config.n_layers:
+            raise SettingError(
+                f"sa_layer is {layer}; the model has layers 0 to {config.n_layers - 1}"
+            )
+    made_for = vector.metadata.get("weights")
+    if made_for is not None and made_for != fingerprint(model):
+        warnings.warn(
+            f"{source} was made with other weights of the same shape; its effect is not measured "
+            "on these",
+            SafetyWarning,
+            stacklevel=2,
+        )
+    placed = {layer: values.to(model.device) for layer, values in layers.items()}
+    return Steering(placed, settings.sa_scale, settings.sa_positions)
+
+
+def make_expert(settings: Settings, model: Llama, tokenizer: Tokenizer) -> tuple[Stream, str]:
+    """The expert's stream, and which of the three kinds it is."""
+    if settings.expert is None:
+        return Stream(model), "system prompt"
+    if (settings.expert / ADAPTER_CONFIG).is_file():
+        return Stream(model, load_adapter(settings.expert, model)), "adapter"
+    expert = load_model(
+        settings.expert, settings.dtype or str(model.dtype).split(".")[-1], settings.device
+    )
+    check_same_vocabulary(tokenizer, load_tokenizer(settings.expert))
+    ours, theirs = model.config.vocab_size, expert.config.vocab_size
+    if ours != theirs and not settings.allow_padding:
+        raise SafetyError(
+            f"the base embeds {ours} ids and the expert {theirs}; if the rest is unused padding at "
+            "the end, say so with --allow-padding"
+        )
+    return Stream(expert), "checkpoint"

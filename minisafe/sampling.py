@@ -1,0 +1,109 @@
+"""From log-probabilities to a token. Pure, but for the generator that a draw advances.
+
+Order: presence and frequency penalty, temperature, top-k, top-p, min-p, draw. With temperature 0
+the most likely token after the penalties is taken, and no randomness is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minisafe.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+
+    Penalties are subtracted from a token's log-probability: `presence_penalty` once if the answer
+    holds the token, `frequency_penalty` for every time it does.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "a number above 0, at most 1 (off)"),
+            "min_p": (0 <= self.min_p < 1, "0 (off) or more, below 1"),
+            "presence_penalty": (abs(self.presence_penalty) < 1e4, "a finite number"),
+            "frequency_penalty": (abs(self.frequency_penalty) < 1e4, "a finite number"),
+            "seed": (self.seed >= 0, "0 or more"),
+        }
+        for name, (holds, expected) in ranges.items():
+            if not holds:
+                raise SettingError(f"{name} is {getattr(self, name)}; expected {expected}")
+
+
+def filtered(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -> Tensor:
+    """Log-probabilities to draw from, (vocab,), normalised, with -inf for tokens filtered out.
+
+    Args:
+        log_probs: (vocab,), float32.
+        counts: how often each token stands in the answer so far, for the penalties.
+    """
+    scores = penalised(log_probs, settings, counts)
+    if settings.temperature == 0:
+        best = torch.full_like(scores, float("-inf"))
+        best[scores.argmax()] = 0.0
+        return best
+    scores = torch.log_softmax(scores / settings.temperature, dim=-1)
+    if 0 < settings.top_k < len(scores):
+        keep = torch.full_like(scores, float("-inf"))
+        top = scores.topk(settings.top_k).indices
+        keep[top] = scores[top]
+        scores = keep
+    if settings.top_p < 1:
+        scores = nucleus(scores, settings.top_p)
+    if settings.min_p > 0:
+        threshold = scores.max() + float(np.log(settings.min_p))
+        scores = scores.masked_fill(scores < threshold, float("-inf"))
+    return torch.log_softmax(scores, dim=-1)
+
+
+def nucleus(scores: Tensor, top_p: float) -> Tensor:
+    """The fewest most likely tokens whose probability reaches `top_p` (Holtzman et al., 2020)."""
+    ordered, order = torch.softmax(scores, dim=-1).sort(descending=True, stable=True)
+    before = ordered.cumsum(0) - ordered  # the probability of all likelier tokens
+    return scores.index_fill(0, order[before >= top_p], float("-inf"))
+
+
+def penalised(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -> Tensor:
+    """Log-probabilities less the penalties for tokens that the answer already holds."""
+    presence, frequency = settings.presence_penalty, settings.frequency_penalty
+    if not counts or not (presence or frequency):
+        return log_probs
+    ids = torch.tensor(list(counts), device=log_probs.device)
+    times = torch.tensor(list(counts.values()), device=log_probs.device, dtype=log_probs.dtype)
+    return log_probs.index_add(0, ids, -(presence + frequency * times))
+
+
+def row_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of prompt `index`; a prompt draws alike alone and in any batch."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+def sample(
+    log_probs: Tensor, settings: Sampling, counts: Mapping[int, int], generator: torch.Generator
+) -> int:
+    """One token id from (vocab,) log-probabilities, by one uniform draw through the inverse CDF."""
+    if settings.temperature == 0:
+        return int(penalised(log_probs, settings, counts).argmax())
+    probabilities = filtered(log_probs, settings, counts).exp().double().cpu()
+    cumulative = probabilities.cumsum(0)
+    draw = torch.rand(1, generator=generator, dtype=torch.float64) * cumulative[-1]
+    token = int(torch.searchsorted(cumulative, draw, right=True))
+    return min(token, int(probabilities.nonzero()[-1]))  # a draw at the very end stays inside

@@ -1,0 +1,181 @@
+"""Safety vectors: what safety amplification adds, its file formats, and whether it fits a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minisafe.errors import SettingError, VectorError
+from minisafe.slots import Add, Slot, Span
+
+PREFIX = "layer."
+
+
+@dataclass(frozen=True)
+class SafetyVector:
+    """`layers`: 0-based layer -> (hidden,) float32, added after that layer.
+
+    A file that states no layer (the authors' `.npy`) has the key None: the profile or `--sa-layer`
+    says where it goes. `metadata` holds scale, positions, heads, fingerprints and the like.
+    """
+
+    layers: Mapping[int | None, Tensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> int:
+        return len(next(iter(self.layers.values())))
+
+    def at(self, layer: int | None) -> dict[int, Tensor]:
+        """The vectors by layer; `layer` moves a one-layer vector there. Raises `VectorError`."""
+        if layer is None:
+            if None in self.layers:
+                raise VectorError("the vector's file states no layer; give one with --sa-layer")
+            return {int(key): vector for key, vector in self.layers.items() if key is not None}
+        if len(self.layers) > 1:
+            raise VectorError(
+                f"the vector has {len(self.layers)} layers; it cannot be moved to layer {layer}"
+            )
+        return {layer: next(iter(self.layers.values()))}
+
+
+POSITIONS = ("prompt", "last", "generated", "all")
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Add `scale * vectors[layer]` at some positions of a conversation.
+
+    positions: "prompt", the last token of the user's turn as rendered, which predicts the answer's
+    first; "last", that one and every generated token (the authors' way); "generated"; "all".
+    """
+
+    vectors: Mapping[int, Tensor]
+    scale: float
+    positions: str
+
+    def __post_init__(self) -> None:
+        if self.positions not in POSITIONS:
+            raise SettingError(
+                f"sa_positions is {self.positions!r}; expected one of {', '.join(POSITIONS)}"
+            )
+
+    def spans(self, answers: Sequence[tuple[int, int | None]]) -> tuple[Span, ...]:
+        """Steered positions of a text whose answers stand at `[start, stop)`, stop None: open."""
+        if self.positions == "all":
+            return ((0, None),)
+        first = 0 if self.positions == "generated" else -1
+        if self.positions == "prompt":
+            return tuple((start - 1, start) for start, _ in answers)
+        spans = [(start + first, stop) for start, stop in answers]
+        return tuple(span for span in spans if span[1] is None or span[0] < span[1])
+
+    def slots(self, row: int, spans: tuple[Span, ...]) -> list[Slot]:
+        """What to give a forward whose batch row `row` is steered at `spans`."""
+        return [
+            Add(layer=layer, spans=spans, rows=(row,), vector=vector, scale=self.scale)
+            for layer, vector in self.vectors.items()
+            if self.scale != 0 and spans
+        ]
+
+
+def load_vector(path: str | Path) -> SafetyVector:
+    """Read a vector: minisafe's `.safetensors`, or the authors' `.npy` of shape (1, hidden).
+
+    Raises `VectorError`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise VectorError(f"{path}: no such file; expected a safety vector (.safetensors or .npy)")
+    if path.suffix == ".npy":
+        vector = read_npy(path)
+    elif path.suffix == ".safetensors":
+        vector = read_safetensors(path)
+    else:
+        raise VectorError(f"{path}: unknown format; expected .safetensors or .npy")
+    for layer, values in vector.layers.items():
+        if not bool(values.isfinite().all()):
+            raise VectorError(f"{path}: the vector of layer {layer} holds NaN or infinite values")
+    return vector
+
+
+def read_npy(path: Path) -> SafetyVector:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise VectorError(f"{path}: not a NumPy array ({error})") from None
+    if values.ndim != 2 or values.shape[0] != 1 or values.dtype.kind != "f":
+        raise VectorError(
+            f"{path}: {values.dtype} array of shape {values.shape}; expected floats of (1, hidden)"
+        )
+    return SafetyVector(
+        {None: torch.from_numpy(values[0].astype(np.float32))}, {"source": path.name}
+    )
+
+
+def read_safetensors(path: Path) -> SafetyVector:
+    layers: dict[int | None, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = {key: decoded(value) for key, value in (file.metadata() or {}).items()}
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                layer = name.removeprefix(PREFIX)
+                tensor = file.get_tensor(name)
+                if not name.startswith(PREFIX) or not layer.isdigit() or tensor.ndim != 1:
+                    raise VectorError(
+                        f"{path}: tensor {name} of shape {tuple(tensor.shape)}; expected "
+                        f"{PREFIX}N of shape (hidden,)"
+                    )
+                layers[int(layer)] = tensor.float()
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise VectorError(f"{path}: not a whole safetensors file ({error})") from None
+    if not layers or len({len(values) for values in layers.values()}) != 1:
+        raise VectorError(f"{path}: expected one or more vectors of one size, got {len(layers)}")
+    return SafetyVector(layers, metadata)
+
+
+def decoded(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def save_vector(vector: SafetyVector, path: str | Path) -> None:
+    """Write minisafe's format, whole or not at all: tensors `layer.N`, metadata as JSON values."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "minisafe-vector"} | {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in vector.metadata.items()
+    }
+    tensors = {f"{PREFIX}{layer}": values.contiguous() for layer, values in vector.at(None).items()}
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+def check_vector(
+    vector: SafetyVector, path: str, hidden: int, n_layers: int, tokenizer_fingerprint: str
+) -> None:
+    """Raise `VectorError` where the vector was made for another shape or tokenizer."""
+    if vector.hidden != hidden:
+        raise VectorError(
+            f"{path}: the vector has {vector.hidden} values; the model's residual stream "
+            f"has {hidden}"
+        )
+    made_for = vector.metadata.get("n_layers")
+    if made_for is not None and made_for != n_layers:
+        raise VectorError(f"{path}: made for a model of {made_for} layers; this one has {n_layers}")
+    tokenizer = vector.metadata.get("tokenizer")
+    if tokenizer is not None and tokenizer != tokenizer_fingerprint:
+        raise VectorError(f"{path}: made with another tokenizer; make one for this model")
