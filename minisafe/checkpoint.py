@@ -150,6 +150,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -301,9 +302,9 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
     found = read_adapter_tensors(directory, modules, targeted)
     deltas = {}
     for name in sorted(targeted):
-        a, b = (require(found, name, part, directory) for part in "AB")
+        a, b = (_require(found, name, part, directory) for part in "AB")
         rank = int(pattern_value(config, "rank_pattern", name, config.get("r", 8)))
-        check_delta(name, a, b, rank, modules[name], directory)
+        _check_delta(name, a, b, rank, modules[name], directory)
         alpha = float(pattern_value(config, "alpha_pattern", name, config.get("lora_alpha", 8)))
         scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
         a, b = (tensor.to(model.device, model.dtype) for tensor in (a, b))
@@ -347,13 +348,13 @@ def read_adapter_tensors(
     return found
 
 
-def require(found: dict[tuple[str, str], Tensor], name: str, part: str, directory: Path) -> Tensor:
+def _require(found: dict[tuple[str, str], Tensor], name: str, part: str, directory: Path) -> Tensor:
     if (name, part) not in found:
         raise AdapterError(f"{directory / ADAPTER_WEIGHTS}: lacks lora_{part} of {name}")
     return found[name, part]
 
 
-def check_delta(
+def _check_delta(
     name: str, a: Tensor, b: Tensor, rank: int, shape: tuple[int, int], directory: Path
 ) -> None:
     out_features, in_features = shape

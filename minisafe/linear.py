@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from minisafe.model import Step
+from minisafe.lora import Applied
+
+
+class Step(Protocol):
+    """What a projection needs of a forward's step (`minisafe.model.Step` has more)."""
+
+    @property
+    def adapters(self) -> tuple[Applied, ...]: ...
 
 
 class Projection(nn.Module):

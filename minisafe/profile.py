@@ -159,6 +159,7 @@ def save_profile(
 
 
 def relative(path: Path, directory: Path) -> str:
+    """`path` as seen from `directory`, with forward slashes."""
     return Path(os.path.relpath(path, directory)).as_posix()
 
 

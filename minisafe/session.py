@@ -335,22 +335,7 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
         SafetyError: safe decoding was asked for and a part of it is missing.
         BadInput: a file or setting cannot be used; the message says which and why.
     """
-    flags = overrides or {}
-    if profile is None and flags.get("base") is None:
-        profile = default_profile()
-    given = load_profile(profile).settings if profile is not None else {}
-    first = resolve(flags, given)
-    if first.base is None:
-        raise SettingError("no base model; give one with --base, or a profile that names one")
-    vector = load_vector(first.vector) if first.vector is not None else None
-    made_with = {} if vector is None else {
-        name: vector.metadata[name]
-        for name in ("sa_scale", "sa_positions")
-        if name in vector.metadata
-    }  # fmt: skip
-    sampling, eos = from_generation_config(first.base)
-    settings = resolve(flags, given, made_with, sampling)
-    settings = replace(settings, safe=decide_safe(settings))
+    settings, vector, eos = gather(profile, overrides or {})
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     assert settings.base is not None
@@ -368,14 +353,36 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
         }  # fmt: skip
     guidance: Guidance = Plain()
     streams: tuple[Stream, ...] = (Stream(model),)
-    n_ids = model.config.vocab_size
     if settings.safe and settings.sgds_lambda > 0:
         expert, kind = make_expert(settings, model, tokenizer)
         streams = (Stream(model), expert)
-        n_ids = min(n_ids, expert.model.config.vocab_size)
         guidance = SGDS(settings.sgds_lambda, settings.margin)
         applied["sgds"] = {
             "expert": kind, "from": str(settings.expert or settings.expert_system),
             "lambda": guidance.lam, "margin": guidance.margin,
         }  # fmt: skip
+    n_ids = min(stream.model.config.vocab_size for stream in streams)
     return Session(settings, streams, tokenizer, eos, guidance, steering, applied, n_ids)
+
+
+def gather(
+    profile: str | Path | None, flags: Mapping[str, Any]
+) -> tuple[Settings, SafetyVector | None, frozenset[int]]:
+    """Settings from every place that has any, the vector that they name, and the end ids."""
+    if profile is None and flags.get("base") is None:
+        profile = default_profile()
+    given = dict(load_profile(profile).settings) if profile is not None else {}
+    for one, other in (("expert", "expert_system"), ("expert_system", "expert")):
+        if flags.get(one) is not None and flags.get(other) is None:
+            given.pop(
+                other, None
+            )  # a flag for one kind of expert replaces the profile's other kind
+    first = resolve(flags, given)
+    if first.base is None:
+        raise SettingError("no base model; give one with --base, or a profile that names one")
+    vector = load_vector(first.vector) if first.vector is not None else None
+    stated = {} if vector is None else vector.metadata
+    made_with = {name: stated[name] for name in ("sa_scale", "sa_positions") if name in stated}
+    sampling, eos = from_generation_config(first.base)
+    settings = resolve(flags, given, made_with, sampling)
+    return replace(settings, safe=decide_safe(settings)), vector, eos

@@ -97,9 +97,9 @@ def load_vector(path: str | Path) -> SafetyVector:
     if not path.is_file():
         raise VectorError(f"{path}: no such file; expected a safety vector (.safetensors or .npy)")
     if path.suffix == ".npy":
-        vector = read_npy(path)
+        vector = _read_npy(path)
     elif path.suffix == ".safetensors":
-        vector = read_safetensors(path)
+        vector = _read_safetensors(path)
     else:
         raise VectorError(f"{path}: unknown format; expected .safetensors or .npy")
     for layer, values in vector.layers.items():
@@ -108,7 +108,7 @@ def load_vector(path: str | Path) -> SafetyVector:
     return vector
 
 
-def read_npy(path: Path) -> SafetyVector:
+def _read_npy(path: Path) -> SafetyVector:
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -122,11 +122,11 @@ def read_npy(path: Path) -> SafetyVector:
     )
 
 
-def read_safetensors(path: Path) -> SafetyVector:
+def _read_safetensors(path: Path) -> SafetyVector:
     layers: dict[int | None, Tensor] = {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = {key: decoded(value) for key, value in (file.metadata() or {}).items()}
+            metadata = {key: _decoded(value) for key, value in (file.metadata() or {}).items()}
             for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
                 layer = name.removeprefix(PREFIX)
                 tensor = file.get_tensor(name)
@@ -143,7 +143,7 @@ def read_safetensors(path: Path) -> SafetyVector:
     return SafetyVector(layers, metadata)
 
 
-def decoded(value: str) -> Any:
+def _decoded(value: str) -> Any:
     try:
         return json.loads(value)
     except ValueError:

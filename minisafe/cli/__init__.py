@@ -55,6 +55,7 @@ def main() -> None:
 
 
 def fail(message: str, code: int) -> None:
+    """Say why in one line, and leave."""
     click.echo(f"minisafe: {message}", err=True)
     sys.exit(code)
 

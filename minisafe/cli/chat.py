@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from minisafe.chat import Chat
-from minisafe.cli.options import common_options, decode_text, describe, harmless, session_from
+from minisafe.cli.options import common_options, decode_text, describe, harmless, session_from_flags
 from minisafe.errors import BadInput, NonFiniteError, SettingError
 from minisafe.profile import FIELDS
 
@@ -27,7 +27,7 @@ HELP = """\
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object an answer.")
 @common_options
-def chat(as_json: bool, **flags: Any) -> None:
+def chat(as_json: bool) -> None:
     """Talk with the model. Without --profile or --base, with the shipped tiny one.
 
     \b
@@ -38,7 +38,7 @@ def chat(as_json: bool, **flags: Any) -> None:
       minisafe chat --safe
       echo "Hello!" | minisafe chat --safe --json
     """
-    session = session_from(flags)
+    session = session_from_flags()
     conversation = Chat(session)
     session.tokenizer.template  # noqa: B018 (fails now, not at the first message, if there is none)
     click.echo(f"{describe(session.applied)}. /help lists commands.", err=True)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-from minisafe.cli.options import PATH, common_options, describe, harmless, read_text, session_from
+from minisafe.cli.options import (
+    PATH,
+    common_options,
+    describe,
+    harmless,
+    read_text,
+    session_from_flags,
+)
 from minisafe.errors import PromptError
 from minisafe.session import Result, Session
 
@@ -31,7 +37,6 @@ def generate(
     batch_size: int,
     echo: bool,
     as_json: bool,
-    **flags: Any,
 ) -> None:
     """Continue PROMPT, which is tokenised as it stands; from a file or standard input without one.
 
@@ -42,7 +47,7 @@ def generate(
       minisafe generate --lines prompts.txt --json > answers.jsonl
     """
     prompts = read_prompts(prompt, file, lines)
-    session = session_from(flags)
+    session = session_from_flags()
     click.echo(describe(session.applied), err=True)
     if as_json:
         print_json(session, prompts, chat, batch_size)
@@ -75,6 +80,7 @@ def read_prompts(prompt: str | None, file: Path | None, lines: Path | None) -> l
 
 
 def print_stream(session: Session, prompt: str, chat: bool, echo: bool) -> None:
+    """The one answer, as it comes."""
     show = harmless if sys.stdout.isatty() else str
     if echo:
         click.echo(show(prompt), nl=False)
@@ -84,6 +90,7 @@ def print_stream(session: Session, prompt: str, chat: bool, echo: bool) -> None:
 
 
 def print_batch(session: Session, prompts: list[str], chat: bool, batch_size: int) -> None:
+    """Every prompt and its answer, numbered."""
     show = harmless if sys.stdout.isatty() else str
     for number, (prompt, result) in enumerate(
         zip(prompts, session.generate(prompts, chat=chat, batch_size=batch_size), strict=True), 1

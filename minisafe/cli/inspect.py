@@ -62,6 +62,7 @@ def describe_path(path: Path) -> dict[str, Any]:
 
 
 def describe_model(path: Path) -> dict[str, Any]:
+    """A model directory: its shape, and what its weights take."""
     config = LlamaConfig.from_directory(path)
     parameters = size = 0
     dtypes = set()
@@ -87,6 +88,7 @@ def describe_model(path: Path) -> dict[str, Any]:
 
 
 def describe_adapter(path: Path) -> dict[str, Any]:
+    """A PEFT LoRA directory."""
     config = read_json(path / ADAPTER_CONFIG, "a PEFT adapter directory has one")
     check_adapter_config(config, path / ADAPTER_CONFIG)
     if not (path / ADAPTER_WEIGHTS).is_file():
@@ -102,6 +104,7 @@ def describe_adapter(path: Path) -> dict[str, Any]:
 
 
 def describe_vector(path: Path) -> dict[str, Any]:
+    """A safety vector file."""
     vector = load_vector(path)
     norms = {
         "stated nowhere" if layer is None else str(layer): round(float(values.norm()), 4)
@@ -114,6 +117,7 @@ def describe_vector(path: Path) -> dict[str, Any]:
 
 
 def describe_profile(path: Path) -> dict[str, Any]:
+    """A profile, and what it names."""
     profile = load_profile(path)
     found: dict[str, Any] = {"kind": "profile", "path": path, **profile.settings}
     found["files_checked"] = len(profile.sha256)

@@ -17,39 +17,52 @@ from minisafe.vectors import POSITIONS
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 
+
+def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Put a common flag that was given where `session_from_flags` finds it."""
+    if value is not None and value != () and parameter.name is not None:
+        context.meta.setdefault(FLAGS, {})[parameter.name] = value
+
+
+def _setting(*names: str, **details: Any) -> Callable[[Command], Command]:
+    """A click option that is a setting: commands need not name it among their arguments."""
+    return click.option(*names, expose_value=False, callback=keep, **details)
+
+
+FLAGS = "minisafe.flags"
 MODEL_OPTIONS = (
-    click.option("--profile", type=PATH, help="Safety profile (JSON file or its directory)."),
-    click.option("--base", type=PATH, help="Model directory; without --profile, just this model."),
-    click.option("--expert", type=PATH, help="Unsafe expert: model or PEFT LoRA directory."),
-    click.option("--expert-system", help="Use the base under this system prompt as the expert."),
-    click.option("--vector", type=PATH, help="Safety vector (.safetensors or .npy)."),
-    click.option(
+    _setting("--profile", type=PATH, help="Safety profile (JSON file or its directory)."),
+    _setting("--base", type=PATH, help="Model directory; without --profile, just this model."),
+    _setting("--expert", type=PATH, help="Unsafe expert: model or PEFT LoRA directory."),
+    _setting("--expert-system", help="Use the base under this system prompt as the expert."),
+    _setting("--vector", type=PATH, help="Safety vector (.safetensors or .npy)."),
+    _setting(
         "--safe/--no-safe", default=None,
         help="Decode safely, or plainly. Default: safely if there is an expert or a vector.",
     ),
-    click.option("--sa-layer", type=int, help="Layer after which the vector is added, from 0."),
-    click.option("--sa-scale", type=float, help="Times which the vector is added; 0: not at all."),
-    click.option("--sa-positions", type=click.Choice(POSITIONS), help="Tokens that are steered."),
-    click.option("--sgds-lambda", type=float, help="Strength of guidance, 0 (off) to below 1."),
-    click.option("--margin", type=float, help="Nats by which the expert may prefer a token."),
-    click.option("--allow-padding/--no-allow-padding", default=None,
+    _setting("--sa-layer", type=int, help="Layer after which the vector is added, from 0."),
+    _setting("--sa-scale", type=float, help="Times which the vector is added; 0: not at all."),
+    _setting("--sa-positions", type=click.Choice(POSITIONS), help="Tokens that are steered."),
+    _setting("--sgds-lambda", type=float, help="Strength of guidance, 0 (off) to below 1."),
+    _setting("--margin", type=float, help="Nats by which the expert may prefer a token."),
+    _setting("--allow-padding/--no-allow-padding", default=None,
                  help="Base and expert may differ in unused ids at the vocabulary's end."),
-    click.option("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own."),
-    click.option("--device", help="cpu (default), cuda, cuda:1 ..."),
-    click.option("--threads", type=int, help="CPU threads."),
-    click.option("--system", help="System prompt."),
+    _setting("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own."),
+    _setting("--device", help="cpu (default), cuda, cuda:1 ..."),
+    _setting("--threads", type=int, help="CPU threads."),
+    _setting("--system", help="System prompt."),
 )  # fmt: skip
 
 SAMPLING_OPTIONS = (
-    click.option("--seed", type=int, help="Same seed, same text. Default 0."),
-    click.option("--max-new-tokens", type=int, help="Length limit of an answer. Default 256."),
-    click.option("--temperature", type=float, help="0 (default unless the model says): greedy."),
-    click.option("--top-k", type=int, help="Only the k likeliest tokens; 0: all."),
-    click.option("--top-p", type=float, help="Only the likeliest tokens that make up p; 1: all."),
-    click.option("--min-p", type=float, help="Only tokens p times as likely as the best; 0: all."),
-    click.option("--presence-penalty", type=float, help="Nats off for a token that occurred."),
-    click.option("--frequency-penalty", type=float, help="Nats off for each time it occurred."),
-    click.option("--stop", multiple=True, help="Text that ends an answer; may be repeated."),
+    _setting("--seed", type=int, help="Same seed, same text. Default 0."),
+    _setting("--max-new-tokens", type=int, help="Length limit of an answer. Default 256."),
+    _setting("--temperature", type=float, help="0 (default unless the model says): greedy."),
+    _setting("--top-k", type=int, help="Only the k likeliest tokens; 0: all."),
+    _setting("--top-p", type=float, help="Only the likeliest tokens that make up p; 1: all."),
+    _setting("--min-p", type=float, help="Only tokens p times as likely as the best; 0: all."),
+    _setting("--presence-penalty", type=float, help="Nats off for a token that occurred."),
+    _setting("--frequency-penalty", type=float, help="Nats off for each time it occurred."),
+    _setting("--stop", multiple=True, help="Text that ends an answer; may be repeated."),
 )
 
 
@@ -60,9 +73,9 @@ def common_options(command: Command) -> Command:
     return command
 
 
-def session_from(flags: Mapping[str, Any]) -> Session:
-    """Load what the common flags ask for; flags that were not given leave room for the profile."""
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+def session_from_flags() -> Session:
+    """Load what the command's common flags ask for; the rest is left to the profile."""
+    given = dict(click.get_current_context().meta.get(FLAGS, {}))
     profile = given.pop("profile", None)
     return load(profile, given)
 
@@ -89,6 +102,7 @@ def harmless(text: str) -> str:
 
 
 def shown(character: str) -> str:
+    """A character as it may go to a terminal."""
     code = ord(character)
     if character in "\n\t":
         return character
