@@ -35,7 +35,7 @@ from minisafe.tokenizer import (
     check_tokenizer,
     load_tokenizer,
 )
-from minisafe.vectors import Steering, load_vector
+from minisafe.vectors import SafetyVector, Steering, load_vector
 
 if TYPE_CHECKING:
     from minisafe.chat import Chat
@@ -309,6 +309,7 @@ class Session:
 
 
 def user(content: str) -> Message:
+    """A user's turn."""
     return {"role": "user", "content": content}
 
 
@@ -374,9 +375,7 @@ def gather(
     given = dict(load_profile(profile).settings) if profile is not None else {}
     for one, other in (("expert", "expert_system"), ("expert_system", "expert")):
         if flags.get(one) is not None and flags.get(other) is None:
-            given.pop(
-                other, None
-            )  # a flag for one kind of expert replaces the profile's other kind
+            given.pop(other, None)  # a flag for one kind replaces the profile's other
     first = resolve(flags, given)
     if first.base is None:
         raise SettingError("no base model; give one with --base, or a profile that names one")
