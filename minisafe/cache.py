@@ -62,9 +62,8 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        self.limit = config.max_positions
+        self.config, self.limit = config, config.max_positions
         self.lengths = [0] * rows
-        self.shape = (config.n_layers, rows, config.n_kv_heads, config.head_dim)
         self.dtype, self.device = dtype, torch.device(device)
         self.keys, self.values = self._allocate(min(capacity, self.limit))
         self._cells: tuple[Placement, tuple[Tensor, Tensor, Tensor]] | None = None
@@ -82,8 +81,8 @@ class KVCache:
         return 2 * self.keys.numel() * self.keys.element_size()
 
     def _allocate(self, capacity: int) -> tuple[Tensor, Tensor]:
-        n_layers, _, n_kv_heads, head_dim = self.shape
-        shape = (n_layers, self.rows, n_kv_heads, capacity, head_dim)
+        heads = (self.config.n_kv_heads, capacity, self.config.head_dim)
+        shape = (self.config.n_layers, self.rows, *heads)
         try:  # zeros, not empty: a masked column has weight 0, and 0 * NaN would still be NaN
             keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
             return keys, torch.zeros_like(keys)
@@ -142,6 +141,13 @@ class KVCache:
         if not 0 <= length <= self.lengths[row]:
             raise ValueError(f"row {row} holds {self.lengths[row]} tokens; cannot go to {length}")
         self.lengths[row] = length
+
+    def repeated(self, rows: int) -> KVCache:
+        """A cache of `rows` rows, each a copy of this one's only row."""
+        copy = KVCache(self.config, rows, self.capacity, self.dtype, self.device)
+        copy.keys[:], copy.values[:] = self.keys, self.values
+        copy.lengths = self.lengths * rows
+        return copy
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which move together in the order given."""

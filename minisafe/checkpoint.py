@@ -83,8 +83,8 @@ def load_model(
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A torch dtype from its name; raises `SettingError` for one that minisafe does not run."""
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
+    if dtype is None or dtype in DTYPES.values():
+        return dtype  # type: ignore[return-value]
     if dtype not in DTYPES:
         raise SettingError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     return DTYPES[dtype]
@@ -107,8 +107,12 @@ def place_tensor(
             f"{tuple(expected)}"
         )
     check_finite(tensor, name, source)
-    placed = nn.Parameter(move(tensor, name, dtype, device), requires_grad=False)
-    setattr(holder, attribute, placed)
+    placed = move(tensor, name, dtype, device)
+    if dtype != tensor.dtype and not math.isfinite(placed.float().sum().item()):
+        raise CheckpointError(
+            f"{source}: {name} holds values beyond the range of {short(dtype)}; use another dtype"
+        )
+    setattr(holder, attribute, nn.Parameter(placed, requires_grad=False))
 
 
 def tie(
@@ -138,7 +142,7 @@ def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
             raise CheckpointError(f"cannot move {name} to {device}: {first_line(error)}") from None
         size = tensor.numel() * dtype.itemsize
         raise OutOfMemory(
-            f"{name} needs {size / 2**20:.0f} MiB more as {str(dtype).split('.')[-1]} on {device}, "
+            f"{name} needs {size / 2**20:.0f} MiB more as {short(dtype)} on {device}, "
             "which could not be had; use a smaller dtype or model"
         ) from None
 
@@ -149,6 +153,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, memory) or "allocate memory" in str(error)
 
 
+def short(dtype: torch.dtype) -> str:
+    """A dtype's name as configs spell it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -156,8 +165,10 @@ def first_line(error: BaseException) -> str:
 
 def check_finite(tensor: Tensor, name: str, source: Path) -> None:
     """Raise `CheckpointError` if a tensor holds NaN or infinity. The sum is the fast first look."""
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{source}: {name} is {tensor.dtype}; expected a float dtype")
+    if tensor.dtype not in DTYPES.values():
+        raise CheckpointError(
+            f"{source}: {name} is {short(tensor.dtype)}; expected one of {', '.join(DTYPES)}"
+        )
     if not math.isfinite(tensor.sum().item()) and not bool(tensor.isfinite().all()):
         count = int((~tensor.isfinite()).sum())
         raise CheckpointError(f"{source}: {name} holds {count} NaN or infinite values")
@@ -233,7 +244,7 @@ def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None
     """Write `config.json` (with `extra` keys such as eos_token_id) and `model.safetensors`."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_json() | {"torch_dtype": str(model.dtype).split(".")[-1]}
+    config = model.config.to_json() | {"torch_dtype": short(model.dtype)}
     tensors = {
         name: getattr(holder, attribute).detach().contiguous()
         for name, holder, attribute in model.tensors()

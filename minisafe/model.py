@@ -36,6 +36,17 @@ class Step:
     place: Placement = field(default_factory=lambda: Placement(slice(0, 0), (), (), 0))
 
 
+class Embedding(nn.Module):
+    """Token ids to vectors. torch's own draws a random start, even on the meta device."""
+
+    def __init__(self, vocab_size: int, hidden: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(vocab_size, hidden))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich, 2019), in float32 inside."""
 
@@ -151,7 +162,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         head = {"lm_head": config.vocab_size}

@@ -129,9 +129,13 @@ class Tokenizer:
         return text
 
     def encode_chat(
-        self, messages: Sequence[Message], answers: Mapping[int, Sequence[int]] | None = None
+        self,
+        messages: Sequence[Message],
+        answers: Mapping[int, Sequence[int]] | None = None,
+        generation_prompt: bool = True,
     ) -> ChatIds:
-        """Ids of a chat that ends where the next answer begins.
+        """Ids of a chat that ends where the next answer begins (or, without `generation_prompt`,
+        with its last message).
 
         Equal to transformers' `apply_chat_template`, but that control tokens in the messages stay
         text, and that message number i with ids in `answers` keeps those ids, as they were sampled,
@@ -145,9 +149,9 @@ class Tokenizer:
             else {**message, "content": marks.stand_for(number)}
             for number, message in enumerate(messages)
         ]
-        pieces = marks.split_answers(self.render(hidden))
+        pieces = marks.split_answers(self.render(hidden, generation_prompt))
         if [number for number, _ in pieces[1:]] != sorted(kept):  # the template rewrote an answer
-            return self.encode_chat(messages)
+            return self.encode_chat(messages, None, generation_prompt)
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         for number, piece in pieces:

@@ -1,0 +1,163 @@
+"""Demonstrations, and the few-shot prompts that are made of them, safe or corrupted."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minisafe.errors import PromptError, SettingError
+from minisafe.tokenizer import Message, Tokenizer
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A question, its answer, and the topic it belongs to, where that is known."""
+
+    input: str
+    output: str
+    topic: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Demonstrations and a query, as ids that end where the answer begins."""
+
+    ids: tuple[int, ...]
+
+
+def load_demonstrations(
+    path: str | Path, input_column: str = "input", output_column: str = "output"
+) -> list[Demonstration]:
+    """Read demonstrations: a JSON list (the reference's format), JSONL, or CSV, by columns.
+
+    Raises `PromptError` where the file or a column is missing, or a row is malformed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise PromptError(f"{path}: no such file; expected demonstrations (.json, .jsonl or .csv)")
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            rows: Any = list(csv.DictReader(text.splitlines()))
+        elif path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise PromptError(f"{path}: malformed ({error})") from None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise PromptError(f"{path}: expected a list of objects, at least one")
+    for number, row in enumerate(rows, 1):
+        for column in (input_column, output_column):
+            if not isinstance(row.get(column), str) or not row[column].strip():
+                have = ", ".join(map(str, row))
+                raise PromptError(f"{path}: row {number} has no text in {column!r}; it has {have}")
+    return [
+        Demonstration(row[input_column], row[output_column], str(row.get("category", "")))
+        for row in rows
+    ]
+
+
+# ---- prompts -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptMaker:
+    """Writes demonstrations and a query with the model's chat template, or plainly as Q and A."""
+
+    tokenizer: Tokenizer
+    style: str = "chat"
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.style not in ("chat", "qa"):
+            raise SettingError(f"prompt style is {self.style!r}; expected chat or qa")
+
+    def prompt(self, shots: Sequence[Demonstration], query: str) -> Prompt:
+        """Ids up to where the answer to `query` begins."""
+        if self.style == "qa":
+            lines = [f"Q: {shot.input}\nA: {shot.output}\n\n" for shot in shots]
+            return Prompt(tuple(self.tokenizer.encode("".join(lines) + f"Q: {query}\nA:")))
+        return Prompt(self.tokenizer.encode_chat(self.messages(shots, query)).ids)
+
+    def messages(self, shots: Sequence[Demonstration], query: str) -> list[Message]:
+        """The chat of a few-shot prompt."""
+        messages: list[Message] = []
+        if self.system:
+            messages.append({"role": "system", "content": self.system})
+        for shot in shots:
+            messages.append({"role": "user", "content": shot.input})
+            messages.append({"role": "assistant", "content": shot.output})
+        return [*messages, {"role": "user", "content": query}]
+
+    def first_token(self, shot: Demonstration) -> int:
+        """The id with which the answer begins, where the model would write it."""
+        if self.style == "qa":
+            before = self.tokenizer.encode(f"Q: {shot.input}\nA:")
+            after = self.tokenizer.encode(f"Q: {shot.input}\nA: {shot.output}")
+        else:
+            chat = self.messages((), shot.input)
+            before = list(self.tokenizer.encode_chat(chat).ids)
+            answered = [*chat, {"role": "assistant", "content": shot.output}]
+            after = list(self.tokenizer.encode_chat(answered, None, generation_prompt=False).ids)
+        pairs = zip(before, after, strict=False)
+        place = next((n for n, (a, b) in enumerate(pairs) if a != b), len(before))
+        if place >= len(after):
+            raise PromptError(f"the answer {shot.output[:40]!r} has no token of its own")
+        return after[place]
+
+
+def few_shot(
+    maker: PromptMaker, pool: Sequence[Demonstration], shots: int, n: int, seed: int
+) -> list[tuple[list[Demonstration], Demonstration]]:
+    """`n` draws of `shots` demonstrations and one query, all different within a draw."""
+    if len(pool) < shots + 1:
+        raise SettingError(
+            f"{len(pool)} demonstrations do not suffice for {shots} shots and a query; give at "
+            f"least {shots + 1}, or lower --shots"
+        )
+    generator = np.random.default_rng(seed)
+    draws = [generator.choice(len(pool), shots + 1, replace=False) for _ in range(n)]
+    return [([pool[i] for i in draw[:-1]], pool[draw[-1]]) for draw in draws]
+
+
+CORRUPTIONS = ("file", "expert", "topic", "none", "shuffle")
+
+
+def corrupt(
+    draw: tuple[list[Demonstration], Demonstration],
+    how: str,
+    other: Callable[[Demonstration], str],
+    generator: np.random.Generator,
+) -> list[Demonstration]:
+    """The draw's demonstrations with answers that are not safe ones.
+
+    how: "file" and "expert": `other` gives the answer; "topic": as "file", but from another topic;
+    "none": no demonstrations at all; "shuffle": the draw's answers in another order.
+    """
+    shots, _ = draw
+    if how == "none":
+        return []
+    if how == "shuffle":
+        order = generator.permutation(len(shots))
+        return [replace(shot, output=shots[i].output) for shot, i in zip(shots, order, strict=True)]
+    return [replace(shot, output=other(shot)) for shot in shots]
+
+
+def answers_alike(demonstrations: Sequence[Demonstration]) -> bool:
+    """Whether shuffling the answers changes nothing worth measuring: one answer makes up most."""
+    outputs = [demonstration.output for demonstration in demonstrations]
+    return max(map(outputs.count, set(outputs))) > len(outputs) / 2
+
+
+def data_hash(demonstrations: Sequence[Demonstration]) -> str:
+    """A short hash of the demonstrations."""
+    pairs = [[shot.input, shot.output] for shot in demonstrations]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]

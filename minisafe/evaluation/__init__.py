@@ -1,0 +1,1 @@
+"""Prompt styles, judges and reports."""
