@@ -83,11 +83,12 @@ def load_model(
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """A torch dtype from its name; raises `SettingError` for one that minisafe does not run."""
-    if dtype is None or dtype in DTYPES.values():
-        return dtype  # type: ignore[return-value]
-    if dtype not in DTYPES:
-        raise SettingError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    return DTYPES[dtype]
+    if dtype is None:
+        return None
+    name = short(dtype) if isinstance(dtype, torch.dtype) else dtype
+    if name not in DTYPES:
+        raise SettingError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def place_tensor(
@@ -108,7 +109,7 @@ def place_tensor(
         )
     check_finite(tensor, name, source)
     placed = move(tensor, name, dtype, device)
-    if dtype != tensor.dtype and not math.isfinite(placed.float().sum().item()):
+    if dtype != tensor.dtype and not finite(placed):
         raise CheckpointError(
             f"{source}: {name} holds values beyond the range of {short(dtype)}; use another dtype"
         )
@@ -164,14 +165,19 @@ def first_line(error: BaseException) -> str:
 
 
 def check_finite(tensor: Tensor, name: str, source: Path) -> None:
-    """Raise `CheckpointError` if a tensor holds NaN or infinity. The sum is the fast first look."""
+    """Raise `CheckpointError` for a dtype that is not run, or if a tensor holds NaN or infinity."""
     if tensor.dtype not in DTYPES.values():
         raise CheckpointError(
             f"{source}: {name} is {short(tensor.dtype)}; expected one of {', '.join(DTYPES)}"
         )
-    if not math.isfinite(tensor.sum().item()) and not bool(tensor.isfinite().all()):
+    if not finite(tensor):
         count = int((~tensor.isfinite()).sum())
         raise CheckpointError(f"{source}: {name} holds {count} NaN or infinite values")
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether every element is. The sum, a first look that allocates nothing, may overflow."""
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
@@ -314,9 +320,9 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
     deltas = {}
     for name in sorted(targeted):
         a, b = (_require(found, name, part, directory) for part in "AB")
-        rank = int(pattern_value(config, "rank_pattern", name, config.get("r", 8)))
+        rank = pattern_value(config, "rank_pattern", name, config.get("r", 8))
         _check_delta(name, a, b, rank, modules[name], directory)
-        alpha = float(pattern_value(config, "alpha_pattern", name, config.get("lora_alpha", 8)))
+        alpha = pattern_value(config, "alpha_pattern", name, config.get("lora_alpha", 8))
         scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
         a, b = (tensor.to(model.device, model.dtype) for tensor in (a, b))
         deltas[name] = LoraDelta(a, b, scaling)

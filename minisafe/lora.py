@@ -68,15 +68,16 @@ REFUSED = {
     "alora_invocation_tokens": "activated LoRA",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "routing between adapters",
+    "megatron_config": "Megatron's parallel layers",
 }
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 HARMLESS = {
-    "alpha_pattern", "arrow_config", "auto_mapping", "base_model_name_or_path", "bias",
-    "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode",
-    "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha",
-    "lora_dropout", "megatron_config", "megatron_core", "peft_type", "peft_version",
-    "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules",
-    "task_type", "use_rslora",
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+    "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout",
+    "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
+    "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
 }  # fmt: skip
 
 
@@ -98,10 +99,39 @@ def check_adapter_config(config: dict[str, Any], path: Path) -> None:
     for key, value in config.items():
         if value and key not in HARMLESS and key not in REFUSED:
             raise AdapterError(f"{path}: {key} is {value!r}, which minisafe does not know")
-    for key in ("r", "lora_alpha"):
-        value = config.get(key, 8)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-            raise AdapterError(f"{path}: {key} is {value!r}; expected a positive number")
+    check_number(config.get("r", 8), "r", int, path)
+    check_number(config.get("lora_alpha", 8), "lora_alpha", float, path)
+    check_patterns(config, "rank_pattern", int, path)
+    check_patterns(config, "alpha_pattern", float, path)
+    layers = config.get("layers_to_transform") or []
+    layers = layers if isinstance(layers, list) else [layers]
+    if not all(isinstance(layer, int) for layer in layers):
+        raise AdapterError(f"{path}: layers_to_transform is {layers!r}; expected layer numbers")
+
+
+def check_number(value: Any, key: str, kind: type[int] | type[float], path: Path) -> None:
+    """Raise `AdapterError` unless `value` is a positive number, and whole where `kind` is int."""
+    kinds = (int,) if kind is int else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < 1e9:
+        whole = "whole " if kind is int else ""
+        raise AdapterError(f"{path}: {key} is {value!r}; expected a positive {whole}number")
+
+
+def check_patterns(
+    config: dict[str, Any], key: str, kind: type[int] | type[float], path: Path
+) -> None:
+    """`rank_pattern` and `alpha_pattern` map regular expressions to positive numbers."""
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise AdapterError(f"{path}: {key} is {patterns!r}; expected patterns and numbers")
+    for pattern, value in patterns.items():
+        check_number(value, f"{key} of {pattern!r}", kind, path)
+        try:
+            re.compile(rf"(.*\.)?({pattern})$")  # as pattern_value uses it
+        except re.error as error:
+            raise AdapterError(
+                f"{path}: {key} has {pattern!r}, which is no regular expression ({error})"
+            ) from None
 
 
 def is_targeted(name: str, config: dict[str, Any], path: Path) -> bool:
@@ -119,7 +149,7 @@ def is_targeted(name: str, config: dict[str, Any], path: Path) -> bool:
     else:
         chosen = names_module(target, name, path)
     layers = config.get("layers_to_transform")
-    if chosen and layers is not None:
+    if chosen and layers not in (None, []):
         layer = re.search(r"\.layers\.(\d+)\.", name)
         chosen = layer is not None and int(layer[1]) in (
             [layers] if isinstance(layers, int) else layers

@@ -59,7 +59,9 @@ def filtered(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -
         best = torch.full_like(scores, float("-inf"))
         best[scores.argmax()] = 0.0
         return best
-    scores = torch.log_softmax(scores / settings.temperature, dim=-1)
+    # the best score becomes 0 first, and float32 must hold the quotient: no overflow to NaN
+    temperature = max(settings.temperature, 1e-30)
+    scores = torch.log_softmax((scores - scores.max()) / temperature, dim=-1)
     if 0 < settings.top_k < len(scores):
         keep = torch.full_like(scores, float("-inf"))
         top = scores.topk(settings.top_k).indices

@@ -18,6 +18,7 @@ from minisafe.errors import SettingError, VectorError
 from minisafe.slots import Add, Slot, Span
 
 PREFIX = "layer."
+GGUF_PREFIX = "direction."
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Steering:
 
 
 def load_vector(path: str | Path) -> SafetyVector:
-    """Read a vector: minisafe's `.safetensors`, or the authors' `.npy` of shape (1, hidden).
+    """Read a vector: minisafe's `.safetensors`, the authors' `.npy` of shape (1, hidden), or a GGUF
+    control vector, whose `direction.N` is added after 0-based layer N.
 
     Raises `VectorError`.
     """
@@ -100,8 +102,10 @@ def load_vector(path: str | Path) -> SafetyVector:
         vector = _read_npy(path)
     elif path.suffix == ".safetensors":
         vector = _read_safetensors(path)
+    elif path.suffix == ".gguf":
+        vector = _read_gguf(path)
     else:
-        raise VectorError(f"{path}: unknown format; expected .safetensors or .npy")
+        raise VectorError(f"{path}: unknown format; expected .safetensors, .npy or .gguf")
     for layer, values in vector.layers.items():
         if not bool(values.isfinite().all()):
             raise VectorError(f"{path}: the vector of layer {layer} holds NaN or infinite values")
@@ -162,6 +166,69 @@ def save_vector(vector: SafetyVector, path: str | Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     save_file(tensors, temporary, metadata=metadata)
     temporary.replace(path)
+
+
+def save_npy(vector: SafetyVector, path: str | Path) -> None:
+    """Write the authors' format, (1, hidden) float32; it has room for one layer and no metadata."""
+    if len(vector.layers) != 1:
+        raise VectorError(f"{path}: .npy holds one layer; the vector has {len(vector.layers)}")
+    (values,) = vector.layers.values()
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, values.numpy()[None])
+    temporary.replace(path)
+
+
+def save_gguf(vector: SafetyVector, path: str | Path) -> None:
+    """Write a llama.cpp control vector; raises `VectorError` for layer 0, which has no place there.
+
+    llama.cpp multiplies by its own scale, so the vector is written unscaled.
+    """
+    gguf = _gguf()
+    layers = vector.at(None)
+    if 0 in layers:
+        raise VectorError(
+            f"{path}: a GGUF control vector starts at layer 1; one for layer 0 cannot be exported"
+        )
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    writer = gguf.GGUFWriter(str(temporary), "controlvector")
+    writer.add_string("controlvector.model_hint", "llama")
+    writer.add_uint32("controlvector.layer_count", len(layers))
+    for layer, values in sorted(layers.items()):
+        writer.add_tensor(f"{GGUF_PREFIX}{layer}", values.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    temporary.replace(path)
+
+
+def _read_gguf(path: Path) -> SafetyVector:
+    gguf = _gguf()
+    try:
+        reader = gguf.GGUFReader(str(path))
+        tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    except Exception as error:  # the reader raises whatever it stumbles on
+        raise VectorError(f"{path}: not a GGUF file ({error})") from None
+    layers: dict[int | None, Tensor] = {}
+    for name, values in tensors.items():
+        layer = name.removeprefix(GGUF_PREFIX)
+        if not name.startswith(GGUF_PREFIX) or not layer.isdigit() or values.ndim != 1:
+            raise VectorError(f"{path}: tensor {name}; expected a control vector's {GGUF_PREFIX}N")
+        layers[int(layer)] = torch.from_numpy(values.astype(np.float32))
+    if not layers or len({len(values) for values in layers.values()}) != 1:
+        raise VectorError(f"{path}: expected control vectors of one size, got {len(layers)}")
+    return SafetyVector(layers, {"source": path.name})
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise VectorError("GGUF vectors need a package: pip install 'minisafe[gguf]'") from None
+    return gguf
 
 
 def check_vector(

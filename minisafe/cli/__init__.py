@@ -11,7 +11,10 @@ import click
 
 from minisafe import __version__
 from minisafe.checkpoint import first_line, is_out_of_memory
+from minisafe.cli.amplify import amplify_command
 from minisafe.cli.chat import chat
+from minisafe.cli.convert import convert
+from minisafe.cli.finetune import finetune
 from minisafe.cli.generate import generate
 from minisafe.cli.inspect import inspect
 from minisafe.errors import MinisafeError
@@ -28,7 +31,7 @@ def cli() -> None:
     """
 
 
-for command in (chat, generate, inspect):
+for command in (chat, generate, inspect, amplify_command, finetune, convert):
     cli.add_command(command)
 
 

@@ -44,7 +44,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
 def describe_path(path: Path) -> dict[str, Any]:
     """What a file or directory holds; raises `BadInput` where it is none of ours."""
-    if path.suffix in (".npy", ".safetensors") and path.is_file():
+    if path.suffix in (".npy", ".safetensors", ".gguf") and path.is_file():
         return describe_vector(path)
     if path.suffix == ".json" and path.is_file():
         return describe_profile(path)
@@ -56,8 +56,8 @@ def describe_path(path: Path) -> dict[str, Any]:
         return describe_model(path)
     what = "no such file or directory" if not path.exists() else "nothing that minisafe reads"
     raise BadInput(
-        f"{path}: {what}; expected a model or adapter directory, a vector (.safetensors, .npy) or "
-        "a profile (.json)"
+        f"{path}: {what}; expected a model or adapter directory, a vector (.safetensors, .npy, "
+        ".gguf) or a profile (.json)"
     )
 
 

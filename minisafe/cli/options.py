@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,9 +74,76 @@ def common_options(command: Command) -> Command:
     return command
 
 
+def model_options(command: Command) -> Command:
+    """Give a command the flags that say what to load."""
+    for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def fields_as_options(settings: type, helps: Mapping[str, str]) -> Callable[[Command], Command]:
+    """Options for fields of a dataclass of settings, with its own defaults; `helps` names them."""
+
+    def decorate(command: Command) -> Command:
+        for name, text in reversed(list(helps.items())):
+            default = getattr(settings, name)
+            details: dict[str, Any] = {"default": default, "show_default": True, "help": text}
+            if isinstance(default, bool):
+                details["is_flag"] = True
+            else:
+                details["type"] = type(default)
+            flag = "--" + name.removeprefix("n_").replace("_", "-")
+            command = _setting(flag, name, **details)(command)
+        return command
+
+    return decorate
+
+
+def chosen(names: Iterable[str]) -> dict[str, Any]:
+    """What this command's `fields_as_options` ended up as, by field."""
+    flags = common_flags()
+    return {name: flags[name] for name in names if name in flags}
+
+
+def common_flags() -> dict[str, Any]:
+    """The common flags that this command was given, by setting."""
+    return dict(click.get_current_context().meta.get(FLAGS, {}))
+
+
+def load_plain(own: Iterable[str]) -> Session:
+    """Load the base alone, with what the common flags say of the rest; `own` are no settings."""
+    given = {name: value for name, value in common_flags().items() if name not in set(own)}
+    profile = given.pop("profile", None)
+    return load(profile, given | {"safe": False})
+
+
+class ProgressLine:
+    """One line on standard error that says how far long work is, and how long it will take."""
+
+    def __init__(self) -> None:
+        self.what, self.started, self.first = "", time.monotonic(), 0
+
+    def show(self, what: str, done: int, total: int) -> None:
+        kind = what.rsplit(" ", 1)[-1]
+        if kind != self.what:
+            self.what, self.started, self.first = kind, time.monotonic(), done - 1
+        spent = time.monotonic() - self.started
+        left = spent / max(1, done - self.first) * (total - done)
+        terminal = sys.stderr.isatty()
+        text = f"{what} {done}/{total}, {left:.0f} s left"
+        if terminal:
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+        elif done == total or done * 10 // total > (done - 1) * 10 // total:
+            click.echo(text, err=True)
+
+    def close(self) -> None:
+        if sys.stderr.isatty():
+            click.echo(err=True)
+
+
 def session_from_flags() -> Session:
     """Load what the command's common flags ask for; the rest is left to the profile."""
-    given = dict(click.get_current_context().meta.get(FLAGS, {}))
+    given = common_flags()
     profile = given.pop("profile", None)
     return load(profile, given)
 

@@ -1,0 +1,39 @@
+"""`minisafe convert`: safety vectors between formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from torch import Tensor
+
+from minisafe.cli.options import PATH
+from minisafe.errors import VectorError
+from minisafe.vectors import SafetyVector, load_vector, save_gguf, save_npy, save_vector
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.argument("target", type=PATH)
+@click.option("--sa-layer", type=int, help="Layer of a source that states none (.npy).")
+def convert(source: Path, target: Path, sa_layer: int | None) -> None:
+    """Convert the safety vector SOURCE to TARGET; the endings say the formats.
+
+    .safetensors is minisafe's own; .npy the reference code's, one layer of shape (1, hidden) and no
+    metadata; .gguf llama.cpp's control vectors, which have no place for layer 0 (extra `gguf`).
+
+    \b
+    Example:
+      minisafe convert weights/tiny/vector.safetensors vector.gguf
+    """
+    vector = load_vector(source)
+    if sa_layer is not None:
+        if sa_layer < 0:
+            raise VectorError(f"--sa-layer is {sa_layer}; expected 0 or more")
+        placed: dict[int | None, Tensor] = {sa_layer: vector.at(sa_layer)[sa_layer]}
+        vector = SafetyVector(placed, vector.metadata)
+    savers = {".safetensors": save_vector, ".npy": save_npy, ".gguf": save_gguf}
+    if target.suffix not in savers:
+        raise VectorError(f"{target}: unknown format; expected one of {', '.join(savers)}")
+    savers[target.suffix](vector, target)
+    click.echo(f"{target}: written", err=True)

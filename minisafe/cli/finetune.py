@@ -1,0 +1,153 @@
+"""`minisafe finetune`: train an expert (LoRA) or a base (full) from chat pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from minisafe.checkpoint import load_model, save_adapter, save_model
+from minisafe.cli.options import (
+    PATH,
+    ProgressLine,
+    chosen,
+    common_flags,
+    fields_as_options,
+    model_options,
+)
+from minisafe.errors import PromptError, SettingError
+from minisafe.finetune import Conversation, Trainer, Training, encode_example, finished_adapter
+from minisafe.profile import check_device, default_profile, load_profile
+from minisafe.tokenizer import Message, load_tokenizer
+
+BESIDE = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "generation_config.json",
+)  # fmt: skip
+
+
+TRAINING = {
+    "steps": "Optimiser steps.",
+    "batch_size": "Conversations a batch.",
+    "accumulate": "Batches a step.",
+    "learning_rate": "Peak learning rate.",
+    "warmup": "Steps of warm-up.",
+    "weight_decay": "AdamW's weight decay.",
+    "clip": "Limit of the gradient's norm.",
+    "max_length": "Tokens of a conversation; the rest is cut off.",
+    "lora_rank": "LoRA rank.",
+    "lora_alpha": "LoRA alpha.",
+    "autocast": "Compute in bf16; weights stay as they are.",
+    "recompute": "Activation checkpointing, for large models.",
+    "held_out": "Share of the conversations kept apart.",
+    "eval_every": "Steps between reports.",
+    "seed": "Same seed, same result.",
+}
+
+
+@click.command()
+@click.argument("pairs", type=PATH)
+@click.option("--out", type=PATH, required=True, help="Directory to write.")
+@click.option("--full", is_flag=True, help="Train every weight and write a model, not a LoRA.")
+@click.option("--lora-targets", default="q_proj,v_proj", show_default=True, help="LoRA modules.")
+@fields_as_options(Training, TRAINING)
+@click.option("--save-every", type=int, default=100, show_default=True, help="Steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print each report as a JSON object.")
+@model_options
+def finetune(
+    pairs: Path, out: Path, full: bool, lora_targets: str, save_every: int, as_json: bool
+) -> None:
+    """Train on PAIRS: [{"input", "output"}, ...], or JSONL with {"messages": [...]} a line.
+
+    The loss counts the answers only. A run that was stopped goes on where it was.
+
+    \b
+    Example:
+      minisafe finetune weights/data/expert.json --base weights/tiny/base --out my-expert
+    """
+    settings = chosen(TRAINING) | {"lora_targets": tuple(lora_targets.split(","))}
+    training = Training(**settings | ({"lora_rank": 0} if full else {}))
+    conversations = load_conversations(pairs)
+    flags = common_flags()
+    base = base_directory(flags)
+    model = load_model(base, flags.get("dtype"), check_device(flags.get("device", "cpu")))
+    tokenizer = load_tokenizer(base)
+    examples = [encode_example(tokenizer, each, training.max_length) for each in conversations]
+    trainer = Trainer(model, examples, training)
+    state = out / "state.safetensors"
+    show_reports(trainer, state, save_every, as_json)
+    if full:
+        save_model(model, out, extra_keys(base))
+        for name in BESIDE:
+            if (base / name).is_file():
+                (out / name).write_bytes((base / name).read_bytes())
+    else:
+        rank, alpha = training.lora_rank, training.lora_alpha
+        save_adapter(finished_adapter(trainer), out, rank, alpha, base.name)
+    state.unlink(missing_ok=True)
+    click.echo(f"{out}: {'model' if full else 'LoRA adapter'}, {training.steps} steps", err=True)
+
+
+def show_reports(trainer: Trainer, state: Path, save_every: int, as_json: bool) -> None:
+    """Train to the end, telling how far it is."""
+    line = ProgressLine()
+    for report in trainer.run(state, save_every):
+        if as_json:
+            click.echo(json.dumps(vars(report)))
+            continue
+        held = "" if report.held_out_loss is None else f", held out {report.held_out_loss:.3f}"
+        line.show(f"loss {report.loss:.3f}{held}; step", report.step, trainer.training.steps)
+    line.close()
+
+
+def base_directory(flags: dict[str, Any]) -> Path:
+    """The model to train: --base, or the profile's, or the shipped profile's."""
+    if flags.get("base") is not None:
+        return Path(flags["base"])
+    profile = load_profile(flags.get("profile") or default_profile())
+    if profile.settings.get("base") is None:
+        raise SettingError("no base model; give one with --base")
+    return Path(profile.settings["base"])
+
+
+def extra_keys(base: Path) -> dict[str, Any]:
+    """Ids of special tokens, which a config.json keeps and a `LlamaConfig` does not."""
+    data = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: data[name] for name in names if name in data}
+
+
+def load_conversations(path: Path) -> list[Conversation]:
+    """Conversations from pairs or messages; raises `PromptError` for anything else."""
+    if not path.is_file():
+        raise PromptError(f"{path}: no such file; expected chat pairs (.json or .jsonl)")
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.strip()]
+        rows = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
+    except ValueError as error:
+        raise PromptError(f"{path}: malformed ({error})") from None
+    if not isinstance(rows, list) or not rows:
+        raise PromptError(f"{path}: expected a list of pairs or conversations, at least one")
+    return [conversation(row, f"{path}: row {number}") for number, row in enumerate(rows, 1)]
+
+
+def conversation(row: Any, where: str) -> Conversation:
+    """One row's messages; raises `PromptError`."""
+    if isinstance(row, dict) and isinstance(row.get("messages"), list):
+        messages: list[Message] = row["messages"]
+    elif isinstance(row, dict) and {"input", "output"} <= set(row):
+        messages = [
+            {"role": "user", "content": row["input"]},
+            {"role": "assistant", "content": row["output"]},
+        ]
+    else:
+        raise PromptError(f"{where}: expected input and output, or messages")
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise PromptError(f"{where}: expected messages with a role and a content")
+    return messages
