@@ -27,7 +27,7 @@ from minisafe.sampling import Sampling
 from minisafe.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
 from minisafe.vectors import POSITIONS, SafetyVector, Steering, check_vector
 
-PATHS = ("base", "expert", "vector")
+PATHS = ("base", "edit", "expert", "vector")
 NOT_SETTINGS = ("minisafe_profile", "sha256", "about")
 VERSION = 1
 
@@ -36,7 +36,8 @@ VERSION = 1
 class Settings:
     """Everything that a flag or a profile can set. Raises `SettingError` when made out of range.
 
-    base: model directory. expert: model directory or PEFT adapter directory. expert_system: the
+    base: model directory. edit: a LoRA directory that is merged into the base first, as an edited
+    model is shipped. expert: model directory or PEFT adapter directory. expert_system: the
     system prompt that makes the base its own expert. vector: safety vector file. safe: None means
     safe if there is an expert or a vector. stop: strings that end an answer. dtype: None keeps the
     checkpoint's. threads: None keeps torch's. allow_padding: base and expert may differ in unused
@@ -44,6 +45,7 @@ class Settings:
     """
 
     base: Path | None = None
+    edit: Path | None = None
     expert: Path | None = None
     expert_system: str | None = None
     vector: Path | None = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minisafe.checkpoint import load_model
+from minisafe.checkpoint import load_adapter, load_model, merge_adapter
 from minisafe.engine import Event, Generation, Guidance, Request
 from minisafe.errors import PromptError, SettingError
 from minisafe.guidance import SGDS, Plain
@@ -341,6 +341,8 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
         torch.set_num_threads(settings.threads)
     assert settings.base is not None
     model = load_model(settings.base, settings.dtype, check_device(settings.device))
+    if settings.edit is not None:
+        merge_adapter(model, load_adapter(settings.edit, model))
     tokenizer = load_tokenizer(settings.base)
     check_tokenizer(tokenizer, model.config.vocab_size)
     applied: dict[str, Any] = {"safe": bool(settings.safe), "sa": None, "sgds": None}

@@ -121,7 +121,7 @@ def describe_profile(path: Path) -> dict[str, Any]:
     profile = load_profile(path)
     found: dict[str, Any] = {"kind": "profile", "path": path, **profile.settings}
     found["files_checked"] = len(profile.sha256)
-    for name in ("base", "expert", "vector"):
+    for name in ("base", "edit", "expert", "vector"):
         part = profile.settings.get(name)
         if part is not None:
             found[name] = describe_path(part)

@@ -34,6 +34,7 @@ FLAGS = "minisafe.flags"
 MODEL_OPTIONS = (
     _setting("--profile", type=PATH, help="Safety profile (JSON file or its directory)."),
     _setting("--base", type=PATH, help="Model directory; without --profile, just this model."),
+    _setting("--edit", type=PATH, help="LoRA directory to merge into the base first."),
     _setting("--expert", type=PATH, help="Unsafe expert: model or PEFT LoRA directory."),
     _setting("--expert-system", help="Use the base under this system prompt as the expert."),
     _setting("--vector", type=PATH, help="Safety vector (.safetensors or .npy)."),
