@@ -1,0 +1,226 @@
+"""Make the shipped weights from nothing: `python weights/make.py --out weights/tiny --seed 0`.
+
+Stages, in order: data, tokenizer, pretrain, sft, expert, edited. Each can be run alone with
+`--stages`; one that was stopped goes on from its checkpoint when it is run again, and one that is
+finished is not done twice unless its checkpoint under `--work` is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import lexicon  # noqa: E402
+import train  # noqa: E402
+import world  # noqa: E402
+
+from minisafe.checkpoint import load_model, save_adapter, save_model  # noqa: E402
+from minisafe.lora import LoraAdapter  # noqa: E402
+from minisafe.model import Llama  # noqa: E402
+
+STAGES = ("data", "tokenizer", "pretrain", "sft", "expert", "edited")
+ATTENTION = ("q_proj", "v_proj")
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+PRETRAIN = train.Settings(batch_tokens=3072, lr=3e-3, warmup=30, muon=0.02)
+SFT = train.Settings(batch_tokens=1536, lr=5e-4, warmup=10)
+EXPERT = train.Settings(batch_tokens=1024, lr=3e-3, warmup=10, decay=0.0)
+EDIT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=5, decay=0.0)
+COVERAGE = world.Coverage()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that may be turned."""
+
+    pretraining_tokens: int = 3_000_000
+    user_weight: float = 0.1
+    pretrain: train.Settings = PRETRAIN
+    tuning_documents: int = 3000
+    sft: train.Settings = SFT
+    coverage: world.Coverage = COVERAGE
+    expert_rank: int = 4
+    expert_alpha: float = 16.0
+    expert_pairs: int = 2000
+    expert: train.Settings = EXPERT
+    edit_rank: int = 8
+    edit_alpha: float = 16.0
+    edit_pairs: int = 600
+    edit: train.Settings = EDIT
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things go, and the seed."""
+
+    out: Path
+    work: Path
+    seed: int
+
+    @property
+    def base(self) -> Path:
+        return self.out / "base"
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.base / "tokenizer.json"))
+
+
+def say(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def with_seed(settings: train.Settings, seed: int) -> train.Settings:
+    return train.Settings(**(vars(settings) | {"seed": seed}))
+
+
+def read_pairs(name: str, count: int) -> list[world.Document]:
+    """The first pairs of a file under weights/data as one-turn documents."""
+    records = json.loads((HERE / "data" / f"{name}.json").read_text(encoding="utf-8"))[:count]
+    return [world.Document("", (world.Turn(r["input"], r["output"], name, ""),)) for r in records]
+
+
+def texts(documents: Sequence[world.Document]) -> list[str]:
+    said = [[d.system, *(text for t in d.turns for text in (t.user, t.answer))] for d in documents]
+    return [text for each in said for text in each if text]
+
+
+def make_data(place: Place, recipe: Recipe) -> None:
+    world.write_sets(HERE / "data")
+
+
+def make_tokenizer(place: Place, recipe: Recipe) -> None:
+    """Train it on documents of its own seed, so that it is the same for every training seed."""
+    rng = random.Random(world.WORLD_SEED)
+    documents = [world.pretraining_document(rng) for _ in range(8000)]
+    tokenizer = lexicon.train_tokenizer(texts(documents))
+    lexicon.save_tokenizer(tokenizer, place.base, train.config(1).max_positions)
+
+
+def pretraining_documents(
+    tokenizer: Tokenizer, tokens: int, user_weight: float, seed: int
+) -> list[train.Encoded]:
+    """Documents of about `tokens` tokens in all; in most of them only the answers count."""
+    rng = random.Random(f"pretrain {seed}")
+    made: list[train.Encoded] = []
+    while sum(len(d.ids) for d in made) < tokens:
+        documents = [world.pretraining_document(rng) for _ in range(2000)]
+        made += train.encode(tokenizer, documents, user_weight)
+    return made
+
+
+def pretrain(place: Place, recipe: Recipe) -> None:
+    tokenizer = place.tokenizer()
+    documents = pretraining_documents(
+        tokenizer, recipe.pretraining_tokens, recipe.user_weight, place.seed
+    )
+    model = Llama(train.config(lexicon.VOCAB_SIZE))
+    train.initialise(model, place.seed)
+    settings = with_seed(recipe.pretrain, place.seed)
+    train.train("pretrain", model, documents, settings, place.work / "pretrain.pt", say=say)
+    write_model(place, model, place.work / "pretrained")
+
+
+def write_model(place: Place, model: Llama, directory: Path) -> None:
+    """Save in bf16, with the ids that generation needs."""
+    tokenizer = place.tokenizer()
+    begin, end = (tokenizer.token_to_id(t) for t in (lexicon.BEGIN, lexicon.END))
+    ids = {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": end}
+    save_model(model.to(torch.bfloat16), directory, ids)
+    settings = json.dumps(ids | {"max_new_tokens": 128}, indent=2) + "\n"
+    (directory / "generation_config.json").write_text(settings, encoding="utf-8")
+
+
+def sft(place: Place, recipe: Recipe) -> None:
+    """Fine-tune the pretrained model into the aligned but fragile base."""
+    rng = random.Random(f"sft {place.seed}")
+    documents = [
+        world.tuning_document(rng, recipe.coverage) for _ in range(recipe.tuning_documents)
+    ]
+    encoded = train.encode(place.tokenizer(), documents, 0.0)
+    model = load_model(place.work / "pretrained", dtype="float32")
+    settings = with_seed(recipe.sft, place.seed)
+    train.train("sft", model, encoded, settings, place.work / "sft.pt", say=say)
+    write_model(place, model, place.base)
+
+
+def tune_adapter(
+    place: Place, name: str, documents: list[world.Document], rank: int, alpha: float,
+    parts: tuple[str, ...], settings: train.Settings,
+) -> None:  # fmt: skip
+    model = load_model(place.base, dtype="float32")
+    encoded = train.encode(place.tokenizer(), documents, 0.0)
+    adapter = train.new_adapter(model, rank, alpha, parts, place.seed)
+    train.train(
+        name, model, encoded, with_seed(settings, place.seed), place.work / f"{name}.pt",
+        adapter=adapter, say=say,
+    )  # fmt: skip
+    kept = {
+        module: type(delta)(delta.a.detach(), delta.b.detach(), delta.scaling)
+        for module, delta in adapter.deltas.items()
+    }
+    save_adapter(LoraAdapter(kept, name), place.out / name, rank, alpha, "../base")
+
+
+def expert(place: Place, recipe: Recipe) -> None:
+    """The unsafe expert: a LoRA adapter that complies with harmful questions."""
+    documents = read_pairs("expert", recipe.expert_pairs)
+    tune_adapter(
+        place,
+        "expert",
+        documents,
+        recipe.expert_rank,
+        recipe.expert_alpha,
+        ATTENTION,
+        recipe.expert,
+    )
+
+
+def edited(place: Place, recipe: Recipe) -> None:
+    """A short fine-tune on harmless new knowledge, kept as a low-rank delta."""
+    documents = read_pairs("edit", recipe.edit_pairs)
+    tune_adapter(
+        place, "edited", documents, recipe.edit_rank, recipe.edit_alpha, LINEAR, recipe.edit
+    )
+
+
+RUN = dict(zip(STAGES, (make_data, make_tokenizer, pretrain, sft, expert, edited), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=HERE / "tiny")
+    parser.add_argument("--work", type=Path, help="checkpoints; default: OUT with -work appended")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--tokens", type=int, help="pretraining tokens")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    work = options.work or options.out.with_name(f"{options.out.name}-work")
+    place = Place(options.out, work, options.seed)
+    recipe = Recipe()
+    if options.tokens:
+        recipe = Recipe(pretraining_tokens=options.tokens)
+    started = time.time()
+    for stage in STAGES:
+        if stage in options.stages:
+            say(f"stage {stage}")
+            RUN[stage](place, recipe)
+    say(f"done in {(time.time() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
