@@ -46,6 +46,7 @@ class Chat:
         self.result: Result | None = None
         self.turn = 0
         self.reused = 0  # tokens of the last prompt that the base's cache already held
+        self._generation: Generation | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -66,6 +67,11 @@ class Chat:
     def set(self, name: str, value: Any) -> None:
         """Change a setting for the turns to come; raises `SettingError`."""
         self.session = self.session.with_settings({name: value})
+
+    def interrupt(self) -> None:
+        """End the answer that is being given, if any, before its next token."""
+        if self._generation is not None:
+            self._generation.cancel(0)
 
     def send(self, text: str) -> Iterator[str]:
         """The answer to `text`, piece by piece.
@@ -90,6 +96,7 @@ class Chat:
         settings = session.settings
         request = Request(pending, spans, settings.sampling(), settings.max_new_tokens, self.turn)
         generation = Generation(self.lockstep, guidance, [request], steering, session.eos)
+        self._generation = generation
         answer = session.answer(())
         self.messages, self.turn = messages, self.turn + 1
         try:
@@ -103,6 +110,7 @@ class Chat:
             self._restart()  # what the caches hold can no longer be trusted
             raise
         finally:
+            self._generation = None
             self._remember(answer, chats, goals, steering, active)
 
     def _goal(self, chat: ChatIds, steering: Steering | None) -> Read:

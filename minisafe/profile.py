@@ -24,7 +24,12 @@ from minisafe.guidance import check_guidance
 from minisafe.lockstep import Stream
 from minisafe.model import Llama
 from minisafe.sampling import Sampling
-from minisafe.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
+from minisafe.tokenizer import (
+    Tokenizer,
+    check_same_vocabulary,
+    check_tokenizer,
+    load_tokenizer,
+)
 from minisafe.vectors import POSITIONS, SafetyVector, Steering, check_vector
 
 PATHS = ("base", "edit", "expert", "vector")
@@ -140,7 +145,10 @@ def load_profile(path: str | Path) -> Profile:
     for name in PATHS:
         if settings.get(name) is not None:
             settings[name] = path.parent / settings[name]
-    profile = Profile(settings, data.get("sha256") or {}, path)
+    vouched = data.get("sha256") or {}
+    if not isinstance(vouched, dict):
+        raise ConfigError(f"{path}: sha256 is {vouched!r}; expected file names and their SHA-256")
+    profile = Profile(settings, vouched, path)
     check_files(profile)
     return profile
 
@@ -198,7 +206,10 @@ def checked(name: str, value: Any, source: str) -> Any:
         raise SettingError(f"{source}: {name} is {value!r}; expected {kind}")
     if name == "stop" and not all(isinstance(each, str) for each in make(value)):
         raise SettingError(f"{source}: stop is {value!r}; expected strings")
-    return make(value)
+    try:
+        return make(value)
+    except OverflowError:
+        raise SettingError(f"{source}: {name} is too large; expected {kind}") from None
 
 
 def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], Any]]:
@@ -329,8 +340,10 @@ def make_expert(settings: Settings, model: Llama, tokenizer: Tokenizer) -> tuple
     expert = load_model(
         settings.expert, settings.dtype or str(model.dtype).split(".")[-1], settings.device
     )
-    check_same_vocabulary(tokenizer, load_tokenizer(settings.expert))
+    its_own = load_tokenizer(settings.expert)
+    check_same_vocabulary(tokenizer, its_own)
     ours, theirs = model.config.vocab_size, expert.config.vocab_size
+    check_tokenizer(its_own, theirs)
     if ours != theirs and not settings.allow_padding:
         raise SafetyError(
             f"the base embeds {ours} ids and the expert {theirs}; if the rest is unused padding at "

@@ -12,7 +12,7 @@ import torch
 
 from minisafe.checkpoint import load_adapter, load_model, merge_adapter
 from minisafe.engine import Event, Generation, Guidance, Request
-from minisafe.errors import PromptError, SettingError
+from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.guidance import SGDS, Plain
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
@@ -257,7 +257,8 @@ class Session:
     ) -> tuple[ChatIds, ...]:
         """Ids of a conversation, by stream; each stream has its own system prompt, if any."""
         systems = [self.settings.system] * len(self.streams)
-        if len(self.streams) > 1 and self.settings.expert_system is not None:
+        own = len(self.streams) > 1 and self.settings.expert_system is not None
+        if own:
             systems[1] = self.settings.expert_system
         found: dict[str | None, ChatIds] = {}
         for system in systems:
@@ -265,6 +266,11 @@ class Session:
                 first: list[Message] = [{"role": "system", "content": system}] if system else []
                 kept = {number + len(first): ids for number, ids in (answers or {}).items()}
                 found[system] = self.tokenizer.encode_chat([*first, *messages], kept)
+        if own and found[systems[0]].ids == found[systems[1]].ids:
+            raise SafetyError(
+                "the expert's system prompt changes nothing, so there is nothing to guide by: the "
+                "chat template leaves it out, or it says what the base's says"
+            )
         return tuple(found[system] for system in systems)
 
     def check_fits(self, prompts: Sequence[Sequence[int]]) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from minisafe.config import read_json
@@ -23,7 +25,9 @@ from minisafe.errors import TokenizerError
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-MARK = 0xE000  # private-use characters stand in for text that must not be read as control tokens
+# private-use characters stand in for text that must not be read as control tokens
+MARKS = (range(0xE000, 0xF8FF), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+AFTER_CONTROL = "\uf8ff"  # stands for a control token before text that is encoded by itself
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,15 @@ class Tokenizer:
         """A twin that reads control tokens as plain text."""
         twin = Backend.from_str(self.backend.to_str())
         twin.encode_special_tokens = True
+        return twin
+
+    @cached_property
+    def _after_control(self) -> Backend:
+        """Such a twin, in which `AFTER_CONTROL` is a token, though no control token."""
+        twin = Backend.from_str(self._as_text.to_str())
+        twin.encode_special_tokens = True
+        normalized = any(token.normalized for _, token in self.control.values())
+        twin.add_tokens([AddedToken(AFTER_CONTROL, normalized=normalized, special=False)])
         return twin
 
     def id_of(self, text: str) -> int | None:
@@ -114,17 +127,16 @@ class Tokenizer:
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
         """The chat as the template writes it, up to where the answer begins."""
-        from jinja2 import TemplateError
-
+        template = self.template
         try:
-            text: str = self.template.render(
+            text: str = template.render(
                 messages=[dict(message) for message in messages],
                 tools=None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
                 **self.special,
             )
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # a template is code, and can fail in any way
             raise TokenizerError(f"{self.source}: the chat template refuses: {error}") from None
         return text
 
@@ -154,7 +166,9 @@ class Tokenizer:
             return self.encode_chat(messages, None, generation_prompt)
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
-        for number, piece in pieces:
+        for place, (number, piece) in enumerate(pieces):
+            if place + 1 < len(pieces):
+                piece = self.as_asked(hidden[: pieces[place + 1][0]], piece, marks)
             if number is not None:
                 answer = list(kept[number])
                 piece = self.without_repeated_end(answer, piece)
@@ -162,6 +176,15 @@ class Tokenizer:
                 ids += answer
             ids += self.encode_marked(piece, marks)
         return ChatIds(tuple(ids), tuple(spans))
+
+    def as_asked(self, messages: Sequence[Message], piece: str, marks: Marks) -> str:
+        """The template's text before an answer, with the blanks that it ended in when the answer
+        was sampled: some templates write one more once they know it (Llama 2)."""
+        try:
+            _, asked = marks.split_answers(self.render(messages))[-1]
+        except TokenizerError:
+            return piece
+        return asked if asked.rstrip() == piece.rstrip() else piece
 
     def without_repeated_end(self, answer: Sequence[int], piece: str) -> str:
         """The template's text after an answer, less the end token that the answer already has."""
@@ -177,13 +200,21 @@ class Tokenizer:
             ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
             return ids
         found: list[int] = []
-        for piece in self.split_control(text):
+        for place, piece in enumerate(self.split_control(text)):
             if piece in self.control:
                 found.append(self.control[piece][0])
             elif piece:
-                plain = marks.show(piece)
-                found += self._as_text.encode(plain, add_special_tokens=False).ids
+                found += self.encode_as_text(marks.show(piece), start=place == 0)
         return found
+
+    def encode_as_text(self, text: str, start: bool) -> list[int]:
+        """Ids of text in which control tokens are text. Unless it starts the chat, it is read as
+        what follows a control token: a tokenizer may put a blank before a chat's first word."""
+        if start or AFTER_CONTROL in text:
+            ids: list[int] = self._as_text.encode(text, add_special_tokens=False).ids
+            return ids
+        text = AFTER_CONTROL + text
+        return list(self._after_control.encode(text, add_special_tokens=False).ids[1:])
 
     def split_control(self, text: str) -> list[str]:
         """Text cut at its control tokens, which swallow blanks where their definition says so."""
@@ -204,15 +235,17 @@ class Marks:
 
     def __init__(self, messages: Sequence[Message]):
         present = set("".join(message["content"] for message in messages))
-        self.free = (chr(code) for code in range(MARK, 0xF900) if chr(code) not in present)
+        codes = chain.from_iterable(MARKS)
+        self.free = (chr(code) for code in codes if chr(code) not in present)
         self.texts: dict[str, str] = {}
+        self.marks: dict[str, str] = {}  # by the text that they stand for
         self.answers: dict[str, int] = {}
 
     def hide(self, text: str, control: Mapping[str, Any]) -> str:
         for token in sorted(control, key=len, reverse=True):
             if token in text:
-                mark = next(self.free)
-                self.texts[mark] = token
+                mark = self.marks.get(token) or next(self.free)
+                self.texts[mark], self.marks[token] = token, mark
                 text = text.replace(token, mark)
         return text
 
@@ -248,7 +281,11 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()):
         self.tokenizer = tokenizer
         # a few ids are decoded again each time, so that a piece knows what precedes it
-        self.ids = [id_ for id_ in context if id_ not in tokenizer.control_ids][-8:]
+        ids = [id_ for id_ in context if id_ not in tokenizer.control_ids]
+        start = max(0, len(ids) - 8)
+        while start and ids[start - 1] in tokenizer.byte_ids:  # a run of bytes is read as one
+            start -= 1
+        self.ids = ids[start:]
         self.shown = self._decode()
 
     def _decode(self) -> str:
@@ -351,7 +388,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             settings |= read_json(directory / name, "settings of the tokenizer")
     template = directory / "chat_template.jinja"
     if template.is_file():
-        settings["chat_template"] = template.read_text(encoding="utf-8")
+        try:
+            settings["chat_template"] = template.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise TokenizerError(f"{template}: not valid UTF-8") from None
     return Tokenizer(backend, settings, str(directory))
 
 

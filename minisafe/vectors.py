@@ -159,7 +159,8 @@ def save_vector(vector: SafetyVector, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "minisafe-vector"} | {
-        key: value if isinstance(value, str) else json.dumps(value)
+        # a string stands as it is, unless it would be read as something else, such as "1e5"
+        key: value if isinstance(value, str) and _decoded(value) == value else json.dumps(value)
         for key, value in vector.metadata.items()
     }
     tensors = {f"{PREFIX}{layer}": values.contiguous() for layer, values in vector.at(None).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -20,7 +20,21 @@ from minisafe.cli.inspect import inspect
 from minisafe.errors import MinisafeError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """Ends in peace when the reader, such as `head`, has seen enough; click would exit with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(__version__, prog_name="minisafe")
 def cli() -> None:
     """A small Llama engine that makes a model safer while it decodes.
@@ -47,9 +61,8 @@ def main() -> None:
         fail("stopped", 130)
     except MinisafeError as error:
         fail(" ".join(str(error).split()), error.exit_code)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

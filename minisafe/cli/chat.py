@@ -73,7 +73,7 @@ def lines() -> Iterator[str]:
 def answer(conversation: Chat, text: str, as_json: bool) -> None:
     """Print the answer to one message. Bad messages are reported; at a terminal chat goes on."""
     try:
-        with interruptible() as interrupted:
+        with interruptible(conversation) as interrupted:
             pieces = conversation.send(text)
             for piece in pieces:
                 if not as_json:
@@ -93,14 +93,15 @@ def answer(conversation: Chat, text: str, as_json: bool) -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[list[bool]]:
-    """Within it, a first Ctrl-C only fills the list that it gives; a second one interrupts."""
+def interruptible(conversation: Chat) -> Iterator[list[bool]]:
+    """Within it, a first Ctrl-C ends the answer and fills the list that it gives; a second leaves."""
     interrupted: list[bool] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         if interrupted:
             raise KeyboardInterrupt
         interrupted.append(True)
+        conversation.interrupt()
 
     before = signal.signal(signal.SIGINT, note)
     try:

@@ -10,6 +10,7 @@ import click
 
 from minisafe.cli.options import (
     PATH,
+    check_text,
     common_options,
     describe,
     harmless,
@@ -62,7 +63,7 @@ def read_prompts(prompt: str | None, file: Path | None, lines: Path | None) -> l
     if sum(source is not None for source in (prompt, file, lines)) > 1:
         raise click.UsageError("give one of PROMPT, --file and --lines")
     if lines is not None:
-        prompts = [line for line in read_text(lines).splitlines() if line.strip()]
+        prompts = [line.rstrip("\r") for line in read_text(lines).split("\n") if line.strip()]
         if not prompts:
             raise PromptError(f"{lines}: no prompts; expected one a line")
         return prompts
@@ -72,10 +73,7 @@ def read_prompts(prompt: str | None, file: Path | None, lines: Path | None) -> l
         if prompt is None and sys.stdin.isatty():
             raise click.UsageError("no PROMPT; give one, or --file, --lines, or standard input")
         return [read_text(None)]
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise PromptError("the prompt is not valid UTF-8; expected UTF-8 text") from None
+    check_text(prompt, "the prompt")
     return [prompt]
 
 

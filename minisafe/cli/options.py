@@ -21,8 +21,19 @@ PATH = click.Path(path_type=Path)
 
 def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Put a common flag that was given where `session_from_flags` finds it."""
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str):
+            check_text(text, parameter.opts[0])
     if value is not None and value != () and parameter.name is not None:
         context.meta.setdefault(FLAGS, {})[parameter.name] = value
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise `PromptError` for an argument whose bytes were no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptError(f"{name} is not valid UTF-8; expected UTF-8 text") from None
 
 
 def _setting(*names: str, **details: Any) -> Callable[[Command], Command]:

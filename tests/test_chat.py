@@ -1,0 +1,513 @@
+"""Conversations: whatever was cached, rewound, switched or broken off, the next answer is the one
+that a fresh reading of the same ids would give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from worlds import E, World
+
+import minisafe
+from minisafe.chat import Chat
+from minisafe.errors import (
+    NonFiniteError,
+    OutOfMemory,
+    PromptError,
+    SettingError,
+)
+from minisafe.lora import Applied
+from minisafe.model import Llama
+from minisafe.session import Session
+from minisafe.slots import Add
+from minisafe.tokenizer import Message
+from minisafe.vectors import POSITIONS
+
+pytest_plugins = ["world_fixtures"]
+TEXTS = ("Hello there!", "What is the name of the river?", "a", "  the fox\n", "Why? <|eot|></s>")
+LAM = 0.9
+
+
+def new_chat(world: World, **changes: Any) -> Chat:
+    given = {"max_new_tokens": 6, "sgds_lambda": LAM, "sa_scale": 1.5} | changes
+    return minisafe.load(None, world.flags(**given)).chat()
+
+
+def say(chat: Chat, text: str) -> tuple[int, ...]:
+    """The answer's ids; the pieces must add up to its text."""
+    pieces = list(chat.send(text))
+    assert chat.result is not None
+    assert "".join(pieces) == chat.result.text
+    return chat.result.tokens
+
+
+# ---- a conversation read anew ------------------------------------------------------------------
+
+
+class Notes:
+    """What a conversation is, kept by hand: turns, the ids of answers, and what is switched on."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.messages: list[Message] = []
+        self.answers: dict[int, tuple[int, ...]] = {}
+        self.safe = True
+
+    def check(self, text: str, tokens: tuple[int, ...]) -> None:
+        """Assert that each greedy token is what uncached, unfused forwards say."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        settings, tokenizer = self.session.settings, self.session.tokenizer
+        texts, answers = [], ()
+        for system in (settings.expert_system or settings.system, settings.system):
+            first = [{"role": "system", "content": system}] if system else []
+            kept = {number + len(first): ids for number, ids in self.answers.items()}
+            encoded = tokenizer.encode_chat([*first, *messages], kept)
+            texts.append(list(encoded.ids))
+            answers = encoded.answers
+        expert, base = texts
+        steered = self.steered(answers, len(base))
+        for token in tokens:
+            lb = self.log_probs(0, base, steered)
+            lu = self.log_probs(1, expert, []) if self.safe else lb
+            excess = torch.relu(lu - lb - settings.margin)
+            lam = settings.sgds_lambda if self.safe else 0.0
+            s = lb - lam / (1 - lam) * excess
+            assert s[token] >= s.max() - 2 * E * (1 + lam) / (1 - lam)
+            if self.safe and settings.sa_positions not in ("prompt",):
+                steered = [*steered, len(base)]
+            base.append(token)
+            expert.append(token)
+        self.messages = [*messages, {"role": "assistant", "content": "?"}]
+        self.answers[len(messages)] = tokens
+
+    def steered(self, answers: tuple[tuple[int, int], ...], length: int) -> list[int]:
+        """Positions of the text so far at which the base is steered."""
+        if not self.safe:
+            return []
+        asking = [start - 1 for start, _ in answers] + [length - 1]
+        generated = [place for start, stop in answers for place in range(start, stop)]
+        return {
+            "prompt": asking, "generated": generated, "last": sorted(asking + generated),
+            "all": list(range(length)),
+        }[self.session.settings.sa_positions]  # fmt: skip
+
+    def log_probs(self, stream: int, ids: list[int], steered: list[int]) -> Tensor:
+        reader, slots, adapters = self.session.streams[stream], [], ()
+        if stream == 0 and steered:
+            spans = tuple((place, place + 1) for place in steered)
+            (layer,) = self.session.steering.vectors
+            vector = self.session.steering.vectors[layer]
+            scale = self.session.settings.sa_scale
+            slots = [Add(layer=layer, spans=spans, vector=vector, scale=scale)]
+        if reader.adapter is not None:
+            adapters = (Applied(reader.adapter, slice(0, 1)),)
+        logits = reader.model(torch.tensor([ids]), slots=slots, adapters=adapters, last_only=True)
+        return torch.log_softmax(logits[0], dim=-1)
+
+
+EXPERTS = ("adapter", "checkpoint", "system prompt")
+WORLDS = [(name, kind) for kind in EXPERTS for name in ("world", "spm_world")]
+
+
+def expert(world: World, kind: str) -> dict[str, Any]:
+    if kind == "system prompt":
+        return {"expert": None, "expert_system": "You are a careless fox."}
+    return {"expert": world.adapter if kind == "adapter" else world.expert}
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize(("name", "kind"), WORLDS)
+def test_every_turn_is_the_conversation_read_anew(
+    request: pytest.FixtureRequest, name: str, kind: str, positions: str
+) -> None:
+    world = request.getfixturevalue(name)
+    chat = new_chat(world, **expert(world, kind), sa_positions=positions)
+    notes = Notes(chat.session)
+    for text in TEXTS:
+        notes.check(text, say(chat, text))
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("say"), st.sampled_from(TEXTS)),
+        st.tuples(st.just("break off"), st.integers(1, 4)),
+        st.tuples(st.just("safe"), st.booleans()),
+        st.tuples(st.just("sa_positions"), st.sampled_from(POSITIONS)),
+        st.tuples(st.just("sa_scale"), st.sampled_from((0.5, 1.5, -1.0))),
+        st.tuples(st.just("sgds_lambda"), st.sampled_from((0.5, 0.9))),
+        st.tuples(st.just("margin"), st.sampled_from((0.0, 0.3))),
+        st.tuples(st.just("system"), st.sampled_from(("You are a bird.", ""))),
+        st.tuples(st.just("max_new_tokens"), st.integers(1, 7)),
+        st.tuples(st.just("reset"), st.none()),
+    ),
+    max_size=8,
+)
+
+
+@pytest.mark.parametrize(("name", "kind"), WORLDS)
+@settings(max_examples=8)
+@given(script=actions, positions=st.sampled_from(POSITIONS))
+def test_whatever_happens_between_turns(
+    request: pytest.FixtureRequest,
+    name: str,
+    kind: str,
+    script: list[tuple[str, Any]],
+    positions: str,
+) -> None:
+    world = request.getfixturevalue(name)
+    chat = new_chat(world, **expert(world, kind), sa_positions=positions)
+    notes = Notes(chat.session)
+    for action, value in [*script, ("say", "Hello there!")]:
+        if action == "say":
+            notes.check(value, say(chat, value))
+        elif action == "break off":
+            pieces = chat.send("What is it?")
+            for _ in zip(range(value), pieces, strict=False):
+                pass
+            pieces.close()
+            notes.check("What is it?", chat.result.tokens)
+        elif action == "safe":
+            chat.set_safe(value)
+            notes.safe = value
+        elif action == "reset":
+            chat.reset()
+            notes.messages, notes.answers = [], {}
+        else:
+            chat.set(action, value)
+            notes.session = chat.session
+
+
+def fresh(chat: Chat) -> Chat:
+    """Another chat in the same state that has read nothing."""
+    other = Chat(chat.session)
+    other.messages, other.answers = list(chat.messages), dict(chat.answers)
+    other.safe, other.turn = chat.safe, chat.turn
+    return other
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_switching_safety_midway_is_a_fresh_chat_in_that_state(
+    world: World, positions: str, temperature: float
+) -> None:
+    chat = new_chat(world, sa_positions=positions, temperature=temperature, sgds_lambda=0.5)
+    tokens = []
+    for on in (True, False, False, True, True):
+        chat.set_safe(on)
+        other = fresh(chat)
+        tokens.append(say(chat, "Hello there!"))
+        assert say(other, "Hello there!") == tokens[-1]
+        assert chat.result.applied["safe"] is on
+        assert other.reused == 0
+
+
+def test_unsafe_turns_are_those_of_an_unsafe_session(world: World) -> None:
+    chat, plain = new_chat(world), new_chat(world, safe=False)
+    chat.set_safe(False)
+    for text in TEXTS[:3]:
+        assert say(chat, text) == say(plain, text)
+    assert chat.result.applied == plain.result.applied
+
+
+def test_a_first_turn_is_a_chat_prompt(world: World) -> None:
+    chat = new_chat(world)
+    (result,) = chat.session.generate(["Hello there!"], chat=True)
+    assert say(chat, "Hello there!") == result.tokens
+    assert chat.result.prompt_tokens == result.prompt_tokens
+    assert chat.result.applied == result.applied
+
+
+# ---- reuse -------------------------------------------------------------------------------------
+
+
+def count_fed(monkeypatch: pytest.MonkeyPatch, chat: Chat) -> list[list[int]]:
+    """Tokens fed at each step, by stream."""
+    fed: list[list[int]] = []
+    feed = chat.lockstep.feed
+
+    def counted(tokens: Any, slots: Any) -> Any:
+        fed.append([len(stream[0]) for stream in tokens])
+        return feed(tokens, slots)
+
+    monkeypatch.setattr(chat.lockstep, "feed", counted)
+    return fed
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("name", ["world", "spm_world"])
+def test_only_what_is_new_is_read(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, positions: str
+) -> None:
+    chat = new_chat(request.getfixturevalue(name), sa_positions=positions)
+    fed = count_fed(monkeypatch, chat)
+    held = 0
+    for number, text in enumerate(TEXTS[:4]):
+        fed.clear()
+        answer = say(chat, text)
+        assert chat.reused == held
+        new = chat.result.prompt_tokens - held
+        assert fed == [[new, new], *[[1, 1]] * (len(answer) - 1)]
+        # the prompt and all of the answer but its last token, which nobody has read yet
+        held = chat.result.prompt_tokens + len(answer) - 1
+        assert number == 0 or new < 40
+
+
+def test_an_expert_under_another_prompt_is_reused_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = new_chat(world, **expert(world, "system prompt"))
+    fed = count_fed(monkeypatch, chat)
+    say(chat, "Hello there!")
+    assert fed[0][1] > fed[0][0]
+    fed.clear()
+    say(chat, "Why?")
+    assert fed[0][0] == fed[0][1] < 30
+
+
+@pytest.mark.parametrize(
+    ("positions", "kept"),
+    [("prompt", "before"), ("last", "before"), ("generated", "prompt"), ("all", "none")],
+)
+def test_the_cache_is_rewound_to_where_steering_differs(
+    world: World, positions: str, kept: str
+) -> None:
+    chat = new_chat(world, sa_positions=positions)
+    say(chat, "Hello there!")
+    prompt = chat.result.prompt_tokens
+    expected = {"before": prompt - 1, "prompt": prompt, "none": 0}[kept]
+    chat.set("sa_scale", 2.5)
+    say(chat, "Why?")
+    assert chat.reused == expected
+    chat.set_safe(False)
+    say(chat, "Why?")
+    assert chat.reused == expected
+    before = chat.result.prompt_tokens + len(chat.result.tokens) - 1
+    say(chat, "And?")
+    assert chat.reused == before  # unsteered, all of it agrees
+    chat.set_safe(True)
+    say(chat, "Then?")
+    assert chat.reused == expected
+
+
+def test_settings_that_steer_nothing_rewind_nothing(world: World) -> None:
+    chat = new_chat(world)
+    say(chat, "Hello there!")
+    held = chat.result.prompt_tokens + len(chat.result.tokens) - 1
+    for name, value in (("sgds_lambda", 0.5), ("temperature", 0.3), ("max_new_tokens", 3)):
+        chat.set(name, value)
+    say(chat, "Why?")
+    assert chat.reused == held
+
+
+def test_a_stream_that_rests_catches_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = new_chat(world)
+    fed = count_fed(monkeypatch, chat)
+    first = len(say(chat, "Hello there!")) + chat.result.prompt_tokens - 1
+    chat.set_safe(False)
+    fed.clear()
+    say(chat, "Why?")
+    assert {expert for _, expert in fed} == {0}
+    chat.set_safe(True)
+    fed.clear()
+    say(chat, "And?")
+    assert fed[0][1] == chat.result.prompt_tokens - first  # the expert never lost the first turn
+
+
+# ---- what is remembered ------------------------------------------------------------------------
+
+
+def test_answers_keep_their_ids(world: World) -> None:
+    chat = new_chat(world, temperature=1.5, seed=4, sgds_lambda=0.3)
+    said = [say(chat, text) for text in TEXTS[:3]]
+    assert chat.answers == {1: said[0], 3: said[1], 5: said[2]}
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 3
+    encoded = chat.session.encode_chat(chat.messages, chat.answers)[0]
+    assert [encoded.ids[start:stop] for start, stop in encoded.answers] == said
+    texts = [chat.session.tokenizer.encode(m["content"]) for m in chat.messages[1::2]]
+    assert [ids[1:] for ids in texts] != [list(ids) for ids in said]  # else nothing was shown
+
+
+def test_seeds_and_turns(world: World) -> None:
+    def conversation(seed: int) -> list[tuple[int, ...]]:
+        chat = new_chat(world, temperature=1.5, seed=seed, sgds_lambda=0.3)
+        return [say(chat, "Hello there!") for _ in range(2)]
+
+    assert conversation(1) == conversation(1) != conversation(2)
+
+
+def test_a_reset_chat_is_new(world: World) -> None:
+    chat = new_chat(world, temperature=1.0)
+    first = say(chat, "Hello there!")
+    say(chat, "Why?")
+    chat.reset()
+    assert (chat.messages, chat.answers, chat.result) == ([], {}, None)
+    assert say(chat, "Hello there!") == first
+    assert chat.reused == 0
+
+
+def test_an_end_token_ends_the_turn_and_stands_once(world: World) -> None:
+    chat = new_chat(world)
+    end = chat.session.tokenizer.id_of("<|eot|>")
+    free = say(chat, "Hello there!")
+    session = chat.session
+    chat = Session(
+        session.settings, session.streams, session.tokenizer, frozenset({free[2]}),
+        session.guidance, session.steering, session.applied, session.n_ids,
+    ).chat()  # fmt: skip
+    assert say(chat, "Hello there!") == free[: free.index(free[2]) + 1]
+    assert chat.result.finish_reason == "stop"
+    ids = chat.session.encode_chat([*chat.messages, *chat.messages[:1]], chat.answers)[0].ids
+    assert ids.count(end) == 3
+
+
+def test_stop_strings_in_a_chat(world: World) -> None:
+    chat = new_chat(world, safe=False)
+    say(chat, "Hello there!")
+    text = chat.result.text
+    chat.reset()
+    chat.set("stop", (text[3:5],))
+    tokens = say(chat, "Hello there!")
+    assert chat.result.finish_reason == "stop_string"
+    assert chat.result.text == text[: text.find(text[3:5])]
+    assert chat.messages[-1]["content"] == chat.result.text
+    assert chat.answers[1] == tokens  # with the stop string's own
+    Notes.check(notes_of(chat), "Why?", say(chat, "Why?"))
+
+
+def notes_of(chat: Chat) -> Notes:
+    notes = Notes(chat.session)
+    notes.messages, notes.answers = list(chat.messages), dict(chat.answers)
+    notes.safe = chat.safe
+    return notes
+
+
+# ---- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_an_answer_that_is_broken_off_stays(world: World) -> None:
+    chat = new_chat(world, max_new_tokens=50)
+    say(chat, "Hello there!")
+    notes = notes_of(chat)
+    pieces = chat.send("Why?")
+    shown = [next(pieces) for _ in range(3)]
+    pieces.close()
+    assert chat.result.finish_reason == "cancelled"
+    assert chat.result.text == "".join(shown)
+    assert chat.messages[-1] == {"role": "assistant", "content": "".join(shown)}
+    assert 3 <= len(chat.result.tokens) < 50
+    notes.check("Why?", chat.result.tokens)
+    held = chat.result.prompt_tokens + len(chat.result.tokens) - 1
+    notes.check("And?", say(chat, "And?"))
+    assert chat.reused == held
+
+
+def test_a_message_never_asked_for_is_not_sent(world: World) -> None:
+    chat = new_chat(world)
+    chat.send("Hello there!").close()
+    assert chat.messages == []
+    with pytest.raises(PromptError, match="message is empty"):
+        list(chat.send("  \n"))
+    assert chat.messages == []
+
+
+def test_a_conversation_that_no_longer_fits(world: World) -> None:
+    chat = new_chat(world)
+    say(chat, "Hello there!")
+    before = (list(chat.messages), dict(chat.answers), chat.turn)
+    notes = notes_of(chat)
+    with pytest.raises(PromptError, match=r"prompt has \d+ tokens; .* holds 512"):
+        list(chat.send("fox " * 600))
+    assert (chat.messages, chat.answers, chat.turn) == before
+    notes.check("Why?", say(chat, "Why?"))
+
+
+def test_an_answer_that_fills_the_context(world: World) -> None:
+    chat = new_chat(world, max_new_tokens=10**6)
+    say(chat, "Hello there!")
+    assert chat.result.finish_reason == "context"
+    assert chat.result.prompt_tokens + len(chat.result.tokens) == 513
+    messages = list(chat.messages)
+    with pytest.raises(PromptError):
+        list(chat.send("Why?"))
+    assert chat.messages == messages
+    chat.reset()
+    chat.set("max_new_tokens", 3)
+    assert len(say(chat, "Hello there!")) == 3
+
+
+@pytest.mark.parametrize(
+    "error", [NonFiniteError("NaN"), OutOfMemory("none left"), KeyboardInterrupt()], ids=repr
+)
+@pytest.mark.parametrize("after", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["adapter", "checkpoint"])
+def test_a_turn_that_fails_halfway(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str, after: int, error: BaseException
+) -> None:
+    """Even between the base's forward and the expert's: the next turn is right again."""
+    chat = new_chat(world, **expert(world, kind))
+    say(chat, "Hello there!")
+    notes = notes_of(chat)
+    forward, calls = Llama.forward, []
+
+    def failing(self: Llama, *args: Any, **options: Any) -> Tensor:
+        calls.append(self)
+        if len(calls) > after:
+            raise error
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(Llama, "forward", failing)
+    with pytest.raises(type(error)):
+        list(chat.send("Why?"))
+    monkeypatch.undo()
+    per_step = 2 if kind == "checkpoint" else 1
+    tokens = chat.result.tokens
+    assert len(tokens) == after // per_step
+    if tokens:
+        notes.check("Why?", tokens)
+        assert chat.answers == notes.answers
+    else:
+        assert chat.messages == notes.messages
+    notes.check("And?", say(chat, "And?"))
+
+
+def test_safety_that_was_not_loaded_cannot_be_switched_on(world: World) -> None:
+    chat = new_chat(world, safe=False)
+    chat.set_safe(False)
+    with pytest.raises(SettingError, match="nothing safe was loaded; start again with --safe"):
+        chat.set_safe(True)
+    assert chat.applied() == {"safe": False, "sa": None, "sgds": None}
+
+
+def test_settings_that_cannot_be_set_change_nothing(world: World) -> None:
+    chat = new_chat(world)
+    session = chat.session
+    for name, value in (("base", "x"), ("temperature", -1), ("nonsense", 1), ("sa_scale", 0.0)):
+        with pytest.raises(SettingError):
+            chat.set(name, value)
+    assert chat.session is session
+
+
+def test_what_is_applied_is_what_was_set(world: World) -> None:
+    chat = new_chat(world)
+    chat.set("sgds_lambda", 0.25)
+    chat.set("sa_positions", "all")
+    say(chat, "Hello there!")
+    assert chat.result.applied["sgds"]["lambda"] == 0.25
+    assert chat.result.applied["sa"]["positions"] == "all"
+    assert chat.result.applied["sa"]["scale"] == 1.5
+
+
+def test_one_stage_alone(world: World) -> None:
+    """A legal way to use amplification or guidance by itself, in a conversation too."""
+    for changes in ({"sa_scale": 0.0}, {"sgds_lambda": 0.0}):
+        chat = new_chat(world, **changes)
+        say(chat, "Hello there!")
+        say(chat, "Why?")
+        applied = chat.result.applied
+        assert applied["safe"]
+        assert (applied["sa"] is None) == ("sa_scale" in changes)
+        assert (applied["sgds"] is None) == ("sgds_lambda" in changes)

@@ -1,0 +1,227 @@
+"""Streams that advance together: what each one says is what it would say alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import TOLERANCE, configs, models, random_adapter, random_model, tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from worlds import slow_log_probs
+
+from minisafe.config import LlamaConfig
+from minisafe.errors import NonFiniteError, PromptError, SlotError
+from minisafe.lockstep import Lockstep, Stream
+from minisafe.model import Llama
+from minisafe.slots import Add, Record
+from minisafe.vectors import Steering
+
+ids = st.integers(0, 66)
+texts = st.lists(ids, min_size=1, max_size=9)
+Tokens = list[list[list[int]]]  # by stream and row
+
+
+@st.composite
+def stream_sets(draw: st.DrawFn) -> list[Stream]:
+    """Two or three streams: of the base, of the base with an adapter, of another checkpoint."""
+    base = draw(models)
+    kinds = draw(st.lists(st.sampled_from(("base", "adapter", "other")), min_size=1, max_size=2))
+    return [Stream(base), *(make_stream(base, kind, n) for n, kind in enumerate(kinds))]
+
+
+def make_stream(base: Llama, kind: str, seed: int) -> Stream:
+    if kind == "other":
+        return Stream(random_model(tiny_config(n_layers=1, hidden=16), seed))
+    return Stream(base, random_adapter(base, seed) if kind == "adapter" else None)
+
+
+@st.composite
+def feeds(draw: st.DrawFn, streams: int, rows: int) -> list[Tokens]:
+    """Texts to feed one after another; any stream may rest, any row may lack tokens."""
+    n = draw(st.integers(1, 3))
+    text = st.lists(ids, max_size=6)
+    row = st.lists(text, min_size=rows, max_size=rows)
+    return draw(st.lists(st.lists(row, min_size=streams, max_size=streams), min_size=n, max_size=n))
+
+
+def close(x: Tensor, y: Tensor) -> None:
+    torch.testing.assert_close(x, y, atol=TOLERANCE, rtol=0)
+
+
+@given(st.data(), stream_sets(), st.integers(1, 3))
+def test_every_stream_and_row_is_the_model_alone(
+    data: st.DataObject, streams: list[Stream], rows: int
+) -> None:
+    """Fused or not, resting or not, in chunks or not: against the uncached float64 reference."""
+    options = data.draw(st.fixed_dictionaries({"chunk": st.integers(1, 9), "fuse": st.booleans()}))
+    lockstep = Lockstep(streams, rows, capacity=data.draw(st.integers(1, 20)), **options)
+    read: Tokens = [[[] for _ in range(rows)] for _ in streams]
+    for tokens in data.draw(feeds(len(streams), rows)):
+        found = lockstep.feed(tokens)
+        for s, stream in enumerate(streams):
+            assert (found[s] is None) == (not any(tokens[s]))
+            for row in range(rows):
+                read[s][row] += tokens[s][row]
+                assert lockstep.length(s, row) == len(read[s][row])
+                if found[s] is None:
+                    continue
+                assert found[s].shape == (rows, 67)
+                assert found[s].dtype == torch.float32
+                if tokens[s][row]:
+                    close(found[s][row].double(), slow_log_probs(stream, read[s][row]))
+                else:
+                    assert not found[s][row].any()
+
+
+@given(st.data(), stream_sets(), st.integers(1, 3))
+def test_rewind_and_replay_is_a_straight_run(
+    data: st.DataObject, streams: list[Stream], rows: int
+) -> None:
+    text = st.lists(texts, min_size=rows, max_size=rows)
+    tokens = data.draw(st.lists(text, min_size=len(streams), max_size=len(streams)))
+    straight, rewound = (Lockstep(streams, rows, capacity=4) for _ in range(2))
+    expected = straight.feed(tokens)
+    rewound.feed(tokens)
+    rest: Tokens = [[[] for _ in range(rows)] for _ in streams]
+    for s in range(len(streams)):
+        for row in range(rows):
+            length = data.draw(st.integers(0, len(tokens[s][row]) - 1))
+            rewound.rewind(s, row, length)
+            assert rewound.length(s, row) == length
+            rest[s][row] = tokens[s][row][length:]
+    again = rewound.feed(rest)
+    for s in range(len(streams)):
+        close(again[s], expected[s])
+        assert all(rewound.length(s, row) == len(tokens[s][row]) for row in range(rows))
+
+
+@given(st.data(), stream_sets(), st.integers(2, 4))
+def test_keep_drops_rows_and_leaves_the_others(
+    data: st.DataObject, streams: list[Stream], rows: int
+) -> None:
+    text = st.lists(texts, min_size=rows, max_size=rows)
+    first = data.draw(st.lists(text, min_size=len(streams), max_size=len(streams)))
+    kept = data.draw(st.lists(st.integers(0, rows - 1), min_size=1, max_size=rows - 1, unique=True))
+    lockstep = Lockstep(streams, rows, capacity=4)
+    lockstep.feed(first)
+    lockstep.keep(kept)
+    assert lockstep.rows == len(kept)
+    second = [[[5, 7] for _ in kept] for _ in streams]
+    found = lockstep.feed(second)
+    for s, stream in enumerate(streams):
+        for place, row in enumerate(kept):
+            assert lockstep.length(s, place) == len(first[s][row]) + 2
+            expected = slow_log_probs(stream, [*first[s][row], 5, 7])
+            close(found[s][place].double(), expected)
+
+
+@given(models, st.lists(texts, min_size=2, max_size=2))
+def test_identical_rows_of_one_forward_are_bit_equal(model: Llama, both: list[list[int]]) -> None:
+    """So that guidance, which magnifies rounding, leaves a base alone that is its own expert."""
+    rows = [both[0], both[1]]
+    base, expert = Lockstep([Stream(model)] * 2, rows=2).feed([rows, rows])
+    assert torch.equal(base, expert)
+
+
+def test_streams_with_shared_weights_share_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, other = (random_model(tiny_config(), seed) for seed in (0, 1))
+    adapter = random_adapter(model)
+    calls: list[tuple[int, int]] = []
+    forward = Llama.forward
+
+    def counted(self: Llama, tokens: Tensor, *args: object, **options: object) -> Tensor:
+        calls.append((id(self), len(tokens)))
+        return forward(self, tokens, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Llama, "forward", counted)
+    step = [[[3], [4]]] * 3
+    Lockstep([Stream(model), Stream(model, adapter), Stream(model)], rows=2).feed(step)
+    assert calls == [(id(model), 6)]
+    calls.clear()
+    Lockstep([Stream(model), Stream(other), Stream(model, adapter)], rows=2).feed(step)
+    assert calls == [(id(model), 4), (id(other), 2)]
+    calls.clear()
+    Lockstep([Stream(model), Stream(model, adapter)], rows=2, fuse=False).feed(step)
+    assert calls == [(id(model), 2), (id(model), 2)]
+    calls.clear()
+    Lockstep([Stream(model), Stream(model, adapter)], rows=2).feed([[[3], [4]], [[], []]])
+    assert calls == [(id(model), 2)]  # a stream that rests costs nothing
+
+
+@given(st.data(), models, st.booleans())
+def test_slots_act_on_their_own_stream(data: st.DataObject, model: Llama, fuse: bool) -> None:
+    """The base's rows are steered, those of its other streams stay bit-equal."""
+    adapter = random_adapter(model)
+    streams = [Stream(model), Stream(model, adapter), Stream(model)]
+    rows = data.draw(st.lists(texts, min_size=2, max_size=2))
+    tokens = [rows, rows, rows]
+    row = data.draw(st.integers(0, 1))
+    layer = data.draw(st.integers(0, model.config.n_layers - 1))
+    vector = torch.full((model.config.hidden,), 3.0)
+    slots = [[Add(layer=layer, rows=(row,), vector=vector)], [], []]
+    plain = Lockstep(streams, 2, fuse=fuse).feed(tokens)
+    steered = Lockstep(streams, 2, fuse=fuse).feed(tokens, slots)
+    assert torch.equal(steered[1], plain[1])
+    assert torch.equal(steered[2], plain[2])
+    assert torch.equal(steered[0][1 - row], plain[0][1 - row])
+    assert not torch.equal(steered[0][row], plain[0][row])
+    expected = slow_log_probs(
+        streams[0], rows[row], Steering({layer: vector}, 1.0, "all"), ((0, None),)
+    )
+    close(steered[0][row].double(), expected)
+
+
+def test_a_slot_of_a_later_stream_finds_its_rows() -> None:
+    model = random_model(tiny_config())
+    record = Record(layer=0, rows=(1,))
+    tokens = [[[1], [2]], [[3], [4]]]
+    Lockstep([Stream(model)] * 2, rows=2).feed(tokens, [[], [record]])
+    alone = Record(layer=0)
+    Lockstep([Stream(model)]).feed([[[4]]], [[alone]])
+    close(record.values(), alone.values())
+
+
+def test_a_slot_of_a_row_that_is_not_there() -> None:
+    model = random_model(tiny_config())
+    slot = Add(layer=0, rows=(1,), vector=torch.ones(32))
+    with pytest.raises(SlotError, match="no row"):
+        Lockstep([Stream(model)]).feed([[[1]]], [[slot]])
+
+
+@given(configs(), st.integers(2, 60), texts)
+def test_common_ids_are_normalised_by_themselves(
+    config: LlamaConfig, n_ids: int, text: list[int]
+) -> None:
+    """A vocabulary padded at its end says the same of the common ids as one that is not."""
+    model = random_model(config)
+    found = Lockstep([Stream(model)], n_ids=n_ids).feed([[text]])[0]
+    whole = slow_log_probs(Stream(model), text)[:n_ids]
+    close(found[0].double(), whole - whole.logsumexp(-1))
+
+
+def test_the_smallest_vocabulary_is_common() -> None:
+    small, large = (random_model(tiny_config(vocab_size=n)) for n in (50, 67))
+    lockstep = Lockstep([Stream(large), Stream(small)])
+    assert lockstep.n_ids == 50
+    assert [each.shape for each in lockstep.feed([[[1]], [[2]]])] == [(1, 50)] * 2
+
+
+def test_the_context_is_the_shortest() -> None:
+    short, long = (random_model(tiny_config(max_positions=n)) for n in (8, 32))
+    lockstep = Lockstep([Stream(long), Stream(short)], capacity=4)
+    assert lockstep.limit == 8
+    lockstep.feed([[[1] * 8], [[1] * 8]])  # grows, and is full
+    with pytest.raises(PromptError, match="context of 8"):
+        lockstep.feed([[[1]], [[1]]])
+    assert lockstep.length(1, 0) == 8  # and nothing was half written
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite(value: float) -> None:
+    model = random_model(tiny_config(), seed=99)
+    broken = Llama(model.config).requires_grad_(False)
+    broken.load_state_dict(model.state_dict())
+    broken.layers[1].post_attention_layernorm.weight[3] = value
+    with pytest.raises(NonFiniteError, match="NaN or infinite logits"):
+        Lockstep([Stream(model), Stream(broken)]).feed([[[1, 2]], [[1, 2]]])

@@ -1,0 +1,465 @@
+"""Text to ids and back: chats as transformers renders them, and users who write control tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from templates import CHATS, TEMPLATES, chat, special
+from worlds import GOLDENS, KINDS, backend, tokenizer, write_json, write_tokenizer
+
+from minisafe.config import LlamaConfig
+from minisafe.errors import BadInput, ConfigError, TokenizerError
+from minisafe.tokenizer import (
+    Tokenizer,
+    check_same_vocabulary,
+    check_tokenizer,
+    load_tokenizer,
+)
+
+# In `normalized` a control token counts only at the start or after a blank, for transformers too,
+# so that most of what a Llama-2 template writes there is text.
+CAREFUL = sorted(set(TEMPLATES) - {"odd", "llama2_normalized"})
+BYTE_CONTROL = ("<|begin|>", "<|eot|>", "<|end|>", "<|im_end|>", "<|start_header|>", "<|trim|>")
+SP_CONTROL = ("<s>", "</s>", "<unk>")
+words = st.text(st.sampled_from("ab z\n.é日🦊▁<|>s/"), max_size=12)
+
+
+def loaded(directory: Path, template: str, **changes: Any) -> Tokenizer:
+    kind, settings = TEMPLATES[template]
+    write_tokenizer(directory, kind, settings | changes)
+    return load_tokenizer(directory)
+
+
+# ---- as transformers does ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_chats_are_rendered_as_by_transformers(name: str, tmp_path: Path) -> None:
+    """Against what `goldens/make_chat_goldens.py` kept: text and ids, equal to the last one."""
+    golden = json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
+    assert (golden["tokenizer"], golden["settings"]) == TEMPLATES[name]  # else make them again
+    write_tokenizer(tmp_path, golden["tokenizer"], golden["settings"])
+    known = load_tokenizer(tmp_path)
+    assert [each["messages"] for each in golden["chats"]] == [m for m in CHATS for _ in range(2)]
+    for each in golden["chats"]:
+        messages, prompt = each["messages"], each["generation_prompt"]
+        if "refused" in each:
+            with pytest.raises(TokenizerError, match=re.escape(each["refused"])):
+                known.encode_chat(messages, None, prompt)
+            continue
+        assert known.render(messages, prompt) == each["text"]
+        assert list(known.encode_chat(messages, None, prompt).ids) == each["ids"]
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_chats_are_rendered_as_by_transformers_here(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    known = loaded(tmp_path, name, tokenizer_class="PreTrainedTokenizerFast")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for messages in CHATS:
+        for prompt in (True, False):
+            options = {"add_generation_prompt": prompt, "return_dict": False}
+            try:
+                ids = theirs.apply_chat_template(messages, **options)
+            except Exception:
+                with pytest.raises(TokenizerError):
+                    known.encode_chat(messages, None, prompt)
+            else:
+                assert list(known.encode_chat(messages, None, prompt).ids) == ids
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", ["llama2", "llama2_metaspace", "llama3", "marked"])
+def test_plain_prompts_as_by_transformers_here(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    known = loaded(tmp_path, name, tokenizer_class="PreTrainedTokenizerFast")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("Hello there", " a  b", "日本 🦊\n", "x", "a <unk><|eot|></s> b"):
+        assert known.encode(text) == theirs(text)["input_ids"]
+        ids = known.encode(text)
+        assert known.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.live
+def test_the_story_tokenizer_as_by_transformers_here(story: Path) -> None:
+    """Its Auto class makes a tokenizer of its own from the file's vocabulary, which reads blanks at
+    the start and control tokens otherwise than the file says; the plain class obeys the file."""
+    transformers = pytest.importorskip("transformers")
+    known = load_tokenizer(story)
+    auto, plain = (
+        getattr(transformers, name).from_pretrained(story)
+        for name in ("AutoTokenizer", "PreTrainedTokenizerFast")
+    )
+    texts = ("Once upon a time", "Lily and Tom!", "One day, a cat  sat. The end.")
+    for text in (*texts, "  two blanks", "日本", "The end. <|end_story|>", "<|start_story|>Once"):
+        ids = known.encode(text)
+        assert ids == plain(text)["input_ids"][text.startswith("<") :]
+        if text in texts:
+            assert ids == auto(text)["input_ids"]
+            assert known.decode(ids) == plain.decode(ids[1:]) == text
+
+
+# ---- templates ---------------------------------------------------------------------------------
+
+
+def with_template(source: Any, **settings: Any) -> Tokenizer:
+    return Tokenizer(backend("byte_level"), {"chat_template": source} | settings, "here")
+
+
+def test_a_template_may_ask_for_the_date() -> None:
+    found = with_template("{{ strftime_now('%Y-%m') }}").render(chat("a"))
+    assert found in {datetime.now().strftime("%Y-%m"), f"{datetime.now():%Y-%m}"}
+
+
+@pytest.mark.parametrize(
+    ("token", "text"),
+    [("<|end|>", "<|end|>"), (special("<|end|>"), "<|end|>"), (None, ""), ({"lstrip": True}, "")],
+)
+def test_special_tokens_as_string_object_or_null(token: Any, text: str) -> None:
+    known = with_template("[{{ bos_token }}]", bos_token=token)
+    assert known.render(chat("a")) == f"[{text}]"
+
+
+def test_templates_by_name() -> None:
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
+    assert with_template(named).render(chat("a")) == "yes"
+    with pytest.raises(TokenizerError, match="no chat template named default, only rag"):
+        with_template(named[:1]).render(chat("a"))
+
+
+@pytest.mark.parametrize("source", [None, 3, {}], ids=str)
+def test_no_template(source: Any) -> None:
+    with pytest.raises(TokenizerError, match="has no chat template; use a plain prompt"):
+        with_template(source).encode_chat(chat("a"))
+
+
+def test_the_template_file_beside_the_tokenizer_wins(tmp_path: Path) -> None:
+    loaded(tmp_path, "llama3")
+    (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
+    assert load_tokenizer(tmp_path).render(chat("a")) == "file é"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for",
+        "{% endif %}",
+        "{{ raise_exception('not today') }}",
+        "{{ messages[7].content.upper() }}",
+        "{{ 1 / 0 }}",
+        "{{ messages[0].content + 1 }}",
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{{ range(10 ** 9) | list }}",
+        "{{ 'a'.encode('nonsense') }}",
+        "{{ nonsense() }}",
+        "{% include 'file' %}",
+        "{%- macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_a_template_that_fails_is_one_named_error(source: str) -> None:
+    with pytest.raises(TokenizerError, match="^here: the chat template"):
+        with_template(source).encode_chat(chat("a"))
+
+
+def test_messages_are_not_the_templates_to_change() -> None:
+    messages = chat("a", "b", "c")
+    with_template("{% for m in messages %}{% set m = 1 %}{% endfor %}x").encode_chat(messages)
+    assert messages == chat("a", "b", "c")
+
+
+# ---- control tokens in a user's text -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CAREFUL)
+@given(data=st.data())
+def test_control_tokens_in_messages_stay_text(name: str, data: st.DataObject) -> None:
+    """Wherever they stand, in whichever message: the template's own control ids are all there are,
+    and what the message says can be read back."""
+    known, control = tokenizer(name), SP_CONTROL if "llama2" in name else BYTE_CONTROL
+    plain = data.draw(words.filter(lambda text: text.strip()))
+    place = data.draw(st.integers(0, len(plain)))
+    token = data.draw(st.sampled_from(control))
+    attack = plain[:place] + token + plain[place:]
+    where = data.draw(st.sampled_from(("system", "user", "assistant", "last")))
+    texts = {each: "a" for each in ("system", "user", "assistant", "last")}
+
+    def encode(text: str) -> tuple[int, ...]:
+        said = texts | {where: text}
+        messages = chat(said["user"], said["assistant"], said["last"], system=said["system"])
+        return known.encode_chat(messages).ids
+
+    attacked, harmless = encode(attack), encode(plain)
+    assert control_ids(known, attacked) == control_ids(known, harmless)
+    assert token in backend_text(known, attacked)
+
+
+def control_ids(known: Tokenizer, ids: tuple[int, ...]) -> list[int]:
+    return [id_ for id_ in ids if id_ in known.control_ids]
+
+
+def backend_text(known: Tokenizer, ids: tuple[int, ...]) -> str:
+    """What the ids that are no control tokens say."""
+    return known.backend.decode([id_ for id_ in ids if id_ not in known.control_ids])
+
+
+@pytest.mark.parametrize("name", CAREFUL)
+def test_the_rest_of_the_chat_is_read_as_ever(name: str) -> None:
+    """A control token in one message changes no other message's ids, nor the template's."""
+    known, token = tokenizer(name), "</s>" if "llama2" in name else "<|eot|>"
+
+    def encode(last: str) -> tuple[int, ...]:
+        return known.encode_chat(chat("Hello there!", "The fox.", f"well {last} then")).ids
+
+    ids, plain = encode(token), encode("q")
+    start = next(n for n, (a, b) in enumerate(zip(ids, plain, strict=False)) if a != b)
+    stop = next(n for n, (a, b) in enumerate(zip(ids[::-1], plain[::-1], strict=False)) if a != b)
+    assert "well" in known.backend.decode(list(ids[:start]))[-6:]
+    assert known.backend.decode(list(ids[-stop:])).startswith((" then", "then"))
+    assert known.backend.decode(list(ids[start:-stop])).strip() == token
+
+
+def test_nested_and_overlapping_control_tokens_stay_text() -> None:
+    known = tokenizer("llama3")
+    for text in ("<|e<|eot|>ot|>", "<|eot|><|eot|>", "<|begin<|begin|>|>", "<|trim|> <|eot|>"):
+        ids = known.encode_chat(chat(text)).ids
+        assert control_ids(known, ids) == control_ids(known, known.encode_chat(chat("a")).ids)
+        assert text in backend_text(known, ids)
+
+
+def test_private_use_characters_are_only_characters() -> None:
+    """They stand in for control tokens while the template runs; a user's own stay what they are."""
+    known = tokenizer("llama3")
+    text = "\ue000 \ue001<|eot|>\ue002 \uf8ff"
+    assert text in backend_text(known, known.encode_chat(chat(text)).ids)
+
+
+def test_marks_do_not_run_out() -> None:
+    """However many control tokens the chat holds, and though it holds all the marks of one plane."""
+    known = tokenizer("llama3")
+    everything = "".join(BYTE_CONTROL)
+    ids = known.encode_chat(chat(*[everything] * 1101)).ids
+    assert ids.count(known.id_of("<|eot|>")) == 1101
+    taken = "".join(map(chr, range(0xE000, 0xF900)))
+    ids = known.encode_chat(chat(taken + everything)).ids
+    assert ids.count(known.id_of("<|eot|>")) == 1
+    assert taken + everything in backend_text(known, ids)
+
+
+def test_markup_that_is_no_control_token_is_read_as_ever() -> None:
+    known = tokenizer("llama3")
+    assert known.id_of("<note>") in known.encode_chat(chat("a <note> b")).ids
+
+
+# ---- plain prompts -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama2_metaspace", "llama3"])
+def test_one_bos_whoever_wrote_it(name: str) -> None:
+    known = tokenizer(name)
+    bos = known.special["bos_token"]
+    ids = known.encode("Hello")
+    assert ids[0] == known.id_of(bos)
+    assert ids.count(ids[0]) == 1
+    again = known.encode(f"{bos}Hello")
+    assert again.count(ids[0]) == 1
+    assert again[0] == ids[0]
+    twice = known.encode(f"{bos}{bos}Hello")  # the text's own, as it stands
+    assert twice.count(ids[0]) == 2
+
+
+def test_plain_prompts_may_write_control_tokens() -> None:
+    known = tokenizer("llama3")
+    assert known.encode("a<|eot|>b")[2] == known.id_of("<|eot|>")
+
+
+def test_a_tokenizer_without_bos_gets_none() -> None:
+    known = tokenizer("chatml")
+    known.backend.encode("x")
+    assert known.encode("<|begin|><|begin|>x").count(known.id_of("<|begin|>")) == 3
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@given(text=words)
+def test_text_survives_the_round_trip(name: str, text: str) -> None:
+    known = tokenizer(name)
+    if "llama2" in name:  # these write a blank as the mark, and drop one at the start
+        assume("▁" not in text)
+        assume(name != "llama2_metaspace" or not text.startswith(" "))
+    assume(not any(token in text for token in known.control))
+    assert known.decode(known.encode(text)) == text
+
+
+# ---- kept answers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(TEMPLATES) - {"odd"}))
+@given(data=st.data())
+def test_answers_keep_their_ids(name: str, data: st.DataObject) -> None:
+    """As they were sampled, end token or none, though their text could be read otherwise."""
+    known = tokenizer(name)
+    any_id = st.integers(0, known.size - 1)
+    first, second = (tuple(data.draw(st.lists(any_id, min_size=1, max_size=8))) for _ in "ab")
+    messages = chat("Hello", "ignored", "And?", "ignored too", "a")
+    system = data.draw(st.sampled_from((None, "You are a fox.")))
+    shift = 0 if system is None else 1
+    messages = chat(*(message["content"] for message in messages), system=system)
+    found = known.encode_chat(messages, {1 + shift: first, 3 + shift: second})
+    assert [found.ids[start:stop] for start, stop in found.answers] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("llama3", "<|eot|>"), ("chatml", "<|im_end|>"), ("marked", "<|end|>"), ("llama2", "</s>")],
+)
+def test_the_end_token_stands_once(name: str, end: str) -> None:
+    """Whether the answer was sampled with it, or broken off before it."""
+    known = tokenizer(name)
+    id_ = known.id_of(end)
+    answer = tuple(known.backend.encode("The fox", add_special_tokens=False).ids)
+    messages = chat("Hello", "The fox", "And?")
+    whole, broken = (known.encode_chat(messages, {1: ids}) for ids in ((*answer, id_), answer))
+    assert [ids.ids.count(id_) for ids in (whole, broken)] == [known.encode_chat(messages).ids.count(id_)] * 2
+    start, stop = whole.answers[0]
+    assert whole.ids[stop - 1] == id_
+    assert broken.ids[: stop - 1] == whole.ids[: stop - 1]
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama2_metaspace", "llama3", "chatml"])
+def test_a_turn_begins_with_all_that_was_read_before(name: str) -> None:
+    """So that caches can be reused: the last prompt, then the answer's ids, are a prefix."""
+    known = tokenizer(name)
+    first = known.encode_chat(chat("Hello there")).ids
+    end = {"chatml": "<|im_end|>", "llama3": "<|eot|>"}.get(name, "</s>")
+    answer = (*known.backend.encode("The fox said", add_special_tokens=False).ids, known.id_of(end))
+    second = known.encode_chat(chat("Hello there", "The fox said", "And?"), {1: answer}).ids
+    assert second[: len(first) + len(answer)] == (*first, *answer)
+
+
+def test_answers_as_text_are_encoded_as_before() -> None:
+    known = tokenizer("chatml")
+    messages = chat("Hello", "The fox", "And?")
+    answer = tuple(known.backend.encode("The fox", add_special_tokens=False).ids)
+    assert known.encode_chat(messages, {1: answer}).ids == known.encode_chat(messages).ids
+
+
+def test_a_template_that_rewrites_answers_gets_their_text() -> None:
+    """One that drops, doubles or reorders them cannot keep their ids; the chat is encoded anew."""
+    for source in (
+        "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+        "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+    ):
+        known = with_template(source)
+        messages = chat("a", "b", "c", "d", "e")
+        assert known.encode_chat(messages, {1: (5,), 3: (6,)}) == known.encode_chat(messages)
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: no such file; .*save_pretrained"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"model": 3}', '"x"', "\x00"])
+def test_malformed_tokenizers(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(TokenizerError, match="not a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(TokenizerError, match="not a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_malformed_settings(tmp_path: Path) -> None:
+    loaded(tmp_path, "llama3")
+    for text in ("{", "[]", '"x"'):
+        (tmp_path / "tokenizer_config.json").write_text(text)
+        with pytest.raises(ConfigError, match="tokenizer_config.json"):
+            load_tokenizer(tmp_path)
+
+
+def test_a_template_file_that_is_no_text(tmp_path: Path) -> None:
+    loaded(tmp_path, "llama3")
+    (tmp_path / "chat_template.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(BadInput, match=r"chat_template.jinja.*UTF-8"):
+        load_tokenizer(tmp_path)
+
+
+def test_settings_are_optional(tmp_path: Path) -> None:
+    loaded(tmp_path, "llama3")
+    (tmp_path / "tokenizer_config.json").unlink()
+    known = load_tokenizer(tmp_path)
+    assert known.decode(known.encode("Hello")) == "Hello"
+    write_json(tmp_path / "special_tokens_map.json", {"bos_token": "<|begin|>"})
+    assert load_tokenizer(tmp_path).special == {"bos_token": "<|begin|>"}
+
+
+def test_truncation_and_padding_of_the_file_are_not_obeyed(tmp_path: Path) -> None:
+    loaded(tmp_path, "llama3")
+    data = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    data["truncation"] = {
+        "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0
+    }  # fmt: skip
+    data["padding"] = {
+        "strategy": {"Fixed": 40}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<pad>",
+    }  # fmt: skip
+    write_json(tmp_path / "tokenizer.json", data)
+    text = "Once there was a fox"
+    assert load_tokenizer(tmp_path).encode(text) == tokenizer("llama3").encode(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_size_is_past_the_largest_id(kind: str) -> None:
+    known = Tokenizer(backend(kind), {}, "here")
+    assert known.size == max(backend(kind).get_vocab(with_added_tokens=True).values()) + 1
+    check_tokenizer(known, known.size)
+    check_tokenizer(known, known.size + 8)  # padded embeddings
+    with pytest.raises(TokenizerError, match=f"{known.size} ids, the model embeds {known.size - 1}"):
+        check_tokenizer(known, known.size - 1)
+
+
+def test_vocabularies_that_differ(tmp_path: Path) -> None:
+    base = loaded(tmp_path / "a", "llama3")
+    check_same_vocabulary(base, loaded(tmp_path / "b", "llama3"))
+    text = (tmp_path / "b" / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "b" / "tokenizer.json").write_text(text.replace("<|eot|>", "<|EOT|>"))
+    other = load_tokenizer(tmp_path / "b")
+    with pytest.raises(TokenizerError, match=r"differ in 2 tokens, such as '<\|EOT\|>'"):
+        check_same_vocabulary(base, other)
+    with pytest.raises(TokenizerError, match="differ in"):
+        check_same_vocabulary(base, loaded(tmp_path / "c", "llama2"))
+    assert base.fingerprint != other.fingerprint
+    assert base.fingerprint == load_tokenizer(tmp_path / "a").fingerprint
+
+
+def test_permuted_ids_are_another_vocabulary(tmp_path: Path) -> None:
+    base = loaded(tmp_path / "a", "llama3")
+    path = tmp_path / "b" / "tokenizer.json"
+    loaded(tmp_path / "b", "llama3")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    vocab = data["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    write_json(path, data)
+    with pytest.raises(TokenizerError, match="differ in 2 tokens, such as 'a'"):
+        check_same_vocabulary(base, load_tokenizer(tmp_path / "b"))
+    assert base.fingerprint != load_tokenizer(tmp_path / "b").fingerprint
+
+
+def test_a_goldens_config_reads() -> None:
+    assert LlamaConfig  # the goldens of chats hold no model
+    assert not list(GOLDENS.glob("config.json"))
