@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,12 +26,12 @@ class Placement:
     counts: tuple[int, ...]
     width: int
 
-    @property
+    @cached_property
     def stop(self) -> int:
         """The first column that no row of the block has filled after the forward."""
         return max(start + count for start, count in zip(self.starts, self.counts, strict=True))
 
-    @property
+    @cached_property
     def uniform(self) -> bool:
         """Whether all rows start together and none is padded."""
         return set(self.starts) == {self.starts[0]} and set(self.counts) == {self.width}

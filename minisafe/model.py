@@ -26,8 +26,8 @@ from minisafe.slots import BoundSlots, Slot
 class Step:
     """All that one forward's layers share: positions, rotations, masks, adapters, slots."""
 
-    cos: Tensor  # (B, T, 1, head_dim / 2)
-    sin: Tensor  # (B, T, 1, head_dim / 2)
+    cos: Tensor  # (B, T, 1, head_dim)
+    sin: Tensor  # (B, T, 1, head_dim), the first half negative
     masks: dict[int | None, Tensor | None]  # window -> (B, 1, T, n), True where a query looks
     causal: bool  # the block is the whole sequence, so the lower triangle says it all
     slots: BoundSlots
@@ -64,10 +64,7 @@ def rotate(x: Tensor, step: Step) -> Tensor:
 
     x: (B, T, heads, head_dim)
     """
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat(
-        (first * step.cos - second * step.sin, second * step.cos + first * step.sin), dim=-1
-    )
+    return x * step.cos + x.roll(x.shape[-1] // 2, dims=-1) * step.sin
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -105,7 +102,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(x, step))
-        q, k = rotate(q, step).transpose(1, 2), rotate(k, step).transpose(1, 2)
+        rotated = rotate(torch.cat((q, k), dim=2), step)  # one pass over the heads of both
+        q, k = torch.split(rotated.transpose(1, 2), (q.shape[2], k.shape[2]), dim=1)
         v = v.transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)
@@ -281,14 +279,16 @@ class Llama(nn.Module):
         return masks
 
     def rotary(self, n: int) -> tuple[Tensor, Tensor]:
-        """cos and sin of the angles of positions 0 to n - 1 at least, (>= n, head_dim / 2) each."""
+        """Rotations of positions 0 to n - 1 at least, as `Step` has them: (>= n, head_dim) each."""
         table = self._rotary
         stale = table is None or table[0].dtype != self.dtype or table[0].device != self.device
         if stale or table is None or len(table[0]) < n:
             size = min(max(2 * n, 256), max(n, self.config.max_positions))
             angles = torch.outer(torch.arange(size).float(), inverse_frequencies(self.config))
-            cos, sin = (y.to(self.device, self.dtype) for y in (angles.cos(), angles.sin()))
-            table = self._rotary = (cos, sin)
+            cos, sin = angles.cos(), angles.sin()
+            cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+            table = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
+            self._rotary = table
         return table
 
     def tensors(self) -> Iterator[tuple[str, nn.Module, str]]:

@@ -1,0 +1,61 @@
+"""Projections: the weight on the left gives the products that `F.linear` gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import random_ids, random_model, tiny_config
+
+from minisafe import linear as module
+from minisafe.linear import FEW_ROWS, linear
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, FEW_ROWS])
+@pytest.mark.parametrize("bias", [False, True])
+def test_weight_on_the_left_equals_f_linear(
+    monkeypatch: pytest.MonkeyPatch, rows: int, bias: bool
+) -> None:
+    monkeypatch.setattr(module, "has_amx", lambda: True)
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, 1, 96, generator=generator).bfloat16()
+    weight = torch.randn(40, 96, generator=generator).bfloat16()
+    offset = torch.randn(40, generator=generator).bfloat16() if bias else None
+    with torch.inference_mode():
+        y = linear(x, weight, offset)
+        expected = F.linear(x, weight, offset)
+    # sums of 96 products in float32, rounded to bf16 once or (with a bias) twice
+    torch.testing.assert_close(y, expected, atol=0.1 if bias else 0.05, rtol=2**-7)
+    assert y.shape == expected.shape
+    exact = F.linear(x.double(), weight.double(), None if offset is None else offset.double())
+    assert (y.double() - exact).abs().max() <= 2 * (expected.double() - exact).abs().max() + 0.05
+
+
+def test_it_is_used_only_for_few_rows_of_bf16_without_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[int] = []
+    real = torch.mm
+    monkeypatch.setattr(module, "has_amx", lambda: True)
+    monkeypatch.setattr(torch, "mm", lambda a, b: used.append(b.shape[1]) or real(a, b))
+    weight = torch.randn(8, 16).bfloat16()
+    with torch.inference_mode():
+        linear(torch.randn(FEW_ROWS + 1, 16).bfloat16(), weight, None)
+        linear(torch.randn(2, 16), weight.float(), None)
+        assert used == []
+        linear(torch.randn(1, 16).bfloat16(), weight, None)
+        assert used == [2]  # one row goes as two alike
+    linear(torch.randn(2, 16).bfloat16(), weight, None)
+    assert used == [2]
+
+
+def test_a_bf16_model_decodes_alike_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(tiny_config(), seed=2, dtype=torch.bfloat16)
+    ids = random_ids(model, 2, 3)
+    with torch.inference_mode():
+        monkeypatch.setattr(module, "has_amx", lambda: False)
+        plain = model(ids)
+        monkeypatch.setattr(module, "has_amx", lambda: True)
+        left = model(ids)
+    spread = float(plain.float().std())
+    assert float((left - plain).float().abs().max()) < 0.1 * spread
