@@ -365,16 +365,6 @@ def read_adapter_tensors(
     return found
 
 
-def merge_adapter(model: Llama, adapter: LoraAdapter) -> None:
-    """Add an adapter's deltas to the model's own weights, computed in float32."""
-    tensors = {name: (holder, attribute) for name, holder, attribute in model.tensors()}
-    for name, delta in adapter.deltas.items():
-        holder, attribute = tensors[f"{name}.weight"]
-        weight = getattr(holder, attribute)
-        merged = (weight.float() + delta.weight()).to(weight.dtype)  # never into the mapped file
-        setattr(holder, attribute, nn.Parameter(merged, requires_grad=False))
-
-
 def _require(found: dict[tuple[str, str], Tensor], name: str, part: str, directory: Path) -> Tensor:
     if (name, part) not in found:
         raise AdapterError(f"{directory / ADAPTER_WEIGHTS}: lacks lora_{part} of {name}")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minisafe.checkpoint import load_adapter, load_model, merge_adapter
+from minisafe.checkpoint import load_adapter, load_model
+from minisafe.editing import merge_adapter
 from minisafe.engine import Event, Generation, Guidance, Request
 from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.guidance import SGDS, Plain

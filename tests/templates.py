@@ -130,7 +130,9 @@ CHATS: list[list[dict[str, str]]] = [
     chat("  What is the sea?\n", "Water, mostly.", "Why?"),
     chat("Tell me more", system="You are brief."),
     chat("a", "b", "c", "d", "e\n\n", system=""),
-    chat("Größe, 日本 and 🦊!", "\tÇa va \u2028 bien \x07 'quoted' \"twice\" <b>&amp;</b>", "{{ x }}"),
+    chat(
+        "Größe, 日本 and 🦊!", "\tÇa va \u2028 bien \x07 'quoted' \"twice\" <b>&amp;</b>", "{{ x }}"
+    ),
     chat("   ", "   answer with   blanks ", "\n\n"),
     [*chat("One."), *chat("Two.")],
 ]

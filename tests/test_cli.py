@@ -6,11 +6,9 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -108,7 +106,9 @@ def test_a_prompt_is_continued(run: Run, world: World) -> None:
     found = run("generate", *flags(world), "The fox")
     (expected,) = api(world).generate(["The fox"])
     assert (found.code, found.out) == (0, expected.text + "\n")
-    assert found.err == "safe decoding: SA (layer 1, scale 1.25, last) + sGDS (adapter, lambda 0.99)\n"
+    assert (
+        found.err == "safe decoding: SA (layer 1, scale 1.25, last) + sGDS (adapter, lambda 0.99)\n"
+    )
 
 
 @pytest.mark.parametrize("source", ["argument", "file", "stdin", "dash", "lines"])
@@ -144,9 +144,12 @@ def test_the_fields_of_json(run: Run, world: World) -> None:
     (said,) = found.objects
     assert said.pop("timings_ms").keys() == {"prefill", "total"}
     assert said == {
-        "prompt_tokens": expected.prompt_tokens, "tokens": list(expected.tokens),
-        "text": expected.text, "finish_reason": "length", "applied": json.loads(json.dumps(expected.applied)),
-    }  # fmt: skip
+        "prompt_tokens": expected.prompt_tokens,
+        "tokens": list(expected.tokens),
+        "text": expected.text,
+        "finish_reason": "length",
+        "applied": json.loads(json.dumps(expected.applied)),
+    }
     assert said["applied"]["sgds"]["lambda"] == 0.99
     plain = run("generate", *flags(world, safe=False), "--json", "The fox")
     assert plain.objects[0]["applied"] == {"safe": False, "sa": None, "sgds": None}
@@ -176,12 +179,14 @@ def test_every_flag_is_heard(run: Run, world: World) -> None:
         answer.pop("timings_ms")
         return json.dumps(answer)
 
+    stop = json.loads(said())["text"][2:4]
     changed: list[dict[str, object]] = [
         {}, {"safe": False}, {"expert": world.expert}, {"sa_layer": 0}, {"sa_scale": 3},
         {"expert": None, "expert_system": "You are careless."}, {"sa_positions": "all"},
-        {"sgds_lambda": 0.5}, {"margin": 0.2}, {"seed": 1}, {"max_new_tokens": 9}, {"edit": world.adapter},
-        {"temperature": 2.0}, {"top_k": 2}, {"top_p": 0.4}, {"min_p": 0.5}, {"stop": "e"},
-        {"presence_penalty": 9}, {"system": "Be kind."}, {"dtype": "bfloat16"}, {"frequency_penalty": 5},
+        {"sgds_lambda": 0.5}, {"margin": 0.2}, {"seed": 1}, {"max_new_tokens": 9},
+        {"edit": world.adapter}, {"temperature": 2.0}, {"top_k": 2}, {"top_p": 0.4},
+        {"min_p": 0.5}, {"stop": stop}, {"presence_penalty": 9}, {"frequency_penalty": 0.5},
+        {"system": "Be kind."}, {"dtype": "bfloat16"},
     ]  # fmt: skip
     assert len({said(**each) for each in changed}) == len(changed)
     assert said(threads=1, device="cpu", allow_padding=True, safe=True) == said()
@@ -256,10 +261,10 @@ def test_a_conversation_as_json(run: Run, world: World) -> None:
 def test_commands(run: Run, world: World) -> None:
     found = talk(
         run, world, "Hello there!", "/reset", "Hello there!", "/safe off", "Why?", "/safe on",
-        "/set sgds-lambda 0.5", "/set max_new_tokens 3", "Why?", "/set stop e", "/set system A bird.",
-        "/help", "/quit", "never said", json=True,
+        "/set sgds-lambda 0.5", "/set max_new_tokens 3", "Why?", "/set stop e",
+        "/set system A bird.", "/help", "/quit", "never said", json=True,
     )  # fmt: skip
-    first, again, unsafe, short = found.objects
+    first, again, _, short = found.objects
     assert found.code == 0
     assert first["tokens"] == again["tokens"]
     assert [each["applied"]["safe"] for each in found.objects] == [True, True, False, True]
@@ -315,9 +320,7 @@ def test_messages_that_cannot_be_answered_end_a_piped_chat(run: Run, world: Worl
     assert re.search(r"the prompt has \d+ tokens; the model's context holds 512", found.errors[0])
 
 
-def test_at_a_terminal_they_do_not(
-    run: Run, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_a_terminal_they_do_not(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = iter(["fox " * 600, KeyboardInterrupt(), "Why?"])
 
     def asked(prompt: str) -> str:
@@ -519,9 +522,11 @@ def with_shards(weight_map: dict[str, str]) -> Spoil:
 
 
 def with_adapter(**config: Any) -> Spoil:
-    return lambda world, path: flags(
-        world, expert=world.edited(world.adapter, path, "adapter_config.json", **config)
-    ) + ["Hi"]
+    def spoil(world: World, path: Path) -> list[object]:
+        adapter = world.edited(world.adapter, path, "adapter_config.json", **config)
+        return [*flags(world, expert=adapter), "Hi"]
+
+    return spoil
 
 
 def with_flags(*args: object, **changes: object) -> Spoil:
@@ -741,8 +746,8 @@ class Allocator:
         size = 4 * torch.Size(shape[0] if not isinstance(shape[0], int) else shape).numel()
         if size > self.limit:
             raise RuntimeError(
-                f"[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: "
-                f"you tried to allocate {size} bytes. Error code 12 (Cannot allocate memory)\nmore"
+                "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory:"
+                f" you tried to allocate {size} bytes. Error code 12 (Cannot allocate memory)\nmore"
             )
         return torch.empty(*shape, **options).zero_()
 
@@ -832,8 +837,8 @@ def start(world: World) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     def begin(*args: object) -> subprocess.Popen[bytes]:
         command = [sys.executable, str(ROOT / "cli.py"), *map(str, args)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment))  # fmt: skip
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        started.append(subprocess.Popen(command, env=environment, **pipes))
         return started[-1]
 
     yield begin
@@ -854,7 +859,7 @@ def test_ctrl_c_in_a_process(start: Callable[..., subprocess.Popen[bytes]], worl
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert err.endswith(b"max_new_tokens is 2\n")
-    assert 2 <= len(out.splitlines())
+    assert len(out.splitlines()) >= 2
     assert b"Traceback" not in err
 
 

@@ -385,9 +385,7 @@ def test_a_generation_closed_early_leaves_the_caches_whole() -> None:
     again = plain_generation([Request(((1, 2),), max_new_tokens=6)])
     whole = [event.id for event in again]
     assert [event.id for event in first] == whole[:3]
-    rest = Generation(
-        generation.lockstep, Plain(), [Request(((first[-1].id,),), max_new_tokens=3)]
-    )
+    rest = Generation(generation.lockstep, Plain(), [Request(((first[-1].id,),), max_new_tokens=3)])
     assert [event.id for event in rest] == whole[3:]
 
 

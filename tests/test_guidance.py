@@ -207,7 +207,7 @@ def test_lambda_out_of_range(lam: float) -> None:
         lambda: check_guidance(lam, 0.0),
         lambda: SGDS(lam),
     ):
-        with pytest.raises(SettingError, match="lambda is .*expected 0 <= lambda < 1"):
+        with pytest.raises(SettingError, match=r"lambda is .*expected 0 <= lambda < 1"):
             use()
 
 

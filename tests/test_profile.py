@@ -157,9 +157,7 @@ def test_a_model_that_does_not_sample(
     ],
     ids=str,
 )
-def test_end_ids(
-    world: World, tmp_path: Path, generation: Any, config: Any, eos: set[int]
-) -> None:
+def test_end_ids(world: World, tmp_path: Path, generation: Any, config: Any, eos: set[int]) -> None:
     base = world.edited(world.base, tmp_path, "config.json", **config)
     write_json(base / "generation_config.json", generation)
     assert load(base=base).eos == eos
@@ -187,7 +185,7 @@ def test_resolve_takes_the_first_that_has_a_name() -> None:
     found = resolve({"top_k": 3}, {"top_k": 4, "top_p": 0.5}, {"top_p": 0.6, "seed": 7})
     assert (found.top_k, found.top_p, found.seed, found.min_p) == (3, 0.5, 7, 0.0)
     assert resolve() == Settings()
-    with pytest.raises(SettingError, match="unknown setting 'topk'; known: .*top_k"):
+    with pytest.raises(SettingError, match=r"unknown setting 'topk'; known: .*top_k"):
         resolve({"topk": 3})
 
 
@@ -218,10 +216,10 @@ def test_save_profile_and_load_it(world: World, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "profile.json"
     save_profile(settings, path, (world.vector, world.base / "config.json"))
     found = load_profile(path)
-    assert {name: found.settings[name] for name in settings if name not in ("base", "expert", "vector")} == {
-        name: settings[name] for name in settings if name not in ("base", "expert", "vector")
-    }  # fmt: skip
-    for name in ("base", "expert", "vector"):
+    parts = ("base", "expert", "vector")
+    assert found.settings.keys() == settings.keys()
+    assert all(found.settings[name] == settings[name] for name in set(settings) - set(parts))
+    for name in parts:
         assert Path(found.settings[name]).resolve() == Path(settings[name]).resolve()
         assert not Path(json.loads(path.read_text(encoding="utf-8"))[name]).is_absolute()
     assert set(found.sha256.values()) == {
@@ -301,7 +299,7 @@ def test_checksums_that_are_none(world: World, tmp_path: Path, value: Any) -> No
 def test_files_that_the_profile_vouches_for(world: World, tmp_path: Path) -> None:
     root = Path(shutil.copytree(world.root, tmp_path / "w"))
     weights = root / "base" / "model.safetensors"
-    given = {name: value for name, value in load_profile(root).settings.items()}
+    given = dict(load_profile(root).settings)
     save_profile(given, root / "profile.json", (weights, root / "vector.safetensors"))
     assert minisafe.load(root).applied["safe"]
     data = bytearray(weights.read_bytes())
@@ -319,7 +317,7 @@ def test_the_shipped_profile_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
     for home in (tmp_path / "minisafe" / "weights" / "tiny", tmp_path / "weights" / "tiny"):
         package = tmp_path / "minisafe" / "profile.py"
         monkeypatch.setattr("minisafe.profile.__file__", str(package))
-        with pytest.raises(ConfigError, match="no shipped profile .*--profile.*--base"):
+        with pytest.raises(ConfigError, match=r"no shipped profile .*--profile.*--base"):
             default_profile()
         home.mkdir(parents=True)
         write_json(home / "profile.json", {})
@@ -389,13 +387,15 @@ def test_what_to_do_is_said() -> None:
 
 def spoil_vector(world: World, tmp_path: Path, **metadata: Any) -> Path:
     made = safety_vector(base_model(), tokenizer("llama3"))
-    save_vector(SafetyVector(made.layers, {**made.metadata, **metadata}), tmp_path / "v.safetensors")
+    save_vector(
+        SafetyVector(made.layers, {**made.metadata, **metadata}), tmp_path / "v.safetensors"
+    )
     return tmp_path / "v.safetensors"
 
 
 def test_a_vector_of_another_size(world: World, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.ones((1, 31), np.float32))
-    with pytest.raises(VectorError, match="31 values.* has 32"):
+    with pytest.raises(VectorError, match=r"31 values.* has 32"):
         load(**world.flags(vector=tmp_path / "v.npy", sa_layer=1))
 
 
@@ -442,7 +442,7 @@ def test_an_experts_vocabulary(world: World, tmp_path: Path) -> None:
     text = (other / "tokenizer.json").read_text(encoding="utf-8")
     (other / "tokenizer.json").write_text(text.replace("<|eot|>", "<|EOT|>"), encoding="utf-8")
     for padding in (False, True):
-        with pytest.raises(TokenizerError, match="vocabularies .* differ in 2 tokens"):
+        with pytest.raises(TokenizerError, match=r"vocabularies .* differ in 2 tokens"):
             load(**world.flags(expert=other, allow_padding=padding))
     (other / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match="no such file"):
@@ -462,7 +462,9 @@ def test_padding_at_the_vocabularys_end(world: World, tmp_path: Path, padded: st
         parts = {"base": world.base, "expert": large}
     flags = {**parts, "sa_scale": 0.0}
     sizes = (size + 7, size) if padded == "base" else (size, size + 7)
-    with pytest.raises(SafetyError, match=f"base embeds {sizes[0]} ids and the expert {sizes[1]}.*--allow-padding"):
+    with pytest.raises(
+        SafetyError, match=f"base embeds {sizes[0]} ids and the expert {sizes[1]}.*--allow-padding"
+    ):
         load(**flags)
     session = load(**flags, allow_padding=True)
     assert session.n_ids == size
@@ -516,7 +518,7 @@ def test_devices_that_are_not_there(world: World, device: str) -> None:
 
 
 def test_an_edit_is_merged_into_the_base(world: World) -> None:
-    """As an edited model is shipped: its own weights have changed, and the vector's maker is told."""
+    """As an edited model is shipped: the weights have changed, and that is said of the vector."""
     plain, edited = load(base=world.base), load(base=world.base, edit=world.adapter)
     expected = merged(plain.model, load_adapter(world.adapter, plain.model))
     changed = 0

@@ -59,7 +59,7 @@ def obvious(log_probs: torch.Tensor, settings: Sampling, counts: dict[int, int])
         p = normal(p)
     kept, total = set(), 0.0  # top-p
     for token in order:
-        if total < settings.top_p:
+        if total < settings.top_p or settings.top_p == 1:
             kept.add(token)
         total += p[token]
     p = normal(np.array([p[token] if token in kept else 0.0 for token in range(len(p))]))
@@ -74,9 +74,9 @@ def near_a_threshold(log_probs: torch.Tensor, settings: Sampling, counts: dict[i
     sums = np.cumsum(p)
     kept = p[: int(np.argmax(sums >= settings.top_p)) + 1]
     return bool(
-        (np.abs(sums - settings.top_p) < NEAR).any() and settings.top_p < 1
+        (settings.top_p < 1 and (np.abs(sums - settings.top_p) < NEAR).any())
         or (np.abs(kept / kept[0] - settings.min_p) < NEAR * max(settings.min_p, 0.01)).any()
-        or (np.abs(np.diff(p)) < 1e-9).any() and settings.top_k
+        or (settings.top_k > 0 and (np.abs(np.diff(p)) < 1e-9).any())
     )  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def test_another_distribution_is_told_apart() -> None:
     generator, n = row_generator(7, 0), 3000
     log_probs = torch.tensor(PROBABILITIES).log()
     drawn = Counter(sample(log_probs, Sampling(1.0), {}, generator) for _ in range(n))
-    wrong = n * (np.array(PROBABILITIES) + [0.02, 0, 0, 0, 0, 0, -0.02, 0])
+    wrong = n * np.add(PROBABILITIES, [0.02, 0, 0, 0, 0, 0, -0.02, 0])
     assert sum((drawn[t] - wrong[t]) ** 2 / wrong[t] for t in range(8)) > CRITICAL[7]
 
 

@@ -263,7 +263,9 @@ def test_a_system_prompt_that_changes_nothing_is_no_expert(
     base = world.copy(world.base, tmp_path)
     deaf = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
     write_tokenizer(base, "byte_level", BYTE | {"chat_template": deaf})
-    session = load(world, base=base, expert=None, expert_system="You are careless.", vector=None, sa_scale=0.0)
+    session = load(
+        world, base=base, expert=None, expert_system="You are careless.", vector=None, sa_scale=0.0
+    )
     with pytest.raises(SafetyError, match="chat template leaves it out"):
         session.generate(["The fox"], chat=True)
 
@@ -310,7 +312,9 @@ def test_settings_change_for_the_text_to_come(world: World) -> None:
     assert both.applied["sa"] == again.applied["sa"] | {"positions": "all"}
 
 
-@pytest.mark.parametrize("name", ["base", "expert", "vector", "dtype", "device", "safe", "nonsense"])
+@pytest.mark.parametrize(
+    "name", ["base", "expert", "vector", "dtype", "device", "safe", "nonsense"]
+)
 def test_what_needs_a_new_load(world: World, name: str) -> None:
     with pytest.raises(SettingError, match=f"'{name}' cannot be changed now; expected one of max_"):
         load(world).with_settings({name: None})

@@ -182,7 +182,12 @@ def test_after_a_stop_string_nothing_is_shown() -> None:
 
 def test_what_is_no_stop_string_in_the_end_is_shown() -> None:
     stream = StopFilter(["end!"])
-    assert [stream.push(piece) for piece in ("the e", "n", "d", "ing")] == ["the ", "", "", "ending"]
+    assert [stream.push(piece) for piece in ("the e", "n", "d", "ing")] == [
+        "the ",
+        "",
+        "",
+        "ending",
+    ]
     assert stream.push("en") == ""
     assert stream.finish() == "en"
 

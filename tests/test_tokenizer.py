@@ -166,7 +166,7 @@ def test_the_template_file_beside_the_tokenizer_wins(tmp_path: Path) -> None:
     ],
 )
 def test_a_template_that_fails_is_one_named_error(source: str) -> None:
-    with pytest.raises(TokenizerError, match="^here: the chat template"):
+    with pytest.raises(TokenizerError, match=r"^here: the chat template"):
         with_template(source).encode_chat(chat("a"))
 
 
@@ -190,7 +190,7 @@ def test_control_tokens_in_messages_stay_text(name: str, data: st.DataObject) ->
     token = data.draw(st.sampled_from(control))
     attack = plain[:place] + token + plain[place:]
     where = data.draw(st.sampled_from(("system", "user", "assistant", "last")))
-    texts = {each: "a" for each in ("system", "user", "assistant", "last")}
+    texts = dict.fromkeys(("system", "user", "assistant", "last"), "a")
 
     def encode(text: str) -> tuple[int, ...]:
         said = texts | {where: text}
@@ -243,7 +243,7 @@ def test_private_use_characters_are_only_characters() -> None:
 
 
 def test_marks_do_not_run_out() -> None:
-    """However many control tokens the chat holds, and though it holds all the marks of one plane."""
+    """However many control tokens the chat holds, and though it holds a whole plane of marks."""
     known = tokenizer("llama3")
     everything = "".join(BYTE_CONTROL)
     ids = known.encode_chat(chat(*[everything] * 1101)).ids
@@ -327,8 +327,10 @@ def test_the_end_token_stands_once(name: str, end: str) -> None:
     answer = tuple(known.backend.encode("The fox", add_special_tokens=False).ids)
     messages = chat("Hello", "The fox", "And?")
     whole, broken = (known.encode_chat(messages, {1: ids}) for ids in ((*answer, id_), answer))
-    assert [ids.ids.count(id_) for ids in (whole, broken)] == [known.encode_chat(messages).ids.count(id_)] * 2
-    start, stop = whole.answers[0]
+    assert [ids.ids.count(id_) for ids in (whole, broken)] == [
+        known.encode_chat(messages).ids.count(id_)
+    ] * 2
+    _, stop = whole.answers[0]
     assert whole.ids[stop - 1] == id_
     assert broken.ids[: stop - 1] == whole.ids[: stop - 1]
 
@@ -388,7 +390,7 @@ def test_malformed_settings(tmp_path: Path) -> None:
     loaded(tmp_path, "llama3")
     for text in ("{", "[]", '"x"'):
         (tmp_path / "tokenizer_config.json").write_text(text)
-        with pytest.raises(ConfigError, match="tokenizer_config.json"):
+        with pytest.raises(ConfigError, match=r"tokenizer_config.json"):
             load_tokenizer(tmp_path)
 
 
@@ -429,7 +431,9 @@ def test_the_size_is_past_the_largest_id(kind: str) -> None:
     assert known.size == max(backend(kind).get_vocab(with_added_tokens=True).values()) + 1
     check_tokenizer(known, known.size)
     check_tokenizer(known, known.size + 8)  # padded embeddings
-    with pytest.raises(TokenizerError, match=f"{known.size} ids, the model embeds {known.size - 1}"):
+    with pytest.raises(
+        TokenizerError, match=f"{known.size} ids, the model embeds {known.size - 1}"
+    ):
         check_tokenizer(known, known.size - 1)
 
 

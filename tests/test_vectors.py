@@ -182,7 +182,7 @@ def test_a_vector_for_another_model() -> None:
     made = vector(1)
     check_vector(made, "v", 6, 4, METADATA["tokenizer"])
     check_vector(SafetyVector(made.layers), "v", 6, 9, "any")  # states nothing to disagree with
-    with pytest.raises(VectorError, match="v: the vector has 6 values; .* stream has 8"):
+    with pytest.raises(VectorError, match=r"v: the vector has 6 values; .* stream has 8"):
         check_vector(made, "v", 8, 4, METADATA["tokenizer"])
     with pytest.raises(VectorError, match="v: made for a model of 4 layers; this one has 5"):
         check_vector(made, "v", 6, 5, METADATA["tokenizer"])
@@ -206,9 +206,7 @@ def conversations(draw: st.DrawFn) -> list[tuple[int, int | None]]:
 
 
 @given(st.sampled_from(POSITIONS), conversations())
-def test_which_positions_are_steered(
-    positions: str, answers: list[tuple[int, int | None]]
-) -> None:
+def test_which_positions_are_steered(positions: str, answers: list[tuple[int, int | None]]) -> None:
     """The prompt's last token predicts the answer's first; an answer's own tokens are generated."""
     end = answers[-1][0] + 5
     generated = {p for start, stop in answers for p in range(start, stop or end)}
@@ -228,13 +226,18 @@ def test_an_answer_without_tokens_has_nothing_generated() -> None:
 
 
 def test_unknown_positions() -> None:
-    with pytest.raises(SettingError, match=r"sa_positions is 'first'; expected one of prompt, last"):
+    with pytest.raises(
+        SettingError, match=r"sa_positions is 'first'; expected one of prompt, last"
+    ):
         Steering({}, 1.0, "first")
 
 
 def test_slots_of_a_steering() -> None:
     steering = Steering({1: torch.ones(2), 3: torch.zeros(2)}, 2.0, "all")
     slots = steering.slots(4, ((0, None),))
-    assert [(slot.layer, slot.rows, slot.scale) for slot in slots] == [(1, (4,), 2.0), (3, (4,), 2.0)]
+    assert [(slot.layer, slot.rows, slot.scale) for slot in slots] == [
+        (1, (4,), 2.0),
+        (3, (4,), 2.0),
+    ]
     assert steering.slots(0, ()) == []
     assert Steering({1: torch.ones(2)}, 0.0, "all").slots(0, ((0, None),)) == []

@@ -94,7 +94,7 @@ def answer(conversation: Chat, text: str, as_json: bool) -> None:
 
 @contextmanager
 def interruptible(conversation: Chat) -> Iterator[list[bool]]:
-    """Within it, a first Ctrl-C ends the answer and fills the list that it gives; a second leaves."""
+    """Within it, a first Ctrl-C ends the answer and fills the list it gives; a second leaves."""
     interrupted: list[bool] = []
 
     def note(number: int, frame: FrameType | None) -> None:
