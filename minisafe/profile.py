@@ -300,7 +300,7 @@ def decide_safe(settings: Settings) -> bool:
 def check_device(device: str) -> str:
     """Raise `SettingError` for a device that torch does not know or that is not there."""
     try:
-        torch.empty(0, device=torch.device(device))
+        torch.zeros(1, device=torch.device(device)).item()  # "meta" has no values to give
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
         raise SettingError(f"device {device!r} cannot be used ({first}); try cpu") from None

@@ -192,6 +192,8 @@ class Session:
         """
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; expected 1 or more")
+        if isinstance(prompts, str):
+            raise PromptError("prompts are one text; expected a list of texts")
         encoded = [self.encode(prompt, chat) for prompt in prompts]
         for ids in encoded:
             self.check_fits(ids)

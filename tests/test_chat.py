@@ -13,6 +13,7 @@ from torch import Tensor
 from worlds import E, World
 
 import minisafe
+from minisafe.cache import KVCache
 from minisafe.chat import Chat
 from minisafe.errors import (
     NonFiniteError,
@@ -339,6 +340,15 @@ def test_seeds_and_turns(world: World) -> None:
     assert conversation(1) == conversation(1) != conversation(2)
 
 
+def test_every_turn_draws_anew(world: World) -> None:
+    chat = new_chat(world, temperature=1.5, sgds_lambda=0.3)
+    say(chat, "Hello there!")
+    assert chat.turn == 1
+    other = fresh(chat)
+    other.turn = 0
+    assert say(other, "Why?") != say(chat, "Why?")
+
+
 def test_a_reset_chat_is_new(world: World) -> None:
     chat = new_chat(world, temperature=1.0)
     first = say(chat, "Hello there!")
@@ -472,6 +482,30 @@ def test_a_turn_that_fails_halfway(
     else:
         assert chat.messages == notes.messages
     notes.check("And?", say(chat, "And?"))
+
+
+def test_a_turn_that_breaks_down(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was read while the numbers broke down is read again."""
+    chat = new_chat(world)
+    say(chat, "Hello there!")
+    notes, forward, calls = notes_of(chat), Llama.forward, []
+
+    def broken(self: Llama, ids: Tensor, cache: KVCache | None = None, **options: Any) -> Tensor:
+        logits = forward(self, ids, cache, **options)
+        calls.append(self)
+        if len(calls) == 3 and cache is not None:
+            cache.keys.fill_(float("nan"))
+            logits = logits * float("nan")
+        return logits
+
+    monkeypatch.setattr(Llama, "forward", broken)
+    with pytest.raises(NonFiniteError, match="NaN or infinite logits"):
+        list(chat.send("Why?"))
+    notes.check("Why?", chat.result.tokens)
+    assert len(chat.result.tokens) == 2
+    monkeypatch.undo()
+    notes.check("And?", say(chat, "And?"))
+    assert chat.reused == 0
 
 
 def test_safety_that_was_not_loaded_cannot_be_switched_on(world: World) -> None:

@@ -511,7 +511,7 @@ def test_an_expert_takes_the_bases_dtype(world: World, tmp_path: Path) -> None:
     assert session.streams[1].model.dtype == torch.float32
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:x", "", "cpu:banana", "cuda:99"])
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "", "cpu:banana", "cuda:99", "meta"])
 def test_devices_that_are_not_there(world: World, device: str) -> None:
     with pytest.raises(SettingError, match=r"device .* cannot be used .*; try cpu"):
         load(base=world.base, device=device)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from templates import BYTE, chat
+from torch import Tensor
 from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 
 import minisafe
@@ -171,6 +172,23 @@ def test_run_tells_whose_each_piece_is(world: World) -> None:
     assert session.generate([]) == []
 
 
+def test_the_first_blank_of_an_answer(spm_world: World) -> None:
+    """Running text keeps it; a message begins without it."""
+    session = load(spm_world, safe=False, max_new_tokens=3)
+    word = session.tokenizer.id_of("▁a")
+
+    def always(log_probs: tuple[Tensor, ...]) -> Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([word]), session.n_ids).float()
+
+    session = Session(
+        session.settings, session.streams, session.tokenizer, session.eos, always, None,
+        session.applied, session.n_ids,
+    )  # fmt: skip
+    assert session.generate(["Once"])[0].text == " a a a"
+    assert list(session.stream("Once")) == [" a"] * 3
+    assert session.generate(["Once"], chat=True)[0].text == "a a a"
+
+
 # ---- ends --------------------------------------------------------------------------------------
 
 
@@ -235,6 +253,8 @@ def test_prompts_that_cannot_be_answered(world: World) -> None:
             session.generate(["fine", ""], chat=in_chat)
         with pytest.raises(PromptError, match=r"the prompt has \d+ tokens; .* holds 512"):
             session.generate(["fine", "fox " * 600], chat=in_chat)
+    with pytest.raises(PromptError, match="expected a list of texts"):
+        session.generate("a")  # would be read as its characters
     with pytest.raises(SettingError, match="batch_size is 0"):
         session.generate(["a"], batch_size=0)
 

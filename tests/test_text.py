@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from worlds import KINDS, backend
 
+from minisafe.amplify import Demonstration, load_demonstrations
+from minisafe.cli.finetune import load_conversations
 from minisafe.cli.options import harmless
 from minisafe.session import StopFilter
 from minisafe.tokenizer import TextStream, Tokenizer
@@ -174,6 +178,12 @@ def test_one_stop_string_ends_the_text_where_it_first_stands(
     assert shown == text.split(stop)[0]
 
 
+def test_the_first_of_several_stop_strings_counts() -> None:
+    for stops in (["b", "cd"], ["cd", "b"]):
+        assert StopFilter(stops).push("abcd") == "a"
+        assert StopFilter(stops).push("acdb") == "a"
+
+
 def test_after_a_stop_string_nothing_is_shown() -> None:
     stream = StopFilter(["."])
     assert [stream.push(piece) for piece in ("a.b", "c", "")] == ["a", "", ""]
@@ -192,11 +202,26 @@ def test_what_is_no_stop_string_in_the_end_is_shown() -> None:
     assert stream.finish() == "en"
 
 
+# ---- files of texts ----------------------------------------------------------------------------
+
+
+def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    """Other separators stand in JSON and CSV as text, and CSV may quote a newline."""
+    text = "a\u2028b\x85c\x1cd"
+    row = {"input": text, "output": "e"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", "utf-8")
+    (tmp_path / "d.csv").write_text(f'input,output\r\n"{text}\nf",e\r\n', "utf-8")
+    assert load_demonstrations(tmp_path / "d.jsonl") == [Demonstration(text, "e")]
+    assert load_demonstrations(tmp_path / "d.csv") == [Demonstration(f"{text}\nf", "e")]
+    ((question, _),) = load_conversations(tmp_path / "d.jsonl")
+    assert question == {"role": "user", "content": text}
+
+
 # ---- terminals ---------------------------------------------------------------------------------
 
 ATTACKS = (
     "\x1b[2J", "\x1b]0;title\x07", "\x1b]52;c;aGk=\x1b\\", "\x9b31m", "\r", "\x08", "\x00", "\x7f",
-    "\x85", "\u202e", "\u2066", "\x0e", "\x1bP1$r", "\u2069", "\x05",
+    "\x85", "\u202a", "\u202e", "\u2066", "\x0e", "\x1bP1$r", "\u2069", "\x05",
 )  # fmt: skip
 
 
@@ -219,5 +244,5 @@ def test_control_sequences_are_spelled_out(attack: str) -> None:
     shown = harmless(f"a{attack}b")
     assert shown.startswith("a")
     assert shown.endswith("b")
-    assert not set("\x1b\x9b\r\x08\x00\x7f\x07\x85\u202e\u2066\u2069\x0e\x05") & set(shown)
+    assert not set("\x1b\x9b\r\x08\x00\x7f\x07\x85\u202a\u202e\u2066\u2069\x0e\x05") & set(shown)
     assert harmless(shown) == shown

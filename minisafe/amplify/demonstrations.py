@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,9 +46,9 @@ def load_demonstrations(
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
-            rows: Any = list(csv.DictReader(text.splitlines()))
+            rows: Any = list(csv.DictReader(io.StringIO(text)))
         elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             rows = json.loads(text)
     except (UnicodeDecodeError, ValueError, csv.Error) as error:

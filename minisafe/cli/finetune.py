@@ -125,7 +125,7 @@ def load_conversations(path: Path) -> list[Conversation]:
         raise PromptError(f"{path}: no such file; expected chat pairs (.json or .jsonl)")
     try:
         text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
         rows = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
     except ValueError as error:
         raise PromptError(f"{path}: malformed ({error})") from None
