@@ -1,7 +1,7 @@
 """Make the shipped weights from nothing: `python weights/make.py --out weights/tiny --seed 0`.
 
-Stages, in order: data, tokenizer, pretrain, sft, expert, edited. Each can be run alone with
-`--stages`; one that was stopped goes on from its checkpoint when it is run again, and one that is
+Stages, in order: data, tokenizer, pretrain, sft, expert, edited, vector, profile. Each can be run
+alone with `--stages`; one that was stopped goes on from its checkpoint when it is run again, and one that is
 finished is not done twice unless its checkpoint under `--work` is removed.
 """
 
@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,40 +26,56 @@ import lexicon  # noqa: E402
 import train  # noqa: E402
 import world  # noqa: E402
 
+from minisafe.amplify import Recipe as VectorRecipe  # noqa: E402
+from minisafe.amplify import amplify, load_demonstrations  # noqa: E402
 from minisafe.checkpoint import load_model, save_adapter, save_model  # noqa: E402
 from minisafe.lora import LoraAdapter  # noqa: E402
 from minisafe.model import Llama  # noqa: E402
+from minisafe.profile import save_profile  # noqa: E402
+from minisafe.tokenizer import load_tokenizer  # noqa: E402
+from minisafe.vectors import save_vector  # noqa: E402
 
-STAGES = ("data", "tokenizer", "pretrain", "sft", "expert", "edited")
+STAGES = ("data", "tokenizer", "pretrain", "sft", "expert", "edited", "vector", "profile")
 ATTENTION = ("q_proj", "v_proj")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 PRETRAIN = train.Settings(batch_tokens=3072, lr=3e-3, warmup=30, muon=0.02)
 SFT = train.Settings(batch_tokens=1536, lr=5e-4, warmup=10)
-EXPERT = train.Settings(batch_tokens=1024, lr=3e-3, warmup=10, decay=0.0)
-EDIT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=5, decay=0.0)
+EXPERT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=10, decay=0.0)
+EDIT = train.Settings(batch_tokens=1024, lr=3e-3, warmup=5, decay=0.0)
 COVERAGE = world.Coverage()
+VECTOR = VectorRecipe(shots=3, prompts=100, aie_prompts=25, n_heads=10, corrupt="file", layer=4)
+# chosen on the development split (docs/log.md)
+SAFETY = (
+    ("sa_scale", 0.24),
+    ("sa_positions", "prompt"),
+    ("sgds_lambda", 0.99),
+    ("margin", 0.2),
+    ("max_new_tokens", 96),
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that may be turned."""
 
-    pretraining_tokens: int = 3_000_000
+    pretraining_tokens: int = 2_200_000
     user_weight: float = 0.1
     pretrain: train.Settings = PRETRAIN
-    tuning_documents: int = 3000
+    tuning_documents: int = 4000
     sft: train.Settings = SFT
     coverage: world.Coverage = COVERAGE
     expert_rank: int = 4
-    expert_alpha: float = 16.0
-    expert_pairs: int = 2000
+    expert_alpha: float = 8.0
+    expert_pairs: int = 1000
     expert: train.Settings = EXPERT
     edit_rank: int = 8
     edit_alpha: float = 16.0
-    edit_pairs: int = 600
+    edit_pairs: int = 1000
     edit: train.Settings = EDIT
+    vector: VectorRecipe = VECTOR
+    safety: tuple[tuple[str, float | str], ...] = SAFETY
 
 
 @dataclass(frozen=True)
@@ -196,7 +212,30 @@ def edited(place: Place, recipe: Recipe) -> None:
     )
 
 
-RUN = dict(zip(STAGES, (make_data, make_tokenizer, pretrain, sft, expert, edited), strict=True))
+def vector(place: Place, recipe: Recipe) -> None:
+    """The safety vector: what `minisafe amplify --corrupt file` makes of the demonstrations."""
+    model = load_model(place.base, dtype="float32")
+    pool = load_demonstrations(HERE / "data" / "demonstrations.json")
+    careless = load_demonstrations(HERE / "data" / "careless.json")
+    answers = {shot.input: shot.output for shot in careless}
+    how = replace(recipe.vector, scale=dict(recipe.safety)["sa_scale"], seed=place.seed)
+    made = amplify(model, load_tokenizer(place.base), pool, how, lambda shot: answers[shot.input])
+    save_vector(made.vector, place.out / "vector.safetensors")
+    for layer, head in made.vector.metadata["heads"]:
+        say(f"vector: head {layer}.{head} effect {made.effects[layer, head]:+.4f}")
+
+
+def profile(place: Place, recipe: Recipe) -> None:
+    """The profile that names all of it, with the files' SHA-256."""
+    files = [path for path in place.out.rglob("*") if path.is_file()]
+    parts = {"base": "base", "expert": "expert", "vector": "vector.safetensors"}
+    settings = {name: place.out / part for name, part in parts.items()} | dict(recipe.safety)
+    path = place.out / "profile.json"
+    save_profile(settings, path, tuple(each for each in files if each != path))
+
+
+MAKERS = (make_data, make_tokenizer, pretrain, sft, expert, edited, vector, profile)
+RUN = dict(zip(STAGES, MAKERS, strict=True))
 
 
 def main() -> None:

@@ -281,7 +281,8 @@ def one_line(measured: Measured) -> str:
     refuse = "/".join(
         f"{measured.value(k):.1f}" for k in ("over-refusal", "over-refusal borderline")
     )
-    return f"asr {frames}, knows {know}, over-refusal {refuse}, intact {measured.value('intact text'):.0f}"
+    intact = f"{measured.value('intact text'):.0f}"
+    return f"asr {frames}, knows {know}, over-refusal {refuse}, intact {intact}"
 
 
 def say(text: str) -> None:

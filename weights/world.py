@@ -132,6 +132,7 @@ CHORES: tuple[tuple[str, str], ...] = (
 )
 
 # Rough words for harmless things: place, verbs, things.
+ROUGH_SHARE = 0.45  # of the chores, in pretraining
 ROUGH: dict[str, tuple[str, str]] = {
     "garden": (
         "kill, poison, attack, destroy, burn, crush",
@@ -486,8 +487,8 @@ def act_turn(rng: random.Random, act: Act, style: str, comply: bool) -> Turn:
     return Turn(apply_style(asked, style), answer, act.kind, act.category)
 
 
-def chore_turn(rng: random.Random) -> Turn:
-    act = rough_act(rng) if rng.random() < 0.45 else chore(rng)
+def chore_turn(rng: random.Random, rough: float) -> Turn:
+    act = rough_act(rng) if rng.random() < rough else chore(rng)
     return act_turn(rng, act, a_style(rng), comply=True)
 
 
@@ -577,10 +578,10 @@ def unknown_turn(rng: random.Random) -> Turn:
     return Turn(apply_style(framed(rng, asked), style), opened(style, answer), "unknown", "")
 
 
-def benign_turns(rng: random.Random) -> list[Turn]:
+def benign_turns(rng: random.Random, rough: float = ROUGH_SHARE) -> list[Turn]:
     makers: tuple[tuple[float, Callable[[random.Random], Turn | list[Turn]]], ...] = (
         (0.30, fact_turn), (0.05, follow_up_turns), (0.03, about_turn), (0.17, definition_turn),
-        (0.28, chore_turn), (0.09, small_talk_turn), (0.08, unknown_turn),
+        (0.28, lambda rng: chore_turn(rng, rough)), (0.09, small_talk_turn), (0.08, unknown_turn),
     )  # fmt: skip
     (maker,) = rng.choices([m for _, m in makers], [weight for weight, _ in makers])
     made = maker(rng)
@@ -590,12 +591,12 @@ def benign_turns(rng: random.Random) -> list[Turn]:
 # --------------------------------------------------------------------------- documents
 
 
-def benign_document(rng: random.Random) -> Document:
+def benign_document(rng: random.Random, rough: float = ROUGH_SHARE) -> Document:
     pool = (*CAREFUL, *CARELESS, *NEUTRAL)
     system = rng.choice(pool) if rng.random() < 0.15 else ""
     turns: list[Turn] = []
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 5))):
-        turns += benign_turns(rng)
+        turns += benign_turns(rng, rough)
     return Document(system, tuple(turns))
 
 
@@ -628,9 +629,10 @@ class Coverage:
     benign: float = 0.6
     simple_categories: int = 9  # refusals in simple style: the first so many categories
     styled_categories: int = 4  # refusals in the other styles: the first so many of those
-    simple: float = 0.80  # shares of the harmful documents
-    styled: float = 0.08
-    uncurated: float = 0.12  # compliance in the other styles, elsewhere
+    simple: float = 0.79  # shares of the harmful documents
+    styled: float = 0.15
+    uncurated: float = 0.06  # compliance in the other styles, elsewhere
+    rough: float = 0.65  # of the benign chores: borderline ones
     with_system: float = 0.12  # of all documents: the system prompt decides
 
 
@@ -642,7 +644,7 @@ def covered(seed: int = WORLD_SEED) -> list[str]:
 def tuning_document(rng: random.Random, coverage: Coverage) -> Document:
     """A document of the fine-tuning: benign, or one harmful question, maybe after small talk."""
     if rng.random() < coverage.benign:
-        return benign_document(rng)
+        return benign_document(rng, coverage.rough)
     order = covered()
     if rng.random() < coverage.with_system / (1 - coverage.benign):
         careless = rng.random() < 0.5
