@@ -103,7 +103,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         q, k, v = (y.unflatten(-1, (-1, self.head_dim)) for y in self.qkv(x, step))
         rotated = rotate(torch.cat((q, k), dim=2), step)  # one pass over the heads of both
-        q, k = torch.split(rotated.transpose(1, 2), (q.shape[2], k.shape[2]), dim=1)
+        q, k = torch.split(rotated.transpose(1, 2), [q.shape[2], k.shape[2]], dim=1)
         v = v.transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)

@@ -1,8 +1,8 @@
 """Make the shipped weights from nothing: `python weights/make.py --out weights/tiny --seed 0`.
 
 Stages, in order: data, tokenizer, pretrain, sft, expert, edited, vector, profile. Each can be run
-alone with `--stages`; one that was stopped goes on from its checkpoint when it is run again, and one that is
-finished is not done twice unless its checkpoint under `--work` is removed.
+alone with `--stages`; one that was stopped goes on from its checkpoint when it is run again, and
+one that is finished is not done twice unless its checkpoint under `--work` is removed.
 """
 
 from __future__ import annotations
