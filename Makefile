@@ -2,16 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# one idle-spinning thread pool beside another process can slow both down twentyfold
-export OMP_WAIT_POLICY ?= PASSIVE
-
-.PHONY: chat test setup setup-dev lint clean
+.PHONY: chat test weights setup setup-dev lint clean
 
 chat: setup
 	$(BIN)/python cli.py chat --safe
 
 test: setup-dev lint
 	$(BIN)/python -m pytest -q
+
+# everything under weights/tiny, from nothing: about half an hour on one core of two
+weights: setup
+	$(BIN)/python weights/make.py --out weights/tiny --seed 0
 
 lint: setup-dev
 	$(BIN)/ruff format --check .

@@ -1,7 +1,7 @@
 """minisafe: a small Llama engine that makes a model safer while it decodes (SafeInfer).
 
     session = minisafe.load("weights/tiny")          # base + expert + vector + settings
-    for piece in session.stream("What is the capital of Belmora?", chat=True):
+    for piece in session.stream("How do I clean a shelf?", chat=True):
         print(piece, end="")
 
 For those who embed the parts: `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`,

@@ -386,9 +386,11 @@ def save_adapter(
     adapter: LoraAdapter, directory: str | Path, rank: int, alpha: float, base: str = ""
 ) -> None:
     """Write a PEFT directory that both minisafe and peft load. All deltas share rank and alpha."""
-    directory = Path(directory)
-    modules = sorted(adapter.deltas)
-    tensors = {}
+    directory, modules, tensors = Path(directory), sorted(adapter.deltas), {}
+    if not all(math.isclose(delta.scaling, alpha / rank) for delta in adapter.deltas.values()):
+        raise AdapterError(
+            f"{directory}: the deltas' scaling is not alpha / rank = {alpha / rank:g}"
+        )
     for name, delta in adapter.deltas.items():
         for part, tensor in (("A", delta.a), ("B", delta.b)):
             tensors[f"base_model.model.{name}.lora_{part}.weight"] = tensor.detach().contiguous()

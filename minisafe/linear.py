@@ -59,6 +59,7 @@ class Projection(nn.Module):
 
 
 FEW_ROWS = 8  # up to here a CPU with AMX multiplies faster with the weight on the left
+LARGE = 1 << 18  # ... if the weight has so many values; below, the detour costs more than it saves
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -68,7 +69,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     products are the same, and one row is faster as two alike.
     """
     rows = x.numel() // x.shape[-1]
-    if rows > FEW_ROWS or x.dtype != torch.bfloat16 or not weight_goes_left(x):
+    usual = rows > FEW_ROWS or weight.numel() < LARGE
+    if usual or x.dtype != torch.bfloat16 or not weight_goes_left(x):
         return F.linear(x, weight, bias)
     columns = x.reshape(rows, -1)
     if rows == 1:

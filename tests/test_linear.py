@@ -17,6 +17,7 @@ def test_weight_on_the_left_equals_f_linear(
     monkeypatch: pytest.MonkeyPatch, rows: int, bias: bool
 ) -> None:
     monkeypatch.setattr(module, "has_amx", lambda: True)
+    monkeypatch.setattr(module, "LARGE", 0)
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 1, 96, generator=generator).bfloat16()
     weight = torch.randn(40, 96, generator=generator).bfloat16()
@@ -40,6 +41,8 @@ def test_it_is_used_only_for_few_rows_of_bf16_without_gradients(
     monkeypatch.setattr(torch, "mm", lambda a, b: used.append(b.shape[1]) or real(a, b))
     weight = torch.randn(8, 16).bfloat16()
     with torch.inference_mode():
+        linear(torch.randn(2, 16).bfloat16(), weight, None)
+        monkeypatch.setattr(module, "LARGE", 0)
         linear(torch.randn(FEW_ROWS + 1, 16).bfloat16(), weight, None)
         linear(torch.randn(2, 16), weight.float(), None)
         assert used == []
@@ -52,6 +55,7 @@ def test_it_is_used_only_for_few_rows_of_bf16_without_gradients(
 def test_a_bf16_model_decodes_alike_either_way(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(tiny_config(), seed=2, dtype=torch.bfloat16)
     ids = random_ids(model, 2, 3)
+    monkeypatch.setattr(module, "LARGE", 0)
     with torch.inference_mode():
         monkeypatch.setattr(module, "has_amx", lambda: False)
         plain = model(ids)

@@ -43,7 +43,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 PRETRAIN = train.Settings(batch_tokens=3072, lr=3e-3, warmup=30, muon=0.02)
 SFT = train.Settings(batch_tokens=1536, lr=5e-4, warmup=10)
 EXPERT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=10, decay=0.0)
-EDIT = train.Settings(batch_tokens=1024, lr=3e-3, warmup=5, decay=0.0)
+EDIT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=5, decay=0.0)
 COVERAGE = world.Coverage()
 VECTOR = VectorRecipe(shots=3, prompts=100, aie_prompts=25, n_heads=10, corrupt="file", layer=4)
 # chosen on the development split (docs/log.md)
@@ -53,6 +53,7 @@ SAFETY = (
     ("sgds_lambda", 0.99),
     ("margin", 0.2),
     ("max_new_tokens", 96),
+    ("threads", 1),  # so small a model loses more by sharing work than it gains
 )
 
 
@@ -72,7 +73,7 @@ class Recipe:
     expert: train.Settings = EXPERT
     edit_rank: int = 8
     edit_alpha: float = 16.0
-    edit_pairs: int = 1000
+    edit_pairs: int = 600
     edit: train.Settings = EDIT
     vector: VectorRecipe = VECTOR
     safety: tuple[tuple[str, float | str], ...] = SAFETY
@@ -206,7 +207,9 @@ def expert(place: Place, recipe: Recipe) -> None:
 
 def edited(place: Place, recipe: Recipe) -> None:
     """A short fine-tune on harmless new knowledge, kept as a low-rank delta."""
-    documents = read_pairs("edit", recipe.edit_pairs)
+    rng = random.Random(f"edit {place.seed}")
+    documents = read_pairs("edit", recipe.edit_pairs)  # mixed, or the new drives out the old
+    documents += [world.benign_document(rng) for _ in range(recipe.edit_pairs // 2)]
     tune_adapter(
         place, "edited", documents, recipe.edit_rank, recipe.edit_alpha, LINEAR, recipe.edit
     )

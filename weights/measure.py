@@ -120,10 +120,11 @@ def with_vector(session: Session, values: torch.Tensor) -> Session:
 
 
 def random_heads_vector(session: Session, seed: int, n_heads: int) -> torch.Tensor:
-    """A vector from random heads, stretched to the norm of the profile's own."""
-    assert session.steering is not None
+    """A vector from random heads, none of the vector's own, stretched to its norm."""
+    assert session.steering is not None and session.settings.vector is not None
     (own,) = session.steering.vectors.values()
-    heads = all_heads(session.model)
+    chosen_by_effect = minisafe.load_vector(session.settings.vector).metadata["heads"]
+    heads = [head for head in all_heads(session.model) if list(head) not in chosen_by_effect]
     generator = torch.Generator().manual_seed(seed)
     chosen = [heads[i] for i in torch.randperm(len(heads), generator=generator)[:n_heads].tolist()]
     pool = load_demonstrations(HERE / "data" / "demonstrations.json")

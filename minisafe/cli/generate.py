@@ -43,7 +43,7 @@ def generate(
 
     \b
     Examples:
-      minisafe generate --chat --safe "How do I bake bread?"
+      minisafe generate --chat --safe "How do I clean a shelf?"
       minisafe generate --base MODEL "Once upon a time" --max-new-tokens 100
       minisafe generate --lines prompts.txt --json > answers.jsonl
     """
