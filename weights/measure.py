@@ -121,7 +121,8 @@ def with_vector(session: Session, values: torch.Tensor) -> Session:
 
 def random_heads_vector(session: Session, seed: int, n_heads: int) -> torch.Tensor:
     """A vector from random heads, none of the vector's own, stretched to its norm."""
-    assert session.steering is not None and session.settings.vector is not None
+    assert session.steering is not None
+    assert session.settings.vector is not None
     (own,) = session.steering.vectors.values()
     chosen_by_effect = minisafe.load_vector(session.settings.vector).metadata["heads"]
     heads = [head for head in all_heads(session.model) if list(head) not in chosen_by_effect]

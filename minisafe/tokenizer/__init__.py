@@ -21,6 +21,16 @@ from minisafe.config import read_json
 from minisafe.errors import TokenizerError
 from minisafe.tokenizer.templates import Marks, Message, template_environment
 
+__all__ = [
+    "ChatIds",
+    "Message",
+    "TextStream",
+    "Tokenizer",
+    "check_same_vocabulary",
+    "check_tokenizer",
+    "load_tokenizer",
+]
+
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 AFTER_CONTROL = "\uf8ff"  # stands for a control token before text that is encoded by itself
