@@ -48,10 +48,10 @@ COVERAGE = world.Coverage()
 VECTOR = VectorRecipe(shots=3, prompts=100, aie_prompts=25, n_heads=10, corrupt="file", layer=4)
 # chosen on the development split (docs/log.md)
 SAFETY = (
-    ("sa_scale", 0.24),
+    ("sa_scale", 0.3),
     ("sa_positions", "prompt"),
     ("sgds_lambda", 0.99),
-    ("margin", 0.2),
+    ("margin", 0.3),
     ("max_new_tokens", 96),
     ("threads", 1),  # so small a model loses more by sharing work than it gains
 )
