@@ -385,7 +385,8 @@ def _check_delta(
 def save_adapter(
     adapter: LoraAdapter, directory: str | Path, rank: int, alpha: float, base: str = ""
 ) -> None:
-    """Write a PEFT directory that both minisafe and peft load. All deltas share rank and alpha."""
+    """Write a PEFT directory that both minisafe and peft load. The deltas
+    must share the rank, and have the scaling alpha / rank, which the file states in their place."""
     directory, modules, tensors = Path(directory), sorted(adapter.deltas), {}
     if not all(math.isclose(delta.scaling, alpha / rank) for delta in adapter.deltas.values()):
         raise AdapterError(
