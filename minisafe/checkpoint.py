@@ -388,10 +388,6 @@ def save_adapter(
     """Write a PEFT directory that both minisafe and peft load. The deltas
     must share the rank, and have the scaling alpha / rank, which the file states in their place."""
     directory, modules, tensors = Path(directory), sorted(adapter.deltas), {}
-    if not all(math.isclose(delta.scaling, alpha / rank) for delta in adapter.deltas.values()):
-        raise AdapterError(
-            f"{directory}: the deltas' scaling is not alpha / rank = {alpha / rank:g}"
-        )
     for name, delta in adapter.deltas.items():
         for part, tensor in (("A", delta.a), ("B", delta.b)):
             tensors[f"base_model.model.{name}.lora_{part}.weight"] = tensor.detach().contiguous()
