@@ -27,6 +27,7 @@ class LoraDelta:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
+        x = x.to(self.a.dtype)  # while it is trained, a delta may be finer than its base
         return F.linear(F.linear(x, self.a), self.b) * self.scaling
 
     def weight(self) -> Tensor:

@@ -320,7 +320,7 @@ def make_steering(
                 f"sa_layer is {layer}; the model has layers 0 to {config.n_layers - 1}"
             )
     made_for = vector.metadata.get("weights")
-    if made_for is not None and made_for != fingerprint(model):
+    if made_for is not None and not has_fingerprint(model, settings, made_for):
         warnings.warn(
             f"{source} was made with other weights of the same shape; its effect is not measured "
             "on these",
@@ -329,6 +329,15 @@ def make_steering(
         )
     placed = {layer: values.to(model.device) for layer, values in layers.items()}
     return Steering(placed, settings.sa_scale, settings.sa_positions)
+
+
+def has_fingerprint(model: Llama, settings: Settings, wanted: str) -> bool:
+    """Whether these are the weights with fingerprint `wanted`, be it before a change of dtype."""
+    if fingerprint(model) == wanted:
+        return True
+    if settings.dtype is None or settings.edit is not None or settings.base is None:
+        return False
+    return fingerprint(load_model(settings.base)) == wanted
 
 
 def make_expert(settings: Settings, model: Llama, tokenizer: Tokenizer) -> tuple[Stream, str]:

@@ -109,13 +109,16 @@ def test_amplify_command_makes_the_shipped_vector_again(tmp_path: Path) -> None:
     assert float(difference) < 0.01
 
 
-def test_finetune_command_writes_an_expert_that_chat_takes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [[], ["--dtype", "float32"], ["--autocast"]])
+def test_finetune_command_writes_an_expert_that_chat_takes(
+    tmp_path: Path, dtype: list[str]
+) -> None:
     pairs, out = ROOT / "weights" / "data" / "expert.json", tmp_path / "expert"
     runner = CliRunner()
     outcome = runner.invoke(
         cli,
         ["finetune", str(pairs), "--out", str(out), "--profile", str(TINY), "--steps", "2",
-         "--batch-size", "2", "--held-out", "0.002", "--dtype", "float32", "--json"],
+         "--batch-size", "2", "--held-out", "0.002", "--json", *dtype],
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output
     assert json.loads(outcome.stdout.splitlines()[-1])["step"] == 2
@@ -124,6 +127,29 @@ def test_finetune_command_writes_an_expert_that_chat_takes(tmp_path: Path) -> No
         cli, ["generate", "--chat", "--expert", str(out), "--profile", str(TINY), "Hello!"]
     )
     assert outcome.exit_code == 0, outcome.output
+
+
+def test_finetune_command_writes_a_whole_model_in_the_dtype_it_came_in(tmp_path: Path) -> None:
+    pairs, out = ROOT / "weights" / "data" / "expert.json", tmp_path / "model"
+    runner = CliRunner()
+    outcome = runner.invoke(
+        cli,
+        ["finetune", str(pairs), "--out", str(out), "--profile", str(TINY), "--full", "--steps",
+         "2", "--batch-size", "2", "--held-out", "0.0"],
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    found = json.loads(runner.invoke(cli, ["inspect", str(out), "--json"]).stdout)
+    assert found["dtypes"] == ["bfloat16"]
+    outcome = runner.invoke(cli, ["generate", "--chat", "--base", str(out), "Hello!"])
+    assert outcome.exit_code == 0, outcome.output
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_change_of_dtype_does_not_make_them_other_weights(
+    recwarn: pytest.WarningsRecorder, dtype: str
+) -> None:
+    minisafe.load(TINY, {"dtype": dtype})
+    assert not [each for each in recwarn if "other weights" in str(each.message)]
 
 
 @pytest.mark.parametrize("ending", ["npy", "gguf", "safetensors"])

@@ -303,17 +303,37 @@ def show(rows: Sequence[Row]) -> None:
     print(f"\n{sum(each['holds'] for each in judged)} of {len(judged)} targets hold")
 
 
+def markdown(rows: Sequence[Row]) -> str:
+    """The same table in Markdown, a section for each setting."""
+    lines: list[str] = []
+    section = ""
+    for each in rows:
+        setting, _, name = str(each["name"]).partition(": ")
+        if setting != section:
+            section = setting
+            head = ["| measure | value | 95 % interval | target | holds |", "|---|---|---|---|---|"]
+            lines += ["", f"## {setting}", "", *head]
+        interval = "" if each["low"] is None else f"{each['low']:.1f} to {each['high']:.1f}"
+        holds = "" if each["holds"] is None else "yes" if each["holds"] else "**no**"
+        target = each["target"] or ""
+        lines.append(f"| {name} | {each['value']:.1f} | {interval} | {target} | {holds} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", type=Path, default=HERE / "tiny")
     parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--quick", action="store_true", help="leave out the random heads")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = rows_of(measure_all(options.profile, options.split, options.quick))
     show(rows)
+    if options.markdown:
+        options.markdown.write_text(markdown(rows), encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

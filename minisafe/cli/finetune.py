@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from minisafe.checkpoint import load_model, save_adapter, save_model
+from minisafe.checkpoint import as_dtype, load_model, save_adapter, save_model
 from minisafe.cli.options import (
     PATH,
     ProgressLine,
@@ -72,14 +72,15 @@ def finetune(
     conversations = load_conversations(pairs)
     flags = common_flags()
     base = base_directory(flags)
-    model = load_model(base, flags.get("dtype"), check_device(flags.get("device", "cpu")))
+    dtype = flags.get("dtype", "float32" if full else None)  # small steps vanish in bf16 weights
+    model = load_model(base, dtype, check_device(flags.get("device", "cpu")))
     tokenizer = load_tokenizer(base)
     examples = [encode_example(tokenizer, each, training.max_length) for each in conversations]
     trainer = Trainer(model, examples, training)
     state = out / "state.safetensors"
     show_reports(trainer, state, save_every, as_json)
     if full:
-        save_model(model, out, extra_keys(base))
+        save_model(model.to(as_dtype(model.config.dtype)), out, extra_keys(base))
         for name in BESIDE:
             if (base / name).is_file():
                 (out / name).write_bytes((base / name).read_bytes())
