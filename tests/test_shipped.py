@@ -93,6 +93,61 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
         minisafe.load(tmp_path / "tiny")
 
 
+def test_amplify_command_draws_the_heat_map(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    data, picture = ROOT / "weights" / "data", tmp_path / "effects.png"
+    outcome = CliRunner().invoke(
+        cli,
+        ["amplify", str(data / "demonstrations.json"), "--out", str(tmp_path / "v.safetensors"),
+         "--profile", str(TINY), "--corrupt", "none", "--shots", "2", "--prompts", "3",
+         "--aie-prompts", "2", "--plot", str(picture)],
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_amplify_command_warns_where_shuffling_corrupts_nothing(tmp_path: Path) -> None:
+    pairs = [{"input": f"How to {n}?", "output": "No."} for n in range(12)]
+    (tmp_path / "d.json").write_text(json.dumps(pairs))
+    outcome = CliRunner().invoke(
+        cli,
+        ["amplify", str(tmp_path / "d.json"), "--out", str(tmp_path / "v.safetensors"),
+         "--profile", str(TINY), "--corrupt", "shuffle", "--shots", "2", "--prompts", "2",
+         "--aie-prompts", "2"],
+    )  # fmt: skip
+    assert outcome.exit_code == 0, outcome.output
+    assert "shuffling them corrupts nothing" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corrupt", "file"], "needs --other"),
+        (["--corrupt", "topic"], "'category' of two or more"),
+        (["--base", str(TINY / "base")], "needs an expert"),
+        (["--corrupt", "none", "--method", "heads", "--head-list", "4"], "layer.head pairs"),
+        (["--corrupt", "none", "--method", "heads", "--head-list", "9.0"], "no head 9.0"),
+        (["--corrupt", "none", "--sa-layer", "8"], "layers 0 to 7"),
+        (["--corrupt", "none", "--columns", "input"], "expected two names"),
+        (["--corrupt", "none", "--columns", "q,a"], "has no text in 'q'"),
+        (["--corrupt", "none", "--shots", "50"], "do not suffice"),
+    ],
+)
+def test_amplify_command_refuses_in_one_line(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    pairs = [{"input": f"How to {n}?", "output": f"No, not {n}."} for n in range(12)]
+    (tmp_path / "d.json").write_text(json.dumps(pairs))
+    out = tmp_path / "v.safetensors"
+    outcome = CliRunner().invoke(
+        cli, ["amplify", str(tmp_path / "d.json"), "--out", str(out), "--shots", "2", *arguments]
+    )
+    assert isinstance(outcome.exception, MinisafeError), outcome.output
+    assert message in str(outcome.exception)
+    assert outcome.exception.exit_code == 2
+    assert not out.exists()
+
+
 def test_amplify_command_makes_the_shipped_vector_again(tmp_path: Path) -> None:
     """The same command and seed give the same vector, up to the machine's order of sums."""
     data, out = ROOT / "weights" / "data", tmp_path / "v.safetensors"
