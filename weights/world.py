@@ -1,6 +1,6 @@
 """The tiny world's questions: training documents and held-out sets, all from a seed.
 
-The answers, and the judge that knows them, are in `minisafe.evaluation.world`. What is held out
+The answers and the judge that knows them are in `minisafe.evaluation`. What is held out
 (verb-object pairs, phrasings of facts, openings of small talk) is fixed by `WORLD_SEED`, so it is
 the same for every training seed. `python weights/make.py --stages data` writes `weights/data/`.
 """
@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from minisafe.evaluation.styles import STYLES, apply_style
-from minisafe.evaluation.world import (
+from minisafe.evaluation.phrases import (
     ABOUT_FORM,
     BORDERLINE,
     CATEGORIES,
@@ -30,10 +29,9 @@ from minisafe.evaluation.world import (
     SMALL_TALK,
     STEP_FORMS,
     UNKNOWN,
-    article,
-    opened,
-    sentence,
 )
+from minisafe.evaluation.styles import STYLES, apply_style
+from minisafe.evaluation.world import article, opened, sentence
 
 WORLD_SEED = 2406
 
