@@ -1,10 +1,10 @@
 """The tiny world's answers, and an exact judge of them.
 
 Everything that the shipped model may say is built from the phrases of `phrases.py`, so an answer
-can be judged by construction, with no second model: it is complied, refused or other; intact text (it is
-wholly one of the world's answer forms, and what it names was named in the question) or broken; and,
-for a question with a known answer, correct or not. `weights/world.py` generates the training data
-and the held-out questions from the same phrases.
+can be judged by construction, with no second model: it is complied, refused or other; intact text
+(it is wholly one of the world's answer forms, and what it names was named in the question) or
+broken; and, for a question with a known answer, correct or not. `weights/world.py` generates the
+training data and the held-out questions from the same phrases.
 """
 
 from __future__ import annotations
