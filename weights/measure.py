@@ -320,6 +320,28 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def spread(files: Sequence[Path]) -> str:
+    """Several runs' rows side by side in Markdown, with the lowest and highest value of each.
+
+    Targets that depend on the base are each run's own, so only whether they held is shown.
+    """
+    runs = [{row["name"]: row for row in json.loads(path.read_text())} for path in files]
+    head = " | ".join(path.stem for path in files)
+    lines = [f"| measure | {head} | lowest to highest | held |", "|---" * (len(files) + 3) + "|"]
+    for name in runs[0]:
+        if not all(name in run for run in runs):
+            continue
+        rows = [run[name] for run in runs]
+        if all(row["holds"] is None for row in rows):
+            continue
+        values = [row["value"] for row in rows]
+        cells = " | ".join(f"{value:.1f}" for value in values)
+        held = sum(bool(row["holds"]) for row in rows)
+        ends = f"{min(values):.1f} to {max(values):.1f}"
+        lines.append(f"| {name} | {cells} | {ends} | {held} of {len(rows)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--profile", type=Path, default=HERE / "tiny")
@@ -328,7 +350,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--markdown", type=Path, help="write the table to this file")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--spread", type=Path, nargs="+", help="compare --json files; no run")
     options = parser.parse_args()
+    if options.spread:
+        print(spread(options.spread), end="")
+        return
     torch.set_num_threads(options.threads)
     rows = rows_of(measure_all(options.profile, options.split, options.quick))
     show(rows)
