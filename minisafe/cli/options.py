@@ -48,7 +48,7 @@ MODEL_OPTIONS = (
     _setting("--edit", type=PATH, help="LoRA directory to merge into the base first."),
     _setting("--expert", type=PATH, help="Unsafe expert: model or PEFT LoRA directory."),
     _setting("--expert-system", help="Use the base under this system prompt as the expert."),
-    _setting("--vector", type=PATH, help="Safety vector (.safetensors or .npy)."),
+    _setting("--vector", type=PATH, help="Safety vector (.safetensors, .npy or .gguf)."),
     _setting(
         "--safe/--no-safe", default=None,
         help="Decode safely, or plainly. Default: safely if there is an expert or a vector.",
