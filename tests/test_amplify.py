@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,11 @@ from minisafe.amplify import (
     indirect_effects,
     load_demonstrations,
 )
+from minisafe.amplify.branches import Head, patched_logits, read_prefix
 from minisafe.amplify.demonstrations import CORRUPTIONS, Prompt, answers_alike, corrupt, few_shot
 from minisafe.amplify.heads import best_heads, residual_mean, run
 from minisafe.errors import PromptError, SettingError
+from minisafe.model import Llama
 from minisafe.slots import Patch, Record
 
 CONFIG = tiny_config(vocab_size=VOCAB_SIZE, max_positions=2048)
@@ -56,6 +59,26 @@ def test_head_means_are_the_means_of_the_last_tokens_head_outputs() -> None:
     assert means.shape == (CONFIG.n_layers, CONFIG.n_heads, CONFIG.head_dim)
 
 
+def slow_effects(
+    model: Llama, means: torch.Tensor, chosen: list[Prompt], targets: list[int]
+) -> dict[Head, float]:
+    """Every head's effect with the whole prompt read again for it: the reference."""
+
+    def safe(prompt: Prompt, patches: list[Patch]) -> float:
+        return float(torch.softmax(run(model, prompt.ids, patches), dim=-1)[targets].sum())
+
+    effects = dict.fromkeys(all_heads(model), 0.0)
+    for layer, head in effects:
+        for prompt in chosen:
+            last = len(prompt.ids) - 1
+            patch = Patch(
+                layer=layer, spans=((last, last + 1),), value=means[layer, head], at="heads",
+                head=head,
+            )  # fmt: skip
+            effects[layer, head] += (safe(prompt, [patch]) - safe(prompt, [])) / len(chosen)
+    return effects
+
+
 @given(st.integers(1, 9), st.sets(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=5))
 def test_effects_equal_rerunning_the_whole_prompt_for_every_head(
     batch_size: int, targets: set[int]
@@ -63,22 +86,46 @@ def test_effects_equal_rerunning_the_whole_prompt_for_every_head(
     means = head_means(MODEL, prompts(4, 6))
     chosen = prompts(9, 1, 5)
     fast = indirect_effects(MODEL, means, chosen, sorted(targets), batch_size=batch_size)
-
-    def safe(prompt: Prompt, patches: list[Patch]) -> float:
-        logits = run(MODEL, prompt.ids, patches)
-        return float(torch.softmax(logits, dim=-1)[sorted(targets)].sum())
-
-    for layer, head in all_heads(MODEL):
-        rises = []
-        for prompt in chosen:
-            last = len(prompt.ids) - 1
-            patch = Patch(
-                layer=layer, spans=((last, last + 1),), value=means[layer, head], at="heads",
-                head=head,
-            )  # fmt: skip
-            rises.append(safe(prompt, [patch]) - safe(prompt, []))
-        assert fast[layer, head] == pytest.approx(sum(rises) / len(rises), abs=1e-5)
+    assert fast == pytest.approx(slow_effects(MODEL, means, chosen, sorted(targets)), abs=1e-5)
     assert max(map(abs, fast.values())) > 1e-4  # else the comparison says nothing
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"windows": (3, None, 5)},
+        {"windows": (1, 64, None)},
+        {"n_kv_heads": 4, "tied": True},
+        {"n_kv_heads": 1, "qkv_bias": True, "o_bias": True, "mlp_bias": True},
+        {"max_positions": 12},  # the prompt fills the context
+    ],
+)
+def test_effects_of_other_architectures_equal_the_slow_ones(changes: dict[str, Any]) -> None:
+    model = random_model(tiny_config(vocab_size=VOCAB_SIZE, n_layers=3, **changes), seed=5)
+    means = head_means(model, prompts(4, 6))
+    chosen = prompts(12, 2)
+    targets = list(range(0, VOCAB_SIZE, 2))
+    slow = slow_effects(model, means, chosen, targets)
+    assert indirect_effects(model, means, chosen, targets) == pytest.approx(slow, abs=1e-5)
+    some = [(2, 1), (0, 3), (1, 0)]  # in any order
+    assert indirect_effects(model, means, chosen, targets, some, 2) == pytest.approx(
+        {head: slow[head] for head in some}, abs=1e-5
+    )
+    assert max(map(abs, slow.values())) > 1e-4
+
+
+def test_no_branch_sees_another() -> None:
+    """The clean branch keeps its logits, whatever is patched beside it."""
+    means = head_means(MODEL, prompts(4, 6))
+    ids = prompts(9)[0].ids
+    prefix = read_prefix(MODEL, ids[:-1], 4)
+    with torch.inference_mode():
+        one = patched_logits(MODEL, prefix, ids[-1], means, [(0, 0), (0, 1), (1, 2)])
+        other = patched_logits(MODEL, prefix, ids[-1], 9 * means, [(0, 3), (1, 0), (1, 1)])
+        clean = run(MODEL, ids, [])
+    torch.testing.assert_close(one[0], clean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(other[0], clean, atol=1e-5, rtol=0)
+    assert (one[1:] - clean).abs().amax(dim=1).min() > 1e-3
 
 
 def test_the_vector_of_all_heads_of_a_layer_is_what_its_output_projection_gives() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minisafe.amplify.branches import Head
 from minisafe.amplify.demonstrations import (
     CORRUPTIONS,
     Demonstration,
@@ -30,7 +31,6 @@ from minisafe.amplify.demonstrations import (
     load_demonstrations,
 )
 from minisafe.amplify.heads import (
-    Head,
     Progress,
     all_heads,
     best_heads,
@@ -88,7 +88,7 @@ class Recipe:
     scale: float = 1.5
     style: str = "chat"
     seed: int = 0
-    batch_size: int = 48
+    batch_size: int = 256
 
     def __post_init__(self) -> None:
         checks = {

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from minisafe.amplify.branches import Head, patched_logits, read_prefix
 from minisafe.amplify.demonstrations import Prompt
-from minisafe.cache import KVCache
 from minisafe.errors import PromptError, SettingError
 from minisafe.model import Llama
-from minisafe.slots import Patch, Record, Slot
+from minisafe.slots import Record, Slot
 
-Head = tuple[int, int]  # (layer, head), both from 0
 Progress = Callable[[str, int, int], None]  # what is done, how many of it, of how many
 
 
@@ -71,13 +70,13 @@ def indirect_effects(
     prompts: Sequence[Prompt],
     targets: Sequence[int],
     heads: Sequence[Head] | None = None,
-    batch_size: int = 48,
+    batch_size: int = 256,
     progress: Progress | None = None,
 ) -> dict[Head, float]:
     """Average indirect effect of each head: the rise of the targets' joint probability.
 
     The patch touches the last position only, so the rest of a prompt is read once, and each patched
-    run is one token over that filled cache, many heads a batch.
+    run is a branch of the last token, many heads a batch; see `patched_logits`.
 
     Args:
         means: (n_layers, n_heads, head_dim), what to patch in.
@@ -104,31 +103,16 @@ def prompt_effects(
     heads: Sequence[Head],
     batch_size: int,
 ) -> Iterator[tuple[Head, float]]:
-    """(head, indirect effect) for one prompt."""
+    """(head, indirect effect) for one prompt, by layer."""
     check_length(model, prompt.ids)
-    last = len(prompt.ids) - 1
-    prefix = KVCache(model.config, 1, last + 1, model.dtype, model.device)
-    if last:
-        model(torch.tensor([prompt.ids[:-1]], device=model.device), prefix, last_only=True)
+    heads = sorted(heads)
+    prefix = read_prefix(model, prompt.ids[:-1], 1 + min(batch_size, len(heads)))
     wanted = torch.tensor(sorted(set(targets)), device=model.device)
-    caches: dict[int, KVCache] = {}
     for start in range(0, len(heads), batch_size):
         batch = heads[start : start + batch_size]
-        rows = len(batch) + 1  # the last row is left alone, through the same kernels
-        cache = caches.get(rows) or caches.setdefault(rows, prefix.repeated(rows))
-        for row in range(rows):
-            cache.rewind(row, last)
-        patches = [
-            Patch(
-                layer=layer, spans=((last, last + 1),), rows=(row,), value=means[layer, head],
-                at="heads", head=head,
-            )
-            for row, (layer, head) in enumerate(batch)
-        ]  # fmt: skip
-        ids = torch.tensor([[prompt.ids[-1]]] * rows, device=model.device)
-        logits = model(ids, cache, slots=patches, last_only=True)
+        logits = patched_logits(model, prefix, prompt.ids[-1], means, batch)
         safe = torch.softmax(logits.float(), dim=-1)[:, wanted].sum(dim=-1)
-        yield from zip(batch, (safe[:-1] - safe[-1]).tolist(), strict=True)
+        yield from zip(batch, (safe[1:] - safe[0]).tolist(), strict=True)
 
 
 def all_heads(model: Llama) -> list[Head]:

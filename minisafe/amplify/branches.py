@@ -1,0 +1,108 @@
+"""One token after a prompt, many times over, each time with another head patched.
+
+The slow way reads the whole prompt again for every head. A patch at the last token changes nothing
+before it, so here the prompt is read once, and a patched run is a *branch* of its last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from minisafe.cache import KVCache, Placement
+from minisafe.model import Layer, Llama, Step
+from minisafe.slots import BoundSlots, Slot
+
+Head = tuple[int, int]  # (layer, head), both from 0
+
+
+@dataclass(frozen=True)
+class PatchEach(Slot):
+    """At "heads": of the n-th token touched, put `values[n]` in place of head `heads[n]`'s output.
+    One row only. values: (n, head_dim)"""
+
+    heads: tuple[int, ...] = ()
+    values: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @property
+    def site(self) -> str:
+        return "heads"
+
+    def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        heads = torch.tensor(self.heads, device=x.device)
+        return x.index_put((rows, columns, heads), self.values.to(x))
+
+
+def read_prefix(model: Llama, ids: Sequence[int], branches: int) -> KVCache:
+    """A cache that has read `ids`, which may be none, with room for so many branches."""
+    # branches share a position but have a column each, so columns may outnumber positions
+    config = replace(model.config, max_positions=len(ids) + branches)
+    cache = KVCache(config, 1, config.max_positions, model.dtype, model.device)
+    if ids:
+        model(torch.tensor([list(ids)], device=model.device), cache, last_only=True)
+    return cache
+
+
+def patched_logits(
+    model: Llama, prefix: KVCache, id_: int, means: Tensor, heads: Sequence[Head]
+) -> Tensor:
+    """Logits after one more token left alone and with each head patched, (1 + heads, vocab).
+
+    The branches are tokens of one row that stand at the same position; each sees the prefix and
+    itself. So they share the prefix's keys and values, and each weight is read once for all. Up to
+    the layer of its patch a branch is the clean run, and it leaves that one there.
+
+    Args:
+        prefix: from `read_prefix`. It does not count the branches, so it serves again.
+        means: (n_layers, n_heads, head_dim), what to patch in.
+        heads: by layer, ascending.
+    """
+    x = model.embed_tokens(torch.tensor([[id_]], device=model.device))  # (1, branches, hidden)
+    whole = branch_step(model, prefix, 1 + len(heads))
+    for layer in model.layers:
+        assert isinstance(layer, Layer)
+        mine = tuple(head for number, head in heads if number == layer.layer)
+        n = x.shape[1]
+        x = torch.cat((x, x[:, :1].expand(-1, len(mine), -1)), dim=1)
+        start = prefix.lengths[0] + n
+        patches = [
+            PatchEach(
+                layer=layer.layer, spans=((start, start + len(mine)),), heads=mine,
+                values=means[layer.layer, list(mine)],
+            )
+        ] if mine else []  # fmt: skip
+        x = layer(x, narrowed(whole, x.shape[1], patches, model))
+    return model.head(model.norm(x), whole)[0]
+
+
+def branch_step(model: Llama, prefix: KVCache, branches: int) -> Step:
+    """The step of so many branches, without slots."""
+    n = prefix.lengths[0]
+    device = model.device
+    columns = torch.arange(n, device=device)
+    itself = torch.eye(branches, dtype=torch.bool, device=device)
+    masks: dict[int | None, Tensor | None] = {}
+    for window in set(model.config.windows):
+        first = 0 if window is None else n + 1 - window  # a window counts the token itself
+        seen = (columns >= first).expand(branches, -1)
+        masks[window] = torch.cat((seen, itself), dim=1)[None, None]
+    cos, sin = (table[n].view(1, 1, 1, -1) for table in model.rotary(n + 1))
+    place = Placement(slice(0, 1), (n,), (branches,), branches)
+    slots = BoundSlots((), model.config.n_layers, (n,), (branches,), device)
+    return Step(cos, sin, masks, causal=False, slots=slots, cache=prefix, place=place)
+
+
+def narrowed(whole: Step, branches: int, slots: Sequence[Slot], model: Llama) -> Step:
+    """The step of the first so many branches, with these slots."""
+    starts, counts = whole.place.starts, (branches,)
+    columns = starts[0] + branches
+    masks = {
+        window: mask if mask is None else mask[:, :, :branches, :columns]
+        for window, mask in whole.masks.items()
+    }
+    bound = BoundSlots(slots, model.config.n_layers, starts, counts, model.device)
+    place = replace(whole.place, counts=counts, width=branches)
+    return replace(whole, masks=masks, slots=bound, place=place)
