@@ -19,6 +19,7 @@ from minisafe.config import LlamaConfig
 from minisafe.errors import SettingError
 from minisafe.linear import Projection, linear
 from minisafe.lora import Applied
+from minisafe.packing import Packing, pack
 from minisafe.rotary import inverse_frequencies, rotary_tables, rotate
 from minisafe.slots import BoundSlots, Slot
 
@@ -27,13 +28,14 @@ from minisafe.slots import BoundSlots, Slot
 class Step:
     """All that one forward's layers share: positions, rotations, masks, adapters, slots."""
 
-    cos: Tensor  # (B or 1, T, 1, head_dim)
-    sin: Tensor  # (B or 1, T, 1, head_dim), the first half negative
+    cos: Tensor  # (B or 1, T, 1, head_dim); packed: (N, 1, 1, head_dim)
+    sin: Tensor  # the same, the first half negative
     masks: dict[int | None, Tensor | None]  # window -> (B or 1, 1, T, n), True where a query looks
     causal: bool  # the block is the whole sequence, so the lower triangle says it all
     slots: BoundSlots
     adapters: tuple[Applied, ...] = ()
     cache: KVCache | None = None
+    packing: Packing | None = None  # then the block is N rows of one token, but for attention
     place: Placement = field(default_factory=lambda: Placement(slice(0, 0), (), (), 0))
 
 
@@ -106,14 +108,19 @@ class Attention(nn.Module):
         y = self.qkv.joined(x, step)
         heads = y.view(*y.shape[:2], -1, self.head_dim)  # q's, then k's, then v's
         qk, v = torch.split(heads, [self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
-        qk = rotate(qk, step.cos, step.sin).transpose(1, 2)  # one pass over the heads of both
+        qk = rotate(qk, step.cos, step.sin)  # one pass over the heads of both
+        if step.packing is not None:
+            qk, v = step.packing.spread(qk), step.packing.spread(v)
+        qk = qk.transpose(1, 2)
         q, k = torch.split(qk, [self.n_heads, self.n_kv_heads], dim=1)
         v = v.transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)
         causal = step.causal and self.window not in step.masks
-        y = attend(q, k, v, step.masks.get(self.window), causal)
-        heads = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
+        y = attend(q, k, v, step.masks.get(self.window), causal).transpose(1, 2)
+        if step.packing is not None:
+            y = step.packing.pack(y)
+        heads = step.slots.at("heads", self.layer, y)  # (B, T, n_heads, head_dim)
         out: Tensor = self.o(heads.flatten(2), step)[0]
         return out
 
@@ -220,7 +227,8 @@ class Llama(nn.Module):
         batch, width = ids.shape
         counts = (width,) * batch if counts is None else tuple(counts)
         step = self.step(counts, width, cache, rows, slots, adapters)
-        x = self.embed_tokens(ids)  # (B, T, hidden)
+        packing = step.packing
+        x = self.embed_tokens(ids if packing is None else packing.pack(ids))  # (B, T, hidden)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = recompute(layer, x, step, use_reentrant=False)
@@ -229,7 +237,9 @@ class Llama(nn.Module):
         step.slots.finish()
         if cache is not None:
             cache.advance(step.place)
-        if last_only and width > 1:
+        if packing is not None:
+            x = packing.last(x) if last_only else packing.spread(x)
+        elif last_only and width > 1:
             last = torch.tensor([max(count - 1, 0) for count in counts], device=x.device)
             x = x[torch.arange(batch, device=x.device), last].unsqueeze(1)  # (B, 1, hidden)
         logits = self.head(self.norm(x), step)
@@ -263,16 +273,23 @@ class Llama(nn.Module):
             positions = starts[:, None] - place.starts[0] + positions  # (B, T)
             positions = positions.clamp_(max=n - 1)  # padding may run past the last column
         cos, sin = self.rotary(n)
-        bound = BoundSlots(slots, self.config.n_layers, place.starts, counts, self.device)
+        packing = None
+        if cache is not None and width > 1 and any(counts) and not place.uniform:
+            packing = pack(counts, width, self.device)
+            adapters = packing.adapters(adapters)
+        offsets = None if packing is None else packing.offsets
+        bound = BoundSlots(slots, self.config.n_layers, place.starts, counts, self.device, offsets)
+        turned = positions if packing is None else packing.pack(positions.expand(len(counts), -1))
         causal = place.uniform and place.starts[0] == 0
         return Step(
-            cos=cos[positions].unsqueeze(2),
-            sin=sin[positions].unsqueeze(2),
+            cos=cos[turned].unsqueeze(2),
+            sin=sin[turned].unsqueeze(2),
             masks=self.masks(positions, n, place, causal),
             causal=causal,
             slots=bound,
             adapters=adapters,
             cache=cache,
+            packing=packing,
             place=place,
         )
 

@@ -118,7 +118,9 @@ class BoundSlots:
         starts: Sequence[int],
         counts: Sequence[int],
         device: torch.device,
+        offsets: Sequence[int] | None = None,
     ):
+        """`offsets`: where each row's tokens begin, if tokens are rows of their own (`Packing`)."""
         self.waiting: dict[tuple[str, int], list[tuple[Slot, Tensor, Tensor]]] = {}
         for slot in slots:
             check_slot(slot, n_layers, len(starts))
@@ -127,6 +129,8 @@ class BoundSlots:
                 for row in dict.fromkeys(slot.rows)
                 for position in covered(slot.spans, starts[row], starts[row] + counts[row])
             ]
+            if offsets is not None:
+                cells = [(offsets[row] + column, 0) for row, column in cells]
             if cells:
                 rows, columns = torch.tensor(cells, device=device).unbind(1)
                 self.waiting.setdefault((slot.site, slot.layer), []).append((slot, rows, columns))
