@@ -69,7 +69,7 @@ class Projection(nn.Module):
         return torch.cat(self(x, step), dim=-1)
 
 
-FEW_ROWS = 8  # up to here a CPU with AMX multiplies faster with the weight on the left
+FEW_ROWS = 16  # up to here a CPU with AMX multiplies faster with the weight on the left
 LARGE = 1 << 18  # ... if the weight has so many values; below, the detour costs more than it saves
 
 

@@ -30,7 +30,7 @@ class Step:
 
     cos: Tensor  # (B or 1, T, 1, head_dim); packed: (N, 1, 1, head_dim)
     sin: Tensor  # the same, the first half negative
-    masks: dict[int | None, Tensor | None]  # window -> (B or 1, 1, T, n), True where a query looks
+    masks: dict[int | None, Tensor | None]  # window -> (B or 1, 1, T, n), what to add
     causal: bool  # the block is the whole sequence, so the lower triangle says it all
     slots: BoundSlots
     adapters: tuple[Applied, ...] = ()
@@ -85,10 +85,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     q = q.reshape(batch, n_kv_heads, group * width, head_dim)
-    if mask is not None and group > 1:
+    if mask is not None and group > 1 and width > 1:
         mask = mask.repeat(1, 1, group, 1)  # (B, 1, group * T, n)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return y.reshape(batch, n_heads, width, head_dim)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a query looks, else -inf: what attention would make of a mask anew in every layer."""
+    return torch.zeros((), dtype=dtype, device=mask.device).where(mask, -torch.inf)
 
 
 class Attention(nn.Module):
@@ -307,7 +312,7 @@ class Llama(nn.Module):
             mask = columns <= positions[..., None]  # (B, T, n)
             if hidden_before is not None:
                 mask &= columns > positions[..., None] - hidden_before
-            masks[window] = mask.unsqueeze(1)
+            masks[window] = additive(mask.unsqueeze(1), self.dtype)
         return masks
 
     def rotary(self, n: int) -> tuple[Tensor, Tensor]:

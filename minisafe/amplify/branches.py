@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minisafe.cache import KVCache, Placement
-from minisafe.model import Layer, Llama, Step
+from minisafe.model import Layer, Llama, Step, additive
 from minisafe.slots import BoundSlots, Slot
 
 Head = tuple[int, int]  # (layer, head), both from 0
@@ -88,7 +88,7 @@ def branch_step(model: Llama, prefix: KVCache, branches: int) -> Step:
     for window in set(model.config.windows):
         first = 0 if window is None else n + 1 - window  # a window counts the token itself
         seen = (columns >= first).expand(branches, -1)
-        masks[window] = torch.cat((seen, itself), dim=1)[None, None]
+        masks[window] = additive(torch.cat((seen, itself), dim=1)[None, None], model.dtype)
     cos, sin = (table[n].view(1, 1, 1, -1) for table in model.rotary(n + 1))
     place = Placement(slice(0, 1), (n,), (branches,), branches)
     slots = BoundSlots((), model.config.n_layers, (n,), (branches,), device)
