@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,14 @@ from minisafe.errors import SettingError
 from minisafe.linear import Projection, Step
 from minisafe.lora import LoraAdapter, LoraDelta
 from minisafe.model import Embedding, Layer, Llama, Prepared, RMSNorm
-from minisafe.quantize import int8_linear, quantize
+from minisafe.quantize import (
+    LARGE,
+    can_pack_int8,
+    int8_linear,
+    pack_int8,
+    packed_linear,
+    quantize,
+)
 
 WEIGHTS = ("auto", "plain", "packed", "int8")
 FEW_ROWS = 16  # up to here one kernel's launch costs more than its work
@@ -81,8 +89,9 @@ def prepare_head(model: Llama, make: type[PreparedProjection]) -> None:
         with torch.device("meta"):
             head = Projection(model.config.hidden, {"lm_head": model.config.vocab_size})
         head.weight_0 = model.embed_tokens.weight
-        model.lm_head = int8 = Int8Projection(head)
-        model.embed_tokens = Int8Embedding(int8.q, int8.scales)
+        model.lm_head = tied = Int8Head(head)
+        assert tied.rows is not None
+        model.embed_tokens = Int8Embedding(*tied.rows)
 
 
 class PreparedProjection(Projection):
@@ -200,16 +209,31 @@ class PackedProjection(PreparedProjection):
 
 
 class Int8Projection(PreparedProjection):
-    """As int8 with a scale an output channel."""
+    """As int8 with a scale an output channel; large ones packed."""
+
+    may_pack: ClassVar[bool] = True
 
     def store(self, weights: list[Tensor]) -> None:
         rounded = [quantize(weight) for weight in weights]
-        self.q = torch.cat([q for q, _ in rounded])
-        self.scales = torch.cat([scales for _, scales in rounded])
+        q = torch.cat([q for q, _ in rounded])
+        scales = torch.cat([scales for _, scales in rounded])
+        pack = self.may_pack and q.numel() >= LARGE and can_pack_int8()
+        self.packed = pack_int8(q, scales) if pack else None
+        self.rows = None if pack else (q, scales)
 
     def product(self, x: Tensor) -> Tensor:
-        y = int8_linear(x, self.q, self.scales)
+        if self.packed is not None:
+            y = packed_linear(x, self.packed)
+        else:
+            assert self.rows is not None
+            y = int8_linear(x, *self.rows)
         return y if self.bias is None else y.add_(self.bias)
+
+
+class Int8Head(Int8Projection):
+    """A tied one, whose rows are also what tokens are looked up in."""
+
+    may_pack = False
 
 
 class PreparedNorm(RMSNorm):
