@@ -1,6 +1,6 @@
 """llama.cpp as a peer: a model of minisafe's as a GGUF file, and tokens through llama-cpp-python.
 
-Imported by `speed.py` where llama-cpp-python and gguf are installed (bench/README.md).
+bench/README.md tells how to install both.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ def silence(api: Any) -> Any:
 
 
 class Peer:
-    """One or two contexts of a GGUF file's weights; close it, since llama.cpp's memory is its own.
+    """A GGUF file's weights; close it, since llama.cpp's memory is its own.
 
-    quantized: as Q8_0, made from the file beside it.
+    capacity: tokens a context. quantized: as Q8_0, made from the file beside it. Prompts of those
+    are read token by token: llama-cpp-python 0.3.36 crashed in its AMX kernel for longer blocks.
     """
 
     def __init__(self, path: Path, capacity: int, threads: int, quantized: bool = False):
@@ -115,7 +116,7 @@ class Peer:
             raise RuntimeError(f"llama.cpp could not load {path}")
         self.stack.callback(self.api.llama_model_free, self.model)
         self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
-        self.capacity, self.threads = capacity, threads
+        self.capacity, self.threads, self.block = capacity, threads, 1 if quantized else capacity
 
     def quantize(self, path: Path, threads: int) -> Path:
         params = self.api.llama_model_quantize_default_params()
@@ -129,15 +130,17 @@ class Peer:
     def context(self) -> Any:
         params = self.api.llama_context_default_params()
         params.n_ctx = self.capacity
-        params.n_batch = params.n_ubatch = 512
+        params.n_batch = params.n_ubatch = self.capacity
         params.n_threads = params.n_threads_batch = self.threads
         return self.api.llama_init_from_model(self.model, params)
 
     def logits(self, context: Any, ids: Sequence[int]) -> Tensor:
         """(vocab,) float32 after `ids`, which are appended to what the context has read."""
-        array = (ctypes.c_int * len(ids))(*ids)
-        if self.api.llama_decode(context, self.api.llama_batch_get_one(array, len(ids))):
-            raise RuntimeError("llama.cpp could not decode")
+        for start in range(0, len(ids), self.block):
+            block = ids[start : start + self.block]
+            array = (ctypes.c_int * len(block))(*block)
+            if self.api.llama_decode(context, self.api.llama_batch_get_one(array, len(block))):
+                raise RuntimeError("llama.cpp could not decode")
         found = self.api.llama_get_logits_ith(context, -1)
         return torch.from_numpy(np.ctypeslib.as_array(found, (self.vocab_size,)))
 
