@@ -31,6 +31,7 @@ from minisafe.quantize import (
 
 WEIGHTS = ("auto", "plain", "packed", "int8")
 FEW_ROWS = 16  # up to here one kernel's launch costs more than its work
+SMALL = 1 << 18  # weights of a matrix whose product costs less than its call
 FUSED_RANK = 64  # deltas of a projection's parts are one product up to this rank in all
 
 
@@ -194,16 +195,25 @@ def gather_deltas(
 
 
 class PackedProjection(PreparedProjection):
-    """In the dtype they had, in oneDNN's own order of blocks; plain rows where that is missing."""
+    """In the dtype they had, in oneDNN's own order of blocks; plain rows where that is missing.
+
+    A small matrix has a second copy in float32: for few rows a call of that product takes a third
+    of the other's time, and rounds no more (docs/log.md).
+    """
 
     def store(self, weights: list[Tensor]) -> None:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.packed = weight.device.type == "cpu" and can_pack(weight.dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        small = self.packed and weight.dtype == torch.bfloat16 and weight.numel() <= SMALL
+        self.wide = weight.float() if small else None
 
     def product(self, x: Tensor) -> Tensor:
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
+        if self.wide is not None and x.numel() <= FEW_ROWS * self.in_features:
+            wide = F.linear(x.float(), self.wide).to(x.dtype)
+            return wide if self.bias is None else wide.add_(self.bias)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y
 

@@ -110,8 +110,12 @@ def test_float32_is_the_plain_model(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("small", [0, module.SMALL])
 @torch.inference_mode()
-def test_bfloat16_is_near_the_plain_model(kind: str, tied: bool) -> None:
+def test_bfloat16_is_near_the_plain_model(
+    monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool, small: int
+) -> None:
+    monkeypatch.setattr(module, "SMALL", small)
     model = random_model(tiny_config(tied=tied, hidden=64), seed=2, dtype=torch.bfloat16)
     reference = model if kind == "packed" else rounded(model)
     adapter, ids = random_adapter(model), random_ids(model, 3, 5)
