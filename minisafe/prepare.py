@@ -151,8 +151,11 @@ class FusedDeltas:
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
         """y: (rows, T, sum of out_features), changed; x: (rows, T, in_features)"""
-        flat = x.reshape(-1, x.shape[-1]).float()
-        y.add_(torch.mm(torch.mm(flat, self.a), self.b).view(y.shape))
+        inner = torch.mm(x.reshape(-1, x.shape[-1]).float(), self.a)
+        if y.dtype == torch.float32 and y.is_contiguous():
+            y.view(-1, y.shape[-1]).addmm_(inner, self.b)
+        else:
+            y.add_(torch.mm(inner, self.b).view(y.shape))
 
 
 @dataclass(frozen=True)
@@ -207,13 +210,18 @@ class PackedProjection(PreparedProjection):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
         small = self.packed and weight.dtype == torch.bfloat16 and weight.numel() <= SMALL
         self.wide = weight.float() if small else None
+        self.wide_bias = None if self.bias is None else self.bias.float()
+
+    def joined(self, x: Tensor, step: Step) -> Tensor:
+        if self.wide is None or x.numel() > FEW_ROWS * self.in_features:
+            return super().joined(x, step)
+        return super().joined(x.float(), step).to(x.dtype)  # deltas, too, before it is rounded
 
     def product(self, x: Tensor) -> Tensor:
+        if self.wide is not None and x.dtype == torch.float32:
+            return F.linear(x, self.wide, self.wide_bias)
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
-        if self.wide is not None and x.numel() <= FEW_ROWS * self.in_features:
-            wide = F.linear(x.float(), self.wide).to(x.dtype)
-            return wide if self.bias is None else wide.add_(self.bias)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return y
 
