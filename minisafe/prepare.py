@@ -32,6 +32,7 @@ from minisafe.quantize import (
 WEIGHTS = ("auto", "plain", "packed", "int8")
 FEW_ROWS = 16  # up to here one kernel's launch costs more than its work
 SMALL = 1 << 18  # weights of a matrix whose product costs less than its call
+WIDE_ROWS = 4  # ... up to so many rows
 FUSED_RANK = 64  # deltas of a projection's parts are one product up to this rank in all
 
 
@@ -213,7 +214,7 @@ class PackedProjection(PreparedProjection):
         self.wide_bias = None if self.bias is None else self.bias.float()
 
     def joined(self, x: Tensor, step: Step) -> Tensor:
-        if self.wide is None or x.numel() > FEW_ROWS * self.in_features:
+        if self.wide is None or x.numel() > WIDE_ROWS * self.in_features:
             return super().joined(x, step)
         return super().joined(x.float(), step).to(x.dtype)  # deltas, too, before it is rounded
 
