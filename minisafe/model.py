@@ -105,17 +105,17 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         y = self.qkv.joined(x, step)
         heads = y.view(*y.shape[:2], -1, self.head_dim)  # q's, then k's, then v's
-        qk, v = torch.split(heads, [self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
+        # the method: `torch.split` takes a detour through Python, longer than the split itself
+        qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
         qk = rotate(qk, step.cos, step.sin).transpose(1, 2)  # one pass over the heads of both
-        q, k = torch.split(qk, [self.n_heads, self.n_kv_heads], dim=1)
+        q, k = qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
         v = v.transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)
         causal = step.causal and self.window not in step.masks
         y = attend(q, k, v, step.masks.get(self.window), causal)
         heads = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
-        out: Tensor = self.o(heads.flatten(2), step)[0]
-        return out
+        return self.o.joined(heads.flatten(2), step)
 
 
 class MLP(nn.Module):
@@ -132,8 +132,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         gate, up = self.gate_up(x, step)
         keys = step.slots.at("mlp", self.layer, F.silu(gate) * up)  # (B, T, intermediate)
-        out: Tensor = self.down(keys, step)[0]
-        return out
+        return self.down.joined(keys, step)
 
 
 class Layer(nn.Module):
@@ -239,8 +238,7 @@ class Llama(nn.Module):
         """(..., hidden) -> (..., vocab)"""
         if self.lm_head is None:
             return linear(x, self.embed_tokens.weight, None)
-        logits: Tensor = self.lm_head(x, step)[0]
-        return logits
+        return self.lm_head.joined(x, step)
 
     def step(
         self,
@@ -263,11 +261,15 @@ class Llama(nn.Module):
             positions = starts[:, None] - place.starts[0] + positions  # (B, T)
             positions = positions.clamp_(max=n - 1)  # padding may run past the last column
         cos, sin = self.rotary(n)
+        if place.uniform:  # a slice costs less than picking rows
+            cos, sin = (each[None, place.starts[0] : n] for each in (cos, sin))
+        else:
+            cos, sin = cos[positions], sin[positions]
         bound = BoundSlots(slots, self.config.n_layers, place.starts, counts, self.device)
         causal = place.uniform and place.starts[0] == 0
         return Step(
-            cos=cos[positions].unsqueeze(2),
-            sin=sin[positions].unsqueeze(2),
+            cos=cos.unsqueeze(2),
+            sin=sin.unsqueeze(2),
             masks=self.masks(positions, n, place, causal),
             causal=causal,
             slots=bound,
