@@ -301,8 +301,9 @@ class Llama(nn.Module):
         stale = table is None or table[0].dtype != self.dtype or table[0].device != self.device
         if stale or table is None or len(table[0]) < n:
             size = min(max(2 * n, 256), max(n, self.config.max_positions))
-            cos, sin = rotary_tables(inverse_frequencies(self.config), size)
-            table = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
+            with torch.inference_mode(False):  # else training could not use the table later
+                cos, sin = rotary_tables(inverse_frequencies(self.config), size)
+                table = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
             self._rotary = table
         return table
 

@@ -122,7 +122,7 @@ class PreparedProjection(Projection):
         )
 
     def forward(self, x: Tensor, step: Step) -> tuple[Tensor, ...]:
-        return torch.split(self.joined(x, step), self.splits, dim=-1)
+        return self.joined(x, step).split_with_sizes(self.splits, dim=-1)
 
     def joined(self, x: Tensor, step: Step) -> Tensor:
         y = self.product(x)
@@ -269,7 +269,7 @@ class PreparedNorm(RMSNorm):
         if x.numel() > FEW_ROWS * self.hidden or x.device.type != "cpu":
             return super().forward(x)
         both = torch.cat((x, -x), dim=-1)
-        y = F.layer_norm(both, (2 * self.hidden,), self.twice, None, self.eps)
+        y = torch.layer_norm(both, (2 * self.hidden,), self.twice, None, self.eps)
         return y[..., : self.hidden]
 
 
