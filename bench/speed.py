@@ -10,14 +10,17 @@ and a ratio is the median of the rounds' ratios. bench/README.md tells how to re
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import gc
 import json
 import operator
 import os
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +43,8 @@ SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny"
 SYSTEM_PROMPT, RANK = 32, 4  # tokens before a prompted expert's prompt; of the random adapter
 PLAIN, SAFE, PROMPTED = "plain", "safe, LoRA expert", "safe, prompted expert"
 SEPARATE, PEER, PEERS = f"{SAFE}, separate", "transformers, plain", "transformers, two models"
+CPP, CPPS = "llama.cpp BF16, plain", "llama.cpp BF16, two contexts"
+CPP8 = "llama.cpp Q8_0, plain"
 RATIOS = (  # of times a token: name, the system above, the one below, target
     ("safe (LoRA) over plain, time", SAFE, PLAIN, "<= 1.3"),
     ("safe (prompted) over plain, time", PROMPTED, PLAIN, "<= 1.3"),
@@ -50,6 +55,15 @@ RATIOS = (  # of times a token: name, the system above, the one below, target
     ("packed: safe (LoRA) over plain, time", f"{SAFE}, packed", f"{PLAIN}, packed", "<= 1.1"),
     ("packed: plain over transformers, speed", PEER, f"{PLAIN}, packed", ">= 2.0"),
     ("packed: safe (LoRA) over two models, speed", PEERS, f"{SAFE}, packed", ">= 3.0"),
+    (
+        "packed: safe (prompted) over plain, time",
+        f"{PROMPTED}, packed",
+        f"{PLAIN}, packed",
+        "<= 1.1",
+    ),
+    ("packed: plain over llama.cpp BF16, speed", CPP, f"{PLAIN}, packed", ">= 0.75"),
+    ("packed: safe (LoRA) over llama.cpp's two, speed", CPPS, f"{SAFE}, packed", ">= 1.1"),
+    ("int8: plain over llama.cpp Q8_0, speed (stretch)", CPP8, f"{PLAIN}, int8", ">= 1.0"),
     ("int8 over packed, plain, speed", f"{PLAIN}, packed", f"{PLAIN}, int8", ">= 1.4"),
     ("int8 over packed, safe (LoRA), speed", f"{SAFE}, packed", f"{SAFE}, int8", ">= 1.4"),
 )
@@ -167,7 +181,7 @@ def prepared_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
     for kind in ("packed", "int8"):
         copied = replace(subject, model=prepare(copy.deepcopy(subject.model), kind))
         systems = minisafe_systems(copied, prompt, new)
-        found |= {f"{name}, {kind}": systems[name] for name in (PLAIN, SAFE)}
+        found |= {f"{name}, {kind}": systems[name] for name in (PLAIN, SAFE, PROMPTED)}
     return found
 
 
@@ -220,6 +234,26 @@ def transformers_systems(subject: Subject, prompt: Ids) -> dict[str, System]:
     }
 
 
+def llamacpp_systems(subject: Subject, prompt: Ids, args: argparse.Namespace) -> dict[str, System]:
+    """On a copy of the base's weights in a file that is gone when the program ends."""
+    missing = [name for name in ("llama_cpp", "gguf") if util.find_spec(name) is None]
+    if missing:
+        print(f"{missing[0]} is not installed here: llama.cpp's rows are skipped (bench/README.md)")
+        return {}
+    from llamacpp import Peer, write_gguf  # beside this file
+
+    file = Path(tempfile.mkdtemp()) / "model.gguf"
+    atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
+    write_gguf(subject.model, file)
+    capacity = len(prompt) + args.new + 1
+    bf16, q8 = (Peer(file, capacity, torch.get_num_threads(), q) for q in (False, True))
+    return {
+        CPP: partial(bf16.tokens, prompt),
+        CPPS: partial(bf16.tokens, prompt, 2, SGDS()),
+        CPP8: partial(q8.tokens, prompt),
+    }
+
+
 def time_run(system: System, new: int) -> tuple[float, float]:
     """(ms to the first token, ms a token after it) of one answer."""
     gc.collect()
@@ -254,6 +288,7 @@ def measure(subject: Subject, args: argparse.Namespace) -> dict[str, list[float]
     prompt = tuple(draw.randrange(subject.model.config.vocab_size) for _ in range(args.prompt))
     systems = minisafe_systems(subject, prompt, args.new)
     systems |= prepared_systems(subject, prompt, args.new) | transformers_systems(subject, prompt)
+    systems |= llamacpp_systems(subject, prompt, args)
     buffers = [torch.ones(args.buffer_mib * 2**18) for _ in range(3)]
     one_round(systems, min(args.new, 4), buffers)
     order, rounds = list(systems.items()), []
@@ -310,7 +345,8 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.is_file() else ""
     model = text.partition("model name")[2].partition("\n")[0].lstrip("\t: ")
-    packages = [name for name in ("torch", "transformers") if util.find_spec(name) is not None]
+    names = {"torch": "torch", "transformers": "transformers", "llama_cpp": "llama-cpp-python"}
+    packages = [package for name, package in names.items() if util.find_spec(name) is not None]
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "hardware": {

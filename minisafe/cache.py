@@ -1,4 +1,8 @@
-"""One key-value cache for all layers: preallocated, per-row lengths, rewindable, growable."""
+"""One key-value cache for all layers: preallocated, per-row lengths, rewindable, growable.
+
+It holds keys and values in the model's dtype, or in a smaller one (`CACHE_DTYPES`): then a block is
+rounded when it is written, and one layer at a time is widened when it is read.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,9 @@ import torch
 from torch import Tensor
 
 from minisafe.config import LlamaConfig
-from minisafe.errors import OutOfMemory, PromptError
+from minisafe.errors import OutOfMemory, PromptError, SettingError
+
+CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,32 @@ class Placement:
         return block_rows, block_columns, columns
 
 
+@dataclass(frozen=True)
+class Views:
+    """A placement's part of what a cache holds, by layer; made once for all layers.
+
+    so_far: keys and values (and their scales) up to `place.stop`. block: where a uniform block of
+    them goes; none for a ragged one, whose tokens go to the `cells` of `so_far`.
+    """
+
+    place: Placement
+    so_far: tuple[tuple[Tensor, ...], ...]
+    block: tuple[tuple[Tensor, ...], ...] = ()
+    cells: tuple[Tensor, Tensor, Tensor] | None = None
+
+
 class KVCache:
     """Keys and values of every layer: `(n_layers, rows, n_kv_heads, capacity, head_dim)` each.
 
     A token of absolute position p stands in column p of its row. `lengths[row]` counts the tokens
     of a row; rewinding only lowers it, since later tokens overwrite and the mask hides the rest.
+
+    Args:
+        dtype: the model's, in which keys and values come and go.
+        cache_dtype: the one they are held in, of `CACHE_DTYPES`. "auto": `dtype`. "int8": with a
+            scale in `dtype` for every layer, row, head and token, `(..., capacity, 1)`.
+
+    Raises `SettingError` for another `cache_dtype`, `OutOfMemory` where there is no room.
     """
 
     def __init__(
@@ -62,12 +89,23 @@ class KVCache:
         capacity: int = 256,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        cache_dtype: str = "auto",
     ):
         self.config, self.limit = config, config.max_positions
         self.lengths = [0] * rows
         self.dtype, self.device = dtype, torch.device(device)
-        self.keys, self.values = self._allocate(min(capacity, self.limit))
-        self._cells: tuple[Placement, tuple[Tensor, Tensor, Tensor]] | None = None
+        self.cache_dtype, self.stored = cache_dtype, stored_dtype(cache_dtype, dtype)
+        self.held = self._allocate(min(capacity, self.limit))
+        self._views: Views | None = None
+
+    @property
+    def keys(self) -> Tensor:
+        """All keys as they are held, also those behind a row's length."""
+        return self.held[0]
+
+    @property
+    def values(self) -> Tensor:
+        return self.held[1]
 
     @property
     def rows(self) -> int:
@@ -79,20 +117,23 @@ class KVCache:
 
     @property
     def n_bytes(self) -> int:
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return sum(each.nbytes for each in self.held)
 
-    def _allocate(self, capacity: int) -> tuple[Tensor, Tensor]:
-        heads = (self.config.n_kv_heads, capacity, self.config.head_dim)
-        shape = (self.config.n_layers, self.rows, *heads)
+    def _allocate(self, capacity: int) -> tuple[Tensor, ...]:
+        shape = (self.config.n_layers, self.rows, self.config.n_kv_heads, capacity)
+        kinds = [(self.config.head_dim, self.stored)] * 2
+        if self.stored == torch.int8:
+            kinds += [(1, self.dtype)] * 2
         try:  # zeros, not empty: a masked column has weight 0, and 0 * NaN would still be NaN
-            keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
-            return keys, torch.zeros_like(keys)
+            return tuple(
+                torch.zeros(*shape, size, dtype=dtype, device=self.device) for size, dtype in kinds
+            )
         except (RuntimeError, MemoryError):
-            size = 2 * torch.Size(shape).numel() * self.dtype.itemsize
+            each = bytes_per_token(self.config, self.dtype, self.cache_dtype)
             raise OutOfMemory(
                 f"a key-value cache for {self.rows} rows of {capacity} tokens needs "
-                f"{size / 2**20:.0f} MiB, which could not be had; use a smaller batch, a shorter "
-                "context or a smaller dtype"
+                f"{self.rows * capacity * each / 2**20:.0f} MiB, which could not be had; use a "
+                "smaller batch, a shorter context or a smaller dtype (--cache-dtype int8)"
             ) from None
 
     def reserve(self, capacity: int) -> None:
@@ -104,9 +145,11 @@ class KVCache:
             )
         if capacity <= self.capacity:
             return
-        old_keys, old_values, old = self.keys, self.values, self.capacity
-        self.keys, self.values = self._allocate(min(self.limit, max(capacity, 2 * old)))
-        self.keys[:, :, :, :old], self.values[:, :, :, :old] = old_keys, old_values
+        held, old = self.held, self.capacity
+        self.held = self._allocate(min(self.limit, max(capacity, 2 * old)))
+        self._views = None
+        for new, before in zip(self.held, held, strict=True):
+            new[:, :, :, :old] = before
 
     def place(self, counts: Sequence[int], width: int, rows: slice | None = None) -> Placement:
         """Room and columns for a block of `width` tokens of which row b brings `counts[b]`."""
@@ -118,18 +161,27 @@ class KVCache:
 
     def write(self, layer: int, k: Tensor, v: Tensor, place: Placement) -> tuple[Tensor, Tensor]:
         """Store a block's keys and values, `(B, n_kv_heads, T, head_dim)`; return all so far."""
-        keys, values = self.keys[layer, place.rows], self.values[layer, place.rows]
-        if place.uniform:
-            start = place.starts[0]
-            keys[:, :, start : start + place.width] = k
-            values[:, :, start : start + place.width] = v
+        views = self._views
+        if views is None or views.place is not place:
+            views = self._views = self._views_of(place)
+        so_far, exact = views.so_far[layer], self.stored == self.dtype
+        block = (k, v) if exact else rounded(k, v, self.stored)
+        if views.cells is None:
+            for into, new in zip(views.block[layer], block, strict=True):
+                into.copy_(new)
         else:
-            if self._cells is None or self._cells[0] is not place:
-                self._cells = (place, place.cells(self.device))
-            rows, block_columns, columns = self._cells[1]
-            keys[rows, :, columns] = k[rows, :, block_columns]
-            values[rows, :, columns] = v[rows, :, block_columns]
-        return keys[:, :, : place.stop], values[:, :, : place.stop]
+            rows, block_columns, columns = views.cells
+            for into, new in zip(so_far, block, strict=True):
+                into[rows, :, columns] = new[rows, :, block_columns]
+        return (so_far[0], so_far[1]) if exact else widened(so_far, self.dtype)
+
+    def _views_of(self, place: Placement) -> Views:
+        so_far = [each[:, place.rows, :, : place.stop] for each in self.held]
+        by_layer = tuple(zip(*(each.unbind() for each in so_far), strict=True))
+        if not place.uniform:
+            return Views(place, by_layer, cells=place.cells(self.device))
+        block = [each[:, :, :, place.starts[0] :].unbind() for each in so_far]
+        return Views(place, by_layer, tuple(zip(*block, strict=True)))
 
     def advance(self, place: Placement) -> None:
         """Count a block that every layer has written."""
@@ -146,22 +198,67 @@ class KVCache:
     def wipe(self, row: int) -> None:
         """Zero what lies behind a row's tokens, where it may not be finite: masked, it would still
         spoil sums."""
-        self.keys[:, row, :, self.lengths[row] :] = 0
-        self.values[:, row, :, self.lengths[row] :] = 0
+        for each in self.held:
+            each[:, row, :, self.lengths[row] :] = 0
 
     def repeated(self, rows: int) -> KVCache:
         """A cache of `rows` rows, each a copy of this one's only row."""
-        copy = KVCache(self.config, rows, 0, self.dtype, self.device)
-        copy.keys = self.keys.repeat(1, rows, 1, 1, 1)  # without zeros first, which would cost half
-        copy.values = self.values.repeat(1, rows, 1, 1, 1)
+        copy = KVCache(self.config, rows, 0, self.dtype, self.device, self.cache_dtype)
+        # without zeros first, which would cost half
+        copy.held = tuple(each.repeat(1, rows, 1, 1, 1) for each in self.held)
         copy.lengths = self.lengths * rows
         return copy
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which move together in the order given."""
         index = torch.tensor(list(rows), dtype=torch.long, device=self.device)
-        self.keys, self.values = (
-            self.keys.index_select(1, index),
-            self.values.index_select(1, index),
-        )
+        self.held = tuple(each.index_select(1, index) for each in self.held)
+        self._views = None
         self.lengths = [self.lengths[row] for row in rows]
+
+
+def stored_dtype(cache_dtype: str, dtype: torch.dtype) -> torch.dtype:
+    """What `cache_dtype` means for a model of `dtype`; raises `SettingError` for another name."""
+    if cache_dtype not in CACHE_DTYPES:
+        raise SettingError(
+            f"cache_dtype is {cache_dtype!r}; expected one of {', '.join(CACHE_DTYPES)}"
+        )
+    if cache_dtype == "auto":
+        return dtype
+    found: torch.dtype = getattr(torch, cache_dtype)
+    return found
+
+
+def bytes_per_token(config: LlamaConfig, dtype: torch.dtype, cache_dtype: str = "auto") -> int:
+    """Bytes that one token of one row takes in the cache of a model of `dtype`."""
+    stored = stored_dtype(cache_dtype, dtype)
+    scale = dtype.itemsize if stored == torch.int8 else 0
+    return 2 * config.n_layers * config.n_kv_heads * (config.head_dim * stored.itemsize + scale)
+
+
+def rounded(k: Tensor, v: Tensor, stored: torch.dtype) -> tuple[Tensor, ...]:
+    """Keys and values (..., head_dim) as `stored`; for int8 then their scales (..., 1) as well.
+
+    int8: `x ~ q * scale`, symmetric, with a head's largest value at 127. This was measured
+    (docs/log.md): about five times as exact as float8 at nearly the same size, and faster to widen.
+    """
+    if stored != torch.int8:
+        return k.to(stored), v.to(stored)
+    (k_q, k_scale), (v_q, v_scale) = quantized(k), quantized(v)
+    return k_q, v_q, k_scale, v_scale
+
+
+def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 of x's shape, and scales (..., 1) in x's dtype; where x is not finite, they are not."""
+    scale = (x.float().abs().amax(dim=-1, keepdim=True) / 127).to(x.dtype)
+    scale = scale.clamp_min(torch.finfo(x.dtype).tiny)  # zeros are 0 of any scale
+    q = (x.float() / scale.float()).round_().clamp_(-127, 127)
+    return q.to(torch.int8), scale
+
+
+def widened(held: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`rounded` keys and values in the model's dtype again."""
+    keys, values = held[0].to(dtype), held[1].to(dtype)
+    if len(held) == 2:
+        return keys, values
+    return keys.mul_(held[2]), values.mul_(held[3])

@@ -34,8 +34,8 @@ def safe_scores(lb: Tensor, lu: Tensor, lam: float, margin: float = 0.0) -> Tens
         SettingError: lam or margin is outside its range.
     """
     check_guidance(lam, margin)
-    excess = torch.relu(lu - lb - margin)
-    scores = lb - (lam / (1 - lam)) * excess
+    excess = lu - lb if margin == 0 else lu - lb - margin
+    scores = lb - excess.relu_().mul_(lam / (1 - lam))
     return torch.where(lb.isneginf(), lb, scores)  # -inf minus -inf would be NaN
 
 

@@ -66,7 +66,8 @@ class Projection(nn.Module):
 
     def joined(self, x: Tensor, step: Step) -> Tensor:
         """All parts' outputs side by side: (B, T, in_features) -> (B, T, sum of out_features)."""
-        return torch.cat(self(x, step), dim=-1)
+        outputs = self(x, step)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
 FEW_ROWS = 16  # up to here a CPU with AMX multiplies faster with the weight on the left

@@ -34,9 +34,13 @@ class Stream:
 class Group:
     """The streams of one model: their rows stand one stream after another in one cache."""
 
-    def __init__(self, model: Llama, members: list[int], rows: int, capacity: int):
+    def __init__(
+        self, model: Llama, members: list[int], rows: int, capacity: int, cache_dtype: str
+    ):
         self.model, self.members, self.rows = model, members, rows
-        self.cache = KVCache(model.config, rows * len(members), capacity, model.dtype, model.device)
+        self.cache = KVCache(
+            model.config, rows * len(members), capacity, model.dtype, model.device, cache_dtype
+        )
 
     def row(self, stream: int, row: int) -> int:
         return self.members.index(stream) * self.rows + row
@@ -52,6 +56,7 @@ class Lockstep:
         n_ids: how many token ids the streams have in common; by default the smallest vocabulary.
         chunk: tokens a row to feed in one forward; longer texts take several.
         fuse: let streams that share weights share forwards; False is the slow reference.
+        cache_dtype: in which keys and values are held, of `cache.CACHE_DTYPES`.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Lockstep:
         n_ids: int | None = None,
         chunk: int = 512,
         fuse: bool = True,
+        cache_dtype: str = "auto",
     ):
         self.streams, self.rows, self.chunk = tuple(streams), rows, chunk
         sizes = [stream.model.config.vocab_size for stream in streams]
@@ -75,7 +81,9 @@ class Lockstep:
                     break
             else:
                 members.append((stream.model, [number]))
-        self.groups = [Group(model, numbers, rows, capacity) for model, numbers in members]
+        self.groups = [
+            Group(model, numbers, rows, capacity, cache_dtype) for model, numbers in members
+        ]
         self._group_of = {n: group for group in self.groups for n in group.members}
 
     @property

@@ -112,12 +112,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         y = self.qkv.joined(x, step)
         heads = y.view(*y.shape[:2], -1, self.head_dim)  # q's, then k's, then v's
-        qk, v = torch.split(heads, [self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
+        # the method: `torch.split` takes a detour through Python, longer than the split itself
+        qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
         qk = rotate(qk, step.cos, step.sin)  # one pass over the heads of both
         if step.packing is not None:
             qk, v = step.packing.spread(qk), step.packing.spread(v)
-        qk = qk.transpose(1, 2)
-        q, k = torch.split(qk, [self.n_heads, self.n_kv_heads], dim=1)
+        q, k = qk.transpose(1, 2).split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
         v = v.transpose(1, 2)  # (B, n_kv_heads, T, head_dim)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)
@@ -126,8 +126,7 @@ class Attention(nn.Module):
         if step.packing is not None:
             y = step.packing.pack(y)
         heads = step.slots.at("heads", self.layer, y)  # (B, T, n_heads, head_dim)
-        out: Tensor = self.o(heads.flatten(2), step)[0]
-        return out
+        return self.o.joined(heads.flatten(2), step)
 
 
 class MLP(nn.Module):
@@ -144,8 +143,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         gate, up = self.gate_up(x, step)
         keys = step.slots.at("mlp", self.layer, F.silu(gate) * up)  # (B, T, intermediate)
-        out: Tensor = self.down(keys, step)[0]
-        return out
+        return self.down.joined(keys, step)
 
 
 class Layer(nn.Module):
@@ -254,8 +252,7 @@ class Llama(nn.Module):
         """(..., hidden) -> (..., vocab)"""
         if self.lm_head is None:
             return linear(x, self.embed_tokens.weight, None)
-        logits: Tensor = self.lm_head(x, step)[0]
-        return logits
+        return self.lm_head.joined(x, step)
 
     def step(
         self,
@@ -282,13 +279,17 @@ class Llama(nn.Module):
         if cache is not None and width > 1 and any(counts) and not place.uniform:
             packing = pack(counts, width, self.device)
             adapters = packing.adapters(adapters)
+        if place.uniform:  # a slice costs less than picking rows
+            cos, sin = (each[None, place.starts[0] : n] for each in (cos, sin))
+        else:
+            turned = positions if packing is None else packing.pack(positions)
+            cos, sin = cos[turned], sin[turned]
         offsets = None if packing is None else packing.offsets
         bound = BoundSlots(slots, self.config.n_layers, place.starts, counts, self.device, offsets)
-        turned = positions if packing is None else packing.pack(positions.expand(len(counts), -1))
         causal = place.uniform and place.starts[0] == 0
         return Step(
-            cos=cos[turned].unsqueeze(2),
-            sin=sin[turned].unsqueeze(2),
+            cos=cos.unsqueeze(2),
+            sin=sin.unsqueeze(2),
             masks=self.masks(positions, n, place, causal),
             causal=causal,
             slots=bound,
@@ -321,8 +322,9 @@ class Llama(nn.Module):
         stale = table is None or table[0].dtype != self.dtype or table[0].device != self.device
         if stale or table is None or len(table[0]) < n:
             size = min(max(2 * n, 256), max(n, self.config.max_positions))
-            cos, sin = rotary_tables(inverse_frequencies(self.config), size)
-            table = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
+            with torch.inference_mode(False):  # else training could not use the table later
+                cos, sin = rotary_tables(inverse_frequencies(self.config), size)
+                table = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
             self._rotary = table
         return table
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,19 @@ from minisafe.errors import SettingError
 from minisafe.linear import Projection, Step
 from minisafe.lora import LoraAdapter, LoraDelta
 from minisafe.model import Embedding, Layer, Llama, Prepared, RMSNorm
-from minisafe.quantize import int8_linear, quantize
+from minisafe.quantize import (
+    LARGE,
+    can_pack_int8,
+    int8_linear,
+    pack_int8,
+    packed_linear,
+    quantize,
+)
 
 WEIGHTS = ("auto", "plain", "packed", "int8")
 FEW_ROWS = 16  # up to here one kernel's launch costs more than its work
+SMALL = 1 << 18  # weights of a matrix whose product costs less than its call
+WIDE_ROWS = 4  # ... up to so many rows
 FUSED_RANK = 64  # deltas of a projection's parts are one product up to this rank in all
 
 
@@ -81,8 +91,9 @@ def prepare_head(model: Llama, make: type[PreparedProjection]) -> None:
         with torch.device("meta"):
             head = Projection(model.config.hidden, {"lm_head": model.config.vocab_size})
         head.weight_0 = model.embed_tokens.weight
-        model.lm_head = int8 = Int8Projection(head)
-        model.embed_tokens = Int8Embedding(int8.q, int8.scales)
+        model.lm_head = tied = Int8Head(head)
+        assert tied.rows is not None
+        model.embed_tokens = Int8Embedding(*tied.rows)
 
 
 class PreparedProjection(Projection):
@@ -111,7 +122,7 @@ class PreparedProjection(Projection):
         )
 
     def forward(self, x: Tensor, step: Step) -> tuple[Tensor, ...]:
-        return torch.split(self.joined(x, step), self.splits, dim=-1)
+        return self.joined(x, step).split_with_sizes(self.splits, dim=-1)
 
     def joined(self, x: Tensor, step: Step) -> Tensor:
         y = self.product(x)
@@ -141,8 +152,11 @@ class FusedDeltas:
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
         """y: (rows, T, sum of out_features), changed; x: (rows, T, in_features)"""
-        flat = x.reshape(-1, x.shape[-1]).float()
-        y.add_(torch.mm(torch.mm(flat, self.a), self.b).view(y.shape))
+        inner = torch.mm(x.reshape(-1, x.shape[-1]).float(), self.a)
+        if y.dtype == torch.float32 and y.is_contiguous():
+            y.view(-1, y.shape[-1]).addmm_(inner, self.b)
+        else:
+            y.add_(torch.mm(inner, self.b).view(y.shape))
 
 
 @dataclass(frozen=True)
@@ -185,14 +199,28 @@ def gather_deltas(
 
 
 class PackedProjection(PreparedProjection):
-    """In the dtype they had, in oneDNN's own order of blocks; plain rows where that is missing."""
+    """In the dtype they had, in oneDNN's own order of blocks; plain rows where that is missing.
+
+    A small matrix has a second copy in float32: for few rows a call of that product takes a third
+    of the other's time, and rounds no more (docs/log.md).
+    """
 
     def store(self, weights: list[Tensor]) -> None:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.packed = weight.device.type == "cpu" and can_pack(weight.dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        small = self.packed and weight.dtype == torch.bfloat16 and weight.numel() <= SMALL
+        self.wide = weight.float() if small else None
+        self.wide_bias = None if self.bias is None else self.bias.float()
+
+    def joined(self, x: Tensor, step: Step) -> Tensor:
+        if self.wide is None or x.numel() > WIDE_ROWS * self.in_features:
+            return super().joined(x, step)
+        return super().joined(x.float(), step).to(x.dtype)  # deltas, too, before it is rounded
 
     def product(self, x: Tensor) -> Tensor:
+        if self.wide is not None and x.dtype == torch.float32:
+            return F.linear(x, self.wide, self.wide_bias)
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
@@ -200,16 +228,31 @@ class PackedProjection(PreparedProjection):
 
 
 class Int8Projection(PreparedProjection):
-    """As int8 with a scale an output channel."""
+    """As int8 with a scale an output channel; large ones packed."""
+
+    may_pack: ClassVar[bool] = True
 
     def store(self, weights: list[Tensor]) -> None:
         rounded = [quantize(weight) for weight in weights]
-        self.q = torch.cat([q for q, _ in rounded])
-        self.scales = torch.cat([scales for _, scales in rounded])
+        q = torch.cat([q for q, _ in rounded])
+        scales = torch.cat([scales for _, scales in rounded])
+        pack = self.may_pack and q.numel() >= LARGE and can_pack_int8()
+        self.packed = pack_int8(q, scales) if pack else None
+        self.rows = None if pack else (q, scales)
 
     def product(self, x: Tensor) -> Tensor:
-        y = int8_linear(x, self.q, self.scales)
+        if self.packed is not None:
+            y = packed_linear(x, self.packed)
+        else:
+            assert self.rows is not None
+            y = int8_linear(x, *self.rows)
         return y if self.bias is None else y.add_(self.bias)
+
+
+class Int8Head(Int8Projection):
+    """A tied one, whose rows are also what tokens are looked up in."""
+
+    may_pack = False
 
 
 class PreparedNorm(RMSNorm):
@@ -226,7 +269,7 @@ class PreparedNorm(RMSNorm):
         if x.numel() > FEW_ROWS * self.hidden or x.device.type != "cpu":
             return super().forward(x)
         both = torch.cat((x, -x), dim=-1)
-        y = F.layer_norm(both, (2 * self.hidden,), self.twice, None, self.eps)
+        y = torch.layer_norm(both, (2 * self.hidden,), self.twice, None, self.eps)
         return y[..., : self.hidden]
 
 

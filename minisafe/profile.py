@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES, LlamaConfig, read_json
 from minisafe.errors import CheckpointError, ConfigError, SafetyError, SettingError
 from minisafe.gate import Calibration
@@ -43,6 +44,7 @@ class Settings:
     stream of `dexperts`. gate: None means on if the profile holds a calibration for these weights.
     speculate: most tokens that the base drafts for an expert with weights of its own (see
     `speculate`); 0 means none, None decides by itself. weights: how they are kept (see `prepare`).
+    cache_dtype: in which keys and values are held (see `cache`).
     """
 
     base: Path | None = None
@@ -79,6 +81,7 @@ class Settings:
     allow_padding: bool = False
     speculate: int | None = None
     weights: str = "auto"
+    cache_dtype: str = "auto"
 
     def __post_init__(self) -> None:
         check_guidance(self.sgds_lambda, self.margin)
@@ -98,6 +101,10 @@ class Settings:
             "dtype": (self.dtype is None or self.dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
             "stop": (all(self.stop), "strings that are not empty"),
             "weights": (self.weights in WEIGHTS, f"one of {', '.join(WEIGHTS)}"),
+            "cache_dtype": (
+                self.cache_dtype in CACHE_DTYPES,
+                f"one of {', '.join(CACHE_DTYPES)}",
+            ),
             "speculate": (0 <= (self.speculate or 0) <= 64, "0 (off) to 64"),
         }
         for name, (holds, expected) in checks.items():

@@ -1,10 +1,13 @@
 """Weight-only int8: `W ~ scales[:, None] * q`, one symmetric scale an output channel. Pure.
 
-A weight errs by at most half its channel's scale; activations keep their dtype.
+A weight errs by at most half its channel's scale. `int8_linear` leaves activations in their dtype.
+`packed_linear`, for large weights, writes each as two digits of 8 bits (see `two_digits`): integers
+are what kernels multiply at the speed of the memory, and two digits err no more than bf16 does.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -15,6 +18,11 @@ from minisafe.errors import SettingError
 BLOCK = 1 << 20  # weights that are widened at a time: 2 MB of bf16, which a core's cache holds
 FEW_ROWS = 16  # up to here torch's int8 kernel is faster than widening the weights (docs/log.md)
 STEP = 32  # inputs the kernel takes at a time; torch 2.13 crashes where 16 do not divide them
+LARGE = 1 << 22  # weights from which on reading costs more than writing two digits (docs/log.md)
+FEW_DIGITS = 256  # rows of digits' products at a time: in float32 they take much room
+BASE = 254  # of the digits: the second one is within half of it, and both fit -127 to 127
+SHARES = torch.tensor([1 / 127, 1 / 127 / BASE])[:, None, None]  # digits' steps of a row's largest
+NOT_ZERO = torch.tensor(1e-30)  # a step, where all of a row is 0
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,3 +82,76 @@ def widened(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 def has_kernel() -> bool:
     """Whether this torch has a weight-only int8 product for the CPU."""
     return hasattr(torch.ops.aten, "_weight_int8pack_mm")
+
+
+# ---- large weights -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PackedInt8:
+    """int8 weights in oneDNN's own order of blocks. scales: (out,) float32; zeros: (out,) int32."""
+
+    weight: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+
+def pack_int8(q: Tensor, scales: Tensor) -> PackedInt8:
+    """int8 (out, in) and scales (out,) for `packed_linear`; only where `can_pack_int8`."""
+    weight = torch.ops.onednn.qlinear_prepack(q, None)
+    return PackedInt8(weight, scales.float(), torch.zeros(len(q), dtype=torch.int32))
+
+
+def two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x ~ (digits * steps).sum(dim=0)`, as close as half of its second digit's step.
+
+    x: (rows, in), bfloat16 or float32 -> int8 (2, rows, in) and float32 (2, rows, 1). The second
+    step is the row's largest value / 32258, the first one 254 times that. A row that holds NaN or
+    infinity has steps that are not finite either.
+    """
+    steps = torch.addcmul(NOT_ZERO, x.abs().amax(dim=-1, keepdim=True), SHARES)
+    fine = torch.div(x, steps).round_()
+    fine[1].sub_(fine[0], alpha=BASE)
+    return fine.to(torch.int8), steps
+
+
+def packed_linear(x: Tensor, packed: PackedInt8) -> Tensor:
+    """`x @ W.T` for the weights W that `packed` stands for. x: (..., in) -> (..., out), as x.
+
+    Sums of integers are exact, so a row's result does not depend on the rows beside it.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if len(flat) <= FEW_DIGITS:
+        y = packed_rows(flat, packed)
+    else:
+        y = torch.cat([packed_rows(each, packed) for each in torch.split(flat, FEW_DIGITS)])
+    return y.view(*x.shape[:-1], -1)
+
+
+def packed_rows(x: Tensor, packed: PackedInt8) -> Tensor:
+    """(rows, in) -> (rows, out)"""
+    digits, steps = two_digits(x)
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        digits.view(-1, x.shape[1]), 1.0, 0, packed.weight, packed.scales, packed.zeros,
+        None, 1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
+    return y[len(x) :].add_(y[: len(x)], alpha=BASE).mul_(steps[1]).to(x.dtype)
+
+
+@cache
+def can_pack_int8() -> bool:
+    """Whether this torch and CPU multiply packed int8 well, found out by the largest product.
+
+    CPUs without VNNI or AMX add up pairs in 16 bits, which are too few for it.
+    """
+    asked = ("_is_vnni_supported", "_is_amx_tile_supported")
+    found = (getattr(torch.cpu, name, None) for name in asked)
+    if not any(ask is not None and ask() for ask in found):
+        return False
+    q = torch.full((64, 256), 127, dtype=torch.int8)
+    q[::2] *= -1
+    try:
+        y = packed_linear(torch.ones(2, 256), pack_int8(q, torch.ones(64)))
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.allclose(y, q.float().sum(dim=1).expand(2, -1), rtol=1e-5)

@@ -116,7 +116,9 @@ def inverse_cdf(weights: Tensor, draw: Tensor) -> int:
     """The id at which (vocab,) float64 weights reach the share `draw`, (1,) in [0, 1), of all."""
     cumulative = weights.cumsum(0)
     token = int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True))
-    return min(token, int(weights.nonzero()[-1]))  # a draw at the very end stays inside
+    if token < len(weights):
+        return token
+    return int(weights.nonzero()[-1])  # rounding put the draw at the very end
 
 
 def accept_or_redraw(p: Tensor, q: Tensor, draft: int, accept: Tensor, again: Tensor) -> int:

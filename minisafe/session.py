@@ -193,7 +193,10 @@ class Session:
     def lockstep(self, rows: int, capacity: int) -> Lockstep:
         """Empty streams for `rows` prompts, with room for `capacity` tokens each."""
         limit = min(stream.model.config.max_positions for stream in self.streams)
-        return Lockstep(self.streams, rows, min(capacity, limit), self.n_ids)
+        cache_dtype = self.settings.cache_dtype
+        return Lockstep(
+            self.streams, rows, min(capacity, limit), self.n_ids, cache_dtype=cache_dtype
+        )
 
     def spans(self, prompt: Sequence[int]) -> tuple[tuple[int, int | None], ...]:
         """Where a fresh prompt and its answer are steered."""

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import minisafe
+from minisafe.cache import CACHE_DTYPES
 from minisafe.cli import cli
 from minisafe.cli.sweep import values_of
 from minisafe.errors import MinisafeError, SafetyError, SettingError
@@ -153,6 +154,9 @@ def test_a_calibration_of_other_weights_or_settings_is_off(profile: Path) -> Non
     assert minisafe.load(change(profile, calibration=good), {"dtype": "float32"}).gate is not None
     for dtype in ("float16", "bfloat16"):
         assert minisafe.load(change(profile, calibration=good), {"dtype": dtype}).gate is not None
+    for cache_dtype in CACHE_DTYPES:
+        changes = {"cache_dtype": cache_dtype}
+        assert minisafe.load(change(profile, calibration=good), changes).gate is not None
     assert minisafe.load(change(profile, calibration=good), {"gate": False}).gate is None
     for overrides in ({"sa_scale": 0.31}, {"sa_positions": "last"}, {"system": "Be kind."},
                       {"edit": profile.parent / "edited"}):  # fmt: skip

@@ -458,6 +458,31 @@ def test_inspect_a_profile(run: Run, world: World) -> None:
     assert "\nbase:\n  kind: model\n" in text.out
 
 
+def test_inspect_tells_what_a_profile_makes_of_the_cache(run: Run, world: World) -> None:
+    """2 halves x 3 layers x 2 heads x 8 values, in bfloat16, or as int8 with a bfloat16 scale."""
+    settings = {"minisafe_profile": 1, "base": str(world.base), "dtype": "bfloat16"}
+    path = world.root / "smaller.json"
+    for cache_dtype, size in (("auto", 16), ("int8", 10), ("float32", 32)):
+        write_json(path, settings | {"cache_dtype": cache_dtype})
+        found = run("inspect", path, "--json").objects[0]
+        assert found["kv_bytes_per_token"] == 2 * 3 * 2 * size
+        assert found["base"]["kv_bytes_per_token"] == 2 * 3 * 2 * 32
+    assert "kv_bytes_per_token" not in run("inspect", world.profile, "--json").objects[0]
+
+
+def test_a_cache_dtype_that_is_none(run: Run, world: World) -> None:
+    found = run("generate", *flags(world, cache_dtype="float8"), "Hi")
+    assert found.code == 2
+    assert "'float8' is not one of 'auto', 'float32', 'bfloat16', 'int8'" in found.err
+    path = world.root / "bad.json"
+    write_json(path, {"minisafe_profile": 1, "base": str(world.base), "cache_dtype": "float8"})
+    found = run("generate", "--profile", path, "Hi")
+    assert found.code == 2
+    assert found.errors == [
+        "minisafe: cache_dtype is 'float8'; expected one of auto, float32, bfloat16, int8"
+    ]
+
+
 def test_inspect_something_else(run: Run, world: World, tmp_path: Path) -> None:
     for path, what in ((tmp_path / "nowhere", "no such file"), (tmp_path, "nothing that minisafe")):
         found = run("inspect", path)

@@ -95,3 +95,15 @@ def test_two_rows_read_each_weight_once(monkeypatch: pytest.MonkeyPatch, few: bo
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         model(random_ids(model, 2, 1), adapters=applied)
     assert "aten::bmm" not in {event.key for event in seen.key_averages()}
+
+
+def test_a_part_alone_is_what_the_projection_gives() -> None:
+    """`joined` of one part: its output, adapters and all, not a copy beside others."""
+    model = random_model(tiny_config(o_bias=True), 0)
+    o = model.layers[0].self_attn.o  # type: ignore[union-attr]
+    x = torch.randn(2, 3, o.in_features, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type, union-attr]
+    step = Nothing()
+    step.adapters = (Applied(random_adapter(model, 0), slice(1, 2)),)  # type: ignore[assignment]
+    (alone,) = o(x, step)  # type: ignore[operator]
+    assert torch.equal(o.joined(x, step), alone)  # type: ignore[operator, union-attr]
+    assert not torch.equal(alone[1], o(x, Nothing())[0][1])  # type: ignore[operator]

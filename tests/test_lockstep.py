@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worlds import slow_log_probs
 
+from minisafe.cache import CACHE_DTYPES
 from minisafe.config import LlamaConfig
 from minisafe.errors import NonFiniteError, PromptError, SlotError
 from minisafe.lockstep import Lockstep, Stream
@@ -94,6 +95,55 @@ def test_rewind_and_replay_is_a_straight_run(
     for s in range(len(streams)):
         close(again[s], expected[s])
         assert all(rewound.length(s, row) == len(tokens[s][row]) for row in range(rows))
+
+
+@given(st.data(), stream_sets(), st.sampled_from(CACHE_DTYPES))
+def test_a_smaller_cache_replays_to_the_bit(
+    data: st.DataObject, streams: list[Stream], cache_dtype: str
+) -> None:
+    """Token by token, so that the kernels are the same: what `rewind` left behind acts no more."""
+    tokens = data.draw(st.lists(texts, min_size=len(streams), max_size=len(streams)))
+    straight, rewound = (
+        Lockstep(streams, 1, capacity=4, cache_dtype=cache_dtype) for _ in range(2)
+    )
+    feed_each(rewound, tokens, [0] * len(streams))
+    expected = feed_each(straight, tokens, [0] * len(streams))
+    lengths = [data.draw(st.integers(0, len(text) - 1)) for text in tokens]
+    for stream, length in enumerate(lengths):
+        rewound.rewind(stream, 0, length)
+    for found, wanted in zip(feed_each(rewound, tokens, lengths), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def feed_each(lockstep: Lockstep, tokens: list[list[int]], starts: list[int]) -> list[Tensor]:
+    """Feed each stream by itself, token by token from `starts` on; what it says at the end."""
+    found = []
+    for stream, (text, start) in enumerate(zip(tokens, starts, strict=True)):
+        for id_ in text[start:]:
+            fed: Tokens = [[[]] for _ in tokens]
+            fed[stream] = [[id_]]
+            said = lockstep.feed(fed)[stream]
+        assert said is not None
+        found.append(said)
+    return found
+
+
+@given(st.data(), stream_sets(), st.integers(1, 3), st.sampled_from(("float32", "bfloat16")))
+def test_a_smaller_cache_reads_alike_in_chunks_and_batches(
+    data: st.DataObject, streams: list[Stream], rows: int, cache_dtype: str
+) -> None:
+    """Chunked, fused and batched against each row alone. A last bit of another kernel can move a
+    value over a rounding boundary of bf16 (2^-9 of it): 0.1 in a log-probability, as
+    tests/test_cache.py bounds the rounding itself; float32 here rounds nothing."""
+    text = st.lists(texts, min_size=rows, max_size=rows)
+    tokens = data.draw(st.lists(text, min_size=len(streams), max_size=len(streams)))
+    tolerance = TOLERANCE if cache_dtype == "float32" else 0.1
+    found = Lockstep(streams, rows, 4, chunk=3, cache_dtype=cache_dtype).feed(tokens)
+    for row in range(rows):
+        alone = Lockstep(streams, 1, 4, fuse=False, cache_dtype=cache_dtype)
+        said = alone.feed([[stream[row]] for stream in tokens])
+        for s in range(len(streams)):
+            torch.testing.assert_close(found[s][row], said[s][0], atol=tolerance, rtol=0)
 
 
 @given(st.data(), stream_sets(), st.integers(2, 4))

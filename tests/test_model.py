@@ -306,3 +306,14 @@ def test_activation_checkpointing_changes_nothing() -> None:
         gradients.append(model.embed_tokens.weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1])
     assert gradients[0].abs().max() > 0
+
+
+def test_a_model_trains_after_it_has_decoded() -> None:
+    """What decoding keeps, such as rotary tables, must not be inference tensors."""
+    model = random_model(tiny_config()).requires_grad_()
+    with torch.inference_mode():
+        expected = model(torch.tensor([[1, 2, 3]]))
+    logits = model(torch.tensor([[1, 2, 3]]))
+    logits.sum().backward()
+    assert torch.equal(logits.detach(), expected)
+    assert all(p.grad is not None for p in model.parameters())

@@ -41,9 +41,9 @@ from minisafe.checkpoint import (
 from minisafe.errors import SettingError
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
-from minisafe.model import Llama, RMSNorm
+from minisafe.model import Llama, RMSNorm, projections
 from minisafe.prepare import PreparedNorm, choose_weights, prepare
-from minisafe.quantize import dequantize, quantize
+from minisafe.quantize import can_pack_int8, dequantize, quantize
 from minisafe.slots import Add, Record
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "tiny"
@@ -51,6 +51,7 @@ KINDS = ("packed", "int8")
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 endings = st.lists(st.sampled_from(NAMES), unique=True)
 BF16_SHARE = 0.1
+DIGITS_SHARE = 1e-3  # activations are rounded to a 32258th of a row's largest
 
 
 def prepared(model: Llama, kind: str) -> Llama:
@@ -109,8 +110,12 @@ def test_float32_is_the_plain_model(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("small", [0, module.SMALL])
 @torch.inference_mode()
-def test_bfloat16_is_near_the_plain_model(kind: str, tied: bool) -> None:
+def test_bfloat16_is_near_the_plain_model(
+    monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool, small: int
+) -> None:
+    monkeypatch.setattr(module, "SMALL", small)
     model = random_model(tiny_config(tied=tied, hidden=64), seed=2, dtype=torch.bfloat16)
     reference = model if kind == "packed" else rounded(model)
     adapter, ids = random_adapter(model), random_ids(model, 3, 5)
@@ -121,6 +126,31 @@ def test_bfloat16_is_near_the_plain_model(kind: str, tied: bool) -> None:
         assert found.dtype == torch.bfloat16
         spread = float(expected.float().std())
         assert float((found - expected).float().abs().max()) < BF16_SHARE * spread
+
+
+@pytest.mark.skipif(not can_pack_int8(), reason="this CPU or torch has no packed int8")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_large_int8_weights_are_packed(
+    monkeypatch: pytest.MonkeyPatch, tied: bool, dtype: torch.dtype
+) -> None:
+    """A tied head is not, since tokens are looked up in it."""
+    monkeypatch.setattr(module, "LARGE", 0)
+    model = random_model(tiny_config(tied=tied, hidden=64), seed=2, dtype=dtype)
+    small = prepared(model, "int8")
+    assert [each.packed is None for each in projections(small)] == [False] * len(
+        list(projections(small))
+    )
+    assert isinstance(small.lm_head, module.Int8Projection)
+    assert (small.lm_head.packed is None) == tied
+    adapter, ids = random_adapter(model), random_ids(model, 3, 5)
+    mine, theirs = (run(each, ids, [5, 2, 4], adapter) for each in (small, rounded(model)))
+    for found, expected in zip(mine, theirs, strict=True):
+        assert found.dtype == dtype
+        allowed = BF16_SHARE if dtype == torch.bfloat16 else DIGITS_SHARE
+        most = allowed * float(expected.float().std())
+        assert float((found - expected).float().abs().max()) < most
 
 
 @settings(max_examples=20, deadline=None)

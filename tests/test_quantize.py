@@ -10,7 +10,18 @@ from torch import Tensor
 
 from minisafe import quantize as module
 from minisafe.errors import SettingError
-from minisafe.quantize import FEW_ROWS, dequantize, int8_linear, quantize
+from minisafe.quantize import (
+    BASE,
+    FEW_DIGITS,
+    FEW_ROWS,
+    can_pack_int8,
+    dequantize,
+    int8_linear,
+    pack_int8,
+    packed_linear,
+    quantize,
+    two_digits,
+)
 
 DTYPES = (torch.float32, torch.bfloat16)
 # of a sum of sizes; bf16 kernels round up to four times on the way (3.3 x 2^-9 was seen)
@@ -111,3 +122,82 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dty
 def test_other_dtypes_are_refused() -> None:
     with pytest.raises(SettingError, match="not float16; give --dtype bfloat16"):
         quantize(torch.ones(2, 2, dtype=torch.float16))
+
+
+# ---- large weights: two digits ------------------------------------------------------------------
+
+packs = pytest.mark.skipif(not can_pack_int8(), reason="this CPU or torch has no packed int8")
+
+
+def test_two_digits_by_hand() -> None:
+    x = torch.tensor([[32258.0, 254.0, -381.0, 126.6, 0.4], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    digits, steps = two_digits(x)
+    torch.testing.assert_close(steps[:, 0, 0], torch.tensor([254.0, 1.0]), rtol=1e-6, atol=0)
+    assert digits[0].tolist() == [[127, 1, -2, 0, 0], [0] * 5]  # -381 = -2 * 254 + 127
+    assert digits[1].tolist() == [[0, 0, 127, 127, 0], [0] * 5]
+
+
+@given(
+    st.integers(0, 999), st.integers(1, 5), st.integers(1, 70), st.floats(-30, 30),
+    st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_two_digits_err_by_half_the_second_ones_step(
+    seed: int, rows: int, width: int, size: float, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(rows, width, generator=generator) ** 3 * 2.0**size).to(dtype)
+    digits, steps = two_digits(x)
+    assert digits.dtype == torch.int8
+    assert digits.abs().max() <= 127
+    stands_for = (digits.double() * steps.double()).sum(dim=0)
+    peak = x.double().abs().amax(-1, keepdim=True)
+    bound = peak / (127 * BASE) * (0.5 + 1e-2)  # float32 rounds the quotient, 32258 at most
+    assert bool(((stands_for - x.double()).abs() <= bound).all())
+
+
+@packs
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 999), st.sampled_from((1, 2, 7, FEW_DIGITS + 1)), st.sampled_from((1, 3, 97)),
+    st.sampled_from((1, 12, 64, 96, 1000)), st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_packed_products_are_those_of_the_rounded_weights(
+    seed: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype
+) -> None:
+    q, scales = quantize(draw_weight(seed, out_features, in_features, dtype))
+    x = torch.randn(rows, 1, in_features, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    y = packed_linear(x, pack_int8(q, scales))
+    assert (y.shape, y.dtype) == ((rows, 1, out_features), dtype)
+    rounded = dequantize(q, scales).double()
+    expected = x.double() @ rounded.T
+    step = x.double().abs().amax(-1, keepdim=True) / (127 * BASE)
+    bound = step * (0.5 + 1e-2) * rounded.abs().sum(-1)
+    bound += expected.abs() * (2.0**-8 if dtype == torch.bfloat16 else 0)  # rounded once
+    bound += 2.0**-22 * (x.double().abs() @ rounded.abs().T)
+    assert bool(((y.double() - expected).abs() <= bound * (1 + 1e-5)).all())
+
+
+@packs
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_a_packed_product_do_not_touch(dtype: torch.dtype) -> None:
+    """However many stand beside them, also where those are not finite."""
+    x = torch.randn(FEW_DIGITS + 9, 192, generator=torch.Generator().manual_seed(0)).to(dtype)
+    packed = pack_int8(*quantize(draw_weight(3, 160, 192, dtype)))
+    whole = packed_linear(x, packed)
+    for rows in (slice(0, 1), slice(3, 5), slice(250, 262)):
+        assert torch.equal(packed_linear(x[rows], packed), whole[rows])
+    for bad in (torch.nan, torch.inf):
+        x[1, 7] = bad
+        y = packed_linear(x[:3], packed)
+        assert not bool(y[1].isfinite().any())
+        assert torch.equal(y[[0, 2]], whole[[0, 2]])
+
+
+def test_no_packing_where_the_largest_product_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def saturating(x: Tensor, packed: object) -> Tensor:
+        return torch.full((len(x), 64), 32767.0 / 127)
+
+    can_pack_int8.cache_clear()
+    monkeypatch.setattr(module, "packed_linear", saturating)
+    assert not can_pack_int8()
+    can_pack_int8.cache_clear()

@@ -17,6 +17,7 @@ from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 import minisafe
 from minisafe.checkpoint import save_model
 from minisafe.errors import PromptError, SafetyError, SettingError
+from minisafe.evaluation.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain
 from minisafe.model import Llama
 from minisafe.session import Result, Session
@@ -383,3 +384,40 @@ def test_the_context_of_an_answer_keeps_its_first_blank() -> None:
     stream = TextStream(known, ids)
     blank = known.id_of("▁a")
     assert stream.push(blank) == " a"
+
+
+# ---- a cache in a smaller dtype ----------------------------------------------------------------
+
+
+def test_a_smaller_cache_is_everywhere_and_answers_alike(world: World) -> None:
+    """Batches as alone, drafted as not, a conversation as its turns read anew: the same tokens.
+    They hold what int8 makes of keys and values, so the answers are other ones than without."""
+    given = {"cache_dtype": "int8", "sgds_lambda": 0.5}
+    session = load(world, **given)
+    assert all(group.cache.stored == torch.int8 for group in session.lockstep(2, 8).groups)
+    results = session.generate(PROMPTS, chat=True)
+    alone = [session.generate([prompt], chat=True)[0].tokens for prompt in PROMPTS]
+    assert [each.tokens for each in results] == alone
+    drafted, stepped = (
+        load(world, expert=world.expert, speculate=n, **given).generate(PROMPTS) for n in (5, 0)
+    )
+    assert [each.tokens for each in drafted] == [each.tokens for each in stepped]
+    assert drafted[0].applied["speculation"]["drafted"] > 0
+    chat = session.chat()
+    said = ["".join(chat.send(text)) for text in ("Hello there!", "Why?")]
+    assert chat.reused > 0
+    again = session.chat()
+    again.messages, again.answers = chat.messages[:2], {1: chat.answers[1]}
+    assert "".join(again.send("Why?")) == said[1]
+    assert again.reused == 0
+    assert all(group.cache.stored == torch.int8 for group in chat.lockstep.groups)
+
+
+def test_a_smaller_cache_rounds_what_is_scored(world: World) -> None:
+    """Scoring reads through a cache of its own making, which must be of the same kind."""
+    found, exact = (
+        score_pairs(session, [encode_pair(session, "The fox", " sat down")])[0]
+        for session in (load(world, cache_dtype="int8"), load(world))
+    )
+    assert found.total != exact.total
+    assert found.total == pytest.approx(exact.total, abs=0.5)

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
+from minisafe.cache import bytes_per_token
 from minisafe.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    as_dtype,
     read_file,
     read_tensors,
 )
@@ -19,7 +22,7 @@ from minisafe.cli.options import PATH
 from minisafe.config import LlamaConfig, read_json
 from minisafe.errors import BadInput, TokenizerError
 from minisafe.lora import check_adapter_config
-from minisafe.profile import PATHS, load_profile
+from minisafe.profile import PATHS, Profile, load_profile, resolve
 from minisafe.tokenizer import load_tokenizer
 from minisafe.vectors import load_vector
 
@@ -127,7 +130,18 @@ def describe_profile(path: Path) -> dict[str, Any]:
         part = profile.settings.get(name)
         if part is not None:
             found[name] = describe_path(part)
+    if profile.settings.get("base") and {"dtype", "cache_dtype"} & set(profile.settings):
+        found["kv_bytes_per_token"] = cache_bytes(profile)
     return found
+
+
+def cache_bytes(profile: Profile) -> int:
+    """Bytes that a token of one stream takes in the cache under the profile's own dtypes."""
+    settings = resolve(profile.settings)
+    assert settings.base is not None
+    config = LlamaConfig.from_directory(settings.base)
+    dtype = as_dtype(settings.dtype or config.dtype) or torch.float32
+    return bytes_per_token(config, dtype, settings.cache_dtype)
 
 
 def as_lines(found: dict[str, Any], indent: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES
 from minisafe.display import harmless as harmless  # commands take it from here
 from minisafe.errors import PromptError
@@ -77,6 +78,9 @@ MODEL_OPTIONS = (
     _setting("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own."),
     _setting("--weights", type=click.Choice(WEIGHTS),
              help="How weights are stored; int8 is fastest and rounds them. Default: auto."),
+    _setting("--cache-dtype", type=click.Choice(CACHE_DTYPES),
+             help="How keys and values are held; int8 halves a bf16 cache and rounds them. "
+             "Default: auto, the model's dtype."),
     _setting("--device", help="cpu (default), cuda, cuda:1 ..."),
     _setting("--threads", type=int, help="CPU threads."),
     _setting("--system", help="System prompt."),

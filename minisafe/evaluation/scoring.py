@@ -242,7 +242,8 @@ def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
     # without steering, the base itself is the unsteered one
     plain = [] if session.steering is None else [Stream(session.model)]
     longest = max(len(prompt) + len(text.answer) for text in texts for prompt in text.prompts)
-    lockstep = Lockstep([*session.streams, *plain], len(texts), longest, session.n_ids)
+    streams, held = [*session.streams, *plain], session.settings.cache_dtype
+    lockstep = Lockstep(streams, len(texts), longest, session.n_ids, cache_dtype=held)
     prompts = [[text.prompts[stream] for text in texts] for stream in range(len(session.streams))]
     slots: list[list[Slot]] = [[] for _ in lockstep.streams]
     if session.steering is not None:

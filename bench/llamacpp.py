@@ -1,0 +1,167 @@
+"""llama.cpp as a peer: a model of minisafe's as a GGUF file, and tokens through llama-cpp-python.
+
+bench/README.md tells how to install both.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minisafe.guidance import Guidance
+from minisafe.model import Llama
+
+NAMES = {  # GGUF's names of a layer's tensors, by Hugging Face's
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+Q8_0 = 7  # llama.h: LLAMA_FTYPE_MOSTLY_Q8_0
+
+
+def gguf_name(name: str) -> str:
+    """`model.layers.3.mlp.up_proj.weight` -> `blk.3.ffn_up.weight`"""
+    module, _, kind = name.rpartition(".")
+    if module in OUTER:
+        return f"{OUTER[module]}.{kind}"
+    _, _, layer, inner = module.split(".", 3)
+    return f"blk.{layer}.{NAMES[inner]}.{kind}"
+
+
+def interleaved(weight: Tensor, n_heads: int) -> Tensor:
+    """q's or k's rows in the order of llama.cpp, which rotates neighbours and not halves."""
+    halves = weight.view(n_heads, 2, -1, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def write_gguf(model: Llama, path: Path) -> None:
+    """A bf16 model as a GGUF file without a vocabulary.
+
+    Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    import gguf
+
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_positions)
+    writer.add_embedding_length(config.hidden)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.intermediate)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.n_kv_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_tokenizer_model("no_vocab")
+    for name, holder, attribute in model.tensors():
+        tensor = getattr(holder, attribute).detach()
+        if name.endswith("q_proj.weight"):
+            tensor = interleaved(tensor, config.n_heads)
+        if name.endswith("k_proj.weight"):
+            tensor = interleaved(tensor, config.n_kv_heads)
+        if tensor.dim() == 1:  # llama.cpp wants norms in float32
+            writer.add_tensor(gguf_name(name), tensor.float().numpy())
+        else:
+            raw = tensor.bfloat16().contiguous().view(torch.uint8).numpy()
+            kind = gguf.GGMLQuantizationType.BF16
+            writer.add_tensor(gguf_name(name), raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@cache
+def silence(api: Any) -> Any:
+    """A callback for llama.cpp's log that says nothing; kept, since llama.cpp keeps its address."""
+    return api.llama_log_callback(lambda *_: None)
+
+
+class Peer:
+    """A GGUF file's weights; close it, since llama.cpp's memory is its own.
+
+    capacity: tokens a context. quantized: as Q8_0, made from the file beside it. Prompts of those
+    are read token by token: llama-cpp-python 0.3.36 crashed in its AMX kernel for longer blocks.
+    """
+
+    def __init__(self, path: Path, capacity: int, threads: int, quantized: bool = False):
+        import llama_cpp
+
+        self.api: Any = llama_cpp
+        self.stack = ExitStack()
+        self.api.llama_log_set(silence(llama_cpp), None)
+        self.api.llama_backend_init()
+        if quantized:
+            path = self.quantize(path, threads)
+        self.model = self.api.llama_model_load_from_file(
+            str(path).encode(), self.api.llama_model_default_params()
+        )
+        if not self.model:
+            raise RuntimeError(f"llama.cpp could not load {path}")
+        self.stack.callback(self.api.llama_model_free, self.model)
+        self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
+        self.capacity, self.threads, self.block = capacity, threads, 1 if quantized else capacity
+
+    def quantize(self, path: Path, threads: int) -> Path:
+        params = self.api.llama_model_quantize_default_params()
+        params.ftype, params.nthread = Q8_0, threads
+        target = path.with_suffix(".q8_0.gguf")
+        source, made = str(path).encode(), str(target).encode()
+        if self.api.llama_model_quantize(source, made, ctypes.byref(params)):
+            raise RuntimeError(f"llama.cpp could not quantize {path}")
+        return target
+
+    def context(self) -> Any:
+        params = self.api.llama_context_default_params()
+        params.n_ctx = self.capacity
+        params.n_batch = params.n_ubatch = self.capacity
+        params.n_threads = params.n_threads_batch = self.threads
+        return self.api.llama_init_from_model(self.model, params)
+
+    def logits(self, context: Any, ids: Sequence[int]) -> Tensor:
+        """(vocab,) float32 after `ids`, which are appended to what the context has read."""
+        for start in range(0, len(ids), self.block):
+            block = ids[start : start + self.block]
+            array = (ctypes.c_int * len(block))(*block)
+            if self.api.llama_decode(context, self.api.llama_batch_get_one(array, len(block))):
+                raise RuntimeError("llama.cpp could not decode")
+        found = self.api.llama_get_logits_ith(context, -1)
+        return torch.from_numpy(np.ctypeslib.as_array(found, (self.vocab_size,)))
+
+    def tokens(
+        self, prompt: Sequence[int], n_contexts: int = 1, guidance: Guidance | None = None
+    ) -> Iterator[int]:
+        """Greedy tokens; with guidance, of contexts in lockstep over the same weights."""
+        contexts = [self.context() for _ in range(n_contexts)]
+        feed = list(prompt)
+        try:
+            while True:
+                found = [self.logits(context, feed)[None] for context in contexts]
+                if guidance is None:
+                    scores = found[0]
+                else:
+                    scores = guidance(tuple(logits.log_softmax(-1) for logits in found))
+                feed = [int(scores.argmax())]
+                yield feed[0]
+        finally:
+            for context in contexts:
+                self.api.llama_free(context)
+
+    def close(self) -> None:
+        self.stack.close()
