@@ -201,14 +201,6 @@ class KVCache:
         for each in self.held:
             each[:, row, :, self.lengths[row] :] = 0
 
-    def repeated(self, rows: int) -> KVCache:
-        """A cache of `rows` rows, each a copy of this one's only row."""
-        copy = KVCache(self.config, rows, 0, self.dtype, self.device, self.cache_dtype)
-        # without zeros first, which would cost half
-        copy.held = tuple(each.repeat(1, rows, 1, 1, 1) for each in self.held)
-        copy.lengths = self.lengths * rows
-        return copy
-
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which move together in the order given."""
         index = torch.tensor(list(rows), dtype=torch.long, device=self.device)

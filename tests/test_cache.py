@@ -273,12 +273,6 @@ def test_growing_keeping_and_repeating_move_everything_that_is_held(
         ):
             for place_, (row, end) in enumerate(zip(kept, ends, strict=True)):
                 assert torch.equal(new[place_, :, :end], old[row, :, :end])
-    one = KVCache(CONFIG, 1, 5, torch.bfloat16, cache_dtype=cache_dtype)
-    put(one, [4], 1.0)
-    copies = one.repeated(3)
-    assert copies.stored == one.stored
-    assert all(torch.equal(a[:, :1], b) for a, b in zip(copies.held, one.held, strict=True))
-    assert all(torch.equal(a[:, 2:], b) for a, b in zip(copies.held, one.held, strict=True))
 
 
 def test_bytes_of_every_dtype() -> None:
