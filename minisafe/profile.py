@@ -43,6 +43,7 @@ class Settings:
     stream of `dexperts`. gate: None means on if the profile holds a calibration for these weights.
     speculate: most tokens that the base drafts for an expert with weights of its own (see
     `speculate`); 0 means none, None decides by itself. weights: how they are kept (see `prepare`).
+    compile: run the decoding step as one compiled graph (see `compiled`).
     """
 
     base: Path | None = None
@@ -79,6 +80,7 @@ class Settings:
     allow_padding: bool = False
     speculate: int | None = None
     weights: str = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_guidance(self.sgds_lambda, self.margin)

@@ -77,6 +77,9 @@ MODEL_OPTIONS = (
     _setting("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own."),
     _setting("--weights", type=click.Choice(WEIGHTS),
              help="How weights are stored; int8 is fastest and rounds them. Default: auto."),
+    _setting("--compile/--no-compile", default=None,
+             help="Compile the decoding step first: faster tokens after a slow start. Needs a C++ "
+             "compiler. Default: no."),
     _setting("--device", help="cpu (default), cuda, cuda:1 ..."),
     _setting("--threads", type=int, help="CPU threads."),
     _setting("--system", help="System prompt."),
@@ -142,7 +145,7 @@ def load_plain(own: Iterable[str]) -> Session:
     """Load the base alone, with what the common flags say of the rest; `own` are no settings."""
     given = {name: value for name, value in common_flags().items() if name not in set(own)}
     profile = given.pop("profile", None)
-    return load(profile, {"weights": "plain"} | given | {"safe": False})
+    return load(profile, {"weights": "plain"} | given | {"safe": False, "compile": False})
 
 
 class ProgressLine:

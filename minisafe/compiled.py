@@ -1,0 +1,348 @@
+"""One compiled graph for the step that decodes: one token a row, all layers, by `torch.compile`.
+
+`compile_step(model, adapters)` gives a plain model a fast path for that step alone. `Llama.forward`
+is the reference, and takes whatever the graph cannot express: prompts, blocks, other slots, other
+adapters. The graph holds its own copy of the weights, in the order in which inductor's C++ matrix
+products read them ("freezing"), and has its arithmetic fused around these products.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minisafe.cache import KVCache
+from minisafe.errors import SettingError
+from minisafe.linear import Projection
+from minisafe.lockstep import Stream
+from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.model import Layer, Llama, Step
+from minisafe.rotary import rotate
+from minisafe.slots import Add
+
+# only templates: they are faster here than what torch would time them against (docs/log.md)
+TEMPLATES: dict[str, Any] = {
+    "freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP",
+}  # fmt: skip
+LIBRARY: dict[str, Any] = {"freezing": True}  # where a matrix has no template: oneDNN's products
+MANY_GRAPHS = 256  # torch counts graphs per function and not per model, and stops at 8
+
+
+def check_compile(device: str, weights: str) -> None:
+    """Raise `SettingError` where decoding cannot be compiled, before anything is loaded.
+
+    weights: the setting; compiled weights have an order of their own, so only "auto" and "plain".
+    """
+    if torch.device(device).type != "cpu":
+        raise SettingError(f"compile is for the CPU, and device is {device!r}; use --no-compile")
+    if weights not in ("auto", "plain"):
+        raise SettingError(
+            f"compile stores weights in its own way, and weights is {weights!r}; give one of both"
+        )
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise SettingError(
+            f"compile needs a C++ compiler, and {compiler!r} was not found; install one, name one "
+            "in the variable CXX, or use --no-compile"
+        )
+
+
+class Product(nn.Module):
+    """A projection's parts as one product, and every adapter's deltas of them."""
+
+    def __init__(self, plain: Projection, adapters: Sequence[LoraAdapter]):
+        super().__init__()
+        weights = [weight.detach() for weight in plain.weights]
+        self.weight = frozen(weights[0] if len(weights) == 1 else torch.cat(weights))
+        self.bias = frozen(torch.cat(plain.biases)) if plain.biases else None
+        # adapter by adapter: (first column of the output, delta) of each part that has one
+        self.deltas: list[list[tuple[int, LoraDelta]]] = []
+        for adapter in adapters:
+            ends = torch.tensor([0, *plain.sizes.values()]).cumsum(0).tolist()
+            found = zip(ends, plain.sizes, strict=False)
+            self.deltas.append(
+                [(at, adapter.deltas[name]) for at, name in found if name in adapter.deltas]
+            )
+
+    def forward(self, x: Tensor, acting: Sequence[Tensor]) -> Tensor:
+        """x: (B, in_features); acting: by adapter (B, 1), True where it acts"""
+        y = F.linear(x, self.weight, self.bias)
+        for deltas, on in zip(self.deltas, acting, strict=True):
+            for at, delta in deltas:
+                # sums, which torch fuses, since so thin a matrix is not worth a product's set-up
+                low = (x.float()[:, None] * delta.a.float()).sum(-1)  # (B, r)
+                change = (low[:, None] * delta.b.float()).sum(-1) * delta.scaling
+                width = len(delta.b)
+                part = y[:, at : at + width]
+                part = torch.where(on, (part.float() + change).to(y.dtype), part)
+                y = torch.cat((y[:, :at], part, y[:, at + width :]), dim=-1)
+        return y
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the graph reads beside weights. B rows, n tokens a row in the cache after the step."""
+
+    ids: Tensor  # (B,)
+    positions: Tensor  # (B,) the cache columns of these tokens
+    cos: Tensor  # (B, 1, head_dim)
+    sin: Tensor  # (B, 1, head_dim)
+    masks: tuple[Tensor, ...]  # by kind of window (B, 1, 1, n), True where a row looks
+    added: Tensor  # (n_layers, B, hidden) what slots add to the residual stream after each layer
+    acting: tuple[Tensor, ...]  # by adapter (B, 1), True where it acts
+    keys: tuple[Tensor, ...]  # by layer (B, n_kv_heads, n, head_dim), a view of the cache
+    values: tuple[Tensor, ...]
+
+
+class Decoder(nn.Module):
+    """`Llama.forward` for one token a row, written for the compiler: no state, no branches."""
+
+    def __init__(self, model: Llama, adapters: Sequence[LoraAdapter]):
+        super().__init__()
+        self.config, self.windows = model.config, window_kinds(model)
+        self.embedding, self.norm = frozen(model.embed_tokens.weight), frozen(model.norm.weight)
+        self.norms, self.products = nn.ParameterList(), nn.ModuleList()
+        for layer in model.layers:
+            assert isinstance(layer, Layer)
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                self.norms.append(frozen(norm.weight))
+            for holder, name in layer.projections():
+                self.products.append(Product(getattr(holder, name), adapters))
+        self.head = None if model.lm_head is None else Product(model.lm_head, adapters)
+
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, masks: Sequence[Tensor],
+        added: Tensor, acting: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor],
+    ) -> Tensor:  # fmt: skip
+        """`Inputs`, one by one, to logits (B, vocab); writes the tokens' keys and values."""
+        x = F.embedding(ids, self.embedding)  # (B, hidden)
+        for layer in range(self.config.n_layers):
+            qkv, o, gate_up, down = self.products[4 * layer : 4 * layer + 4]
+            y = qkv(self.normed(x, self.norms[2 * layer]), acting)
+            mask = masks[self.windows.index(self.config.windows[layer])]
+            heads = self.attended(y, positions, cos, sin, mask, keys[layer], values[layer])
+            x = x + o(heads, acting)
+            y = gate_up(self.normed(x, self.norms[2 * layer + 1]), acting)
+            gate, up = y.chunk(2, dim=-1)
+            x = x + down(F.silu(gate) * up, acting)
+            x = x + added[layer]
+        x = self.normed(x, self.norm)
+        if self.head is None:
+            return F.linear(x, self.embedding)
+        logits: Tensor = self.head(x, acting)
+        return logits
+
+    def attended(
+        self, y: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """q, k and v side by side, (B, ...), to all heads' outputs, (B, n_heads * head_dim)"""
+        config, batch = self.config, y.shape[0]
+        n_heads, n_kv = config.n_heads, config.n_kv_heads
+        y = y.view(batch, n_heads + 2 * n_kv, config.head_dim)
+        qk = rotate(y[:, : n_heads + n_kv], cos, sin)
+        group = n_heads // n_kv  # query heads of one key-value head are rows of one product
+        q = qk[:, :n_heads].reshape(batch, n_kv, group, config.head_dim)
+        rows, kv_heads = torch.arange(batch)[:, None], torch.arange(n_kv)[None]
+        keys.index_put_((rows, kv_heads, positions[:, None]), qk[:, n_heads:])
+        values.index_put_((rows, kv_heads, positions[:, None]), y[:, n_heads + n_kv :])
+        mask = mask.expand(batch, 1, group, mask.shape[-1])
+        heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return heads.reshape(batch, n_heads * config.head_dim)
+
+
+def window_kinds(model: Llama) -> list[int | None]:
+    """The windows in use, each once, in the order of the layers."""
+    return list(dict.fromkeys(model.config.windows))
+
+
+class CompiledStep:
+    """A model's compiled decoding step; see `compile_step`.
+
+    There are up to two graphs, for one row and for several, each with a copy of the weights. A
+    graph is made when a step first needs it; but for one row not where there is one for several,
+    since then a batch's last row would wait for it.
+    """
+
+    def __init__(self, model: Llama, adapters: Sequence[LoraAdapter]):
+        self.model_config, self.adapters = model.config, tuple(adapters)
+        self.windows = window_kinds(model)
+        self.decoder = Decoder(model, self.adapters).eval()
+        self.threads = torch.get_num_threads()  # written into the products' code
+        self.graphs: dict[bool, Callable[..., Tensor]] = {}
+
+    def takes(self, width: int, step: Step) -> bool:
+        """Whether the graph expresses this step in full."""
+        several = len(step.place.starts) > 1
+        return (
+            width == 1
+            and step.cache is not None
+            and set(step.place.counts) == {1}
+            and torch.is_inference_mode_enabled()
+            and torch.get_num_threads() == self.threads
+            and (several in self.graphs or several or not self.graphs)
+            and all(any(each.adapter is a for a in self.adapters) for each in step.adapters)
+            and all(
+                type(slot) is Add and slot.vector.shape == (self.model_config.hidden,)
+                for bound in step.slots.waiting.values()
+                for slot, _, _ in bound
+            )
+        )
+
+    def __call__(self, ids: Tensor, step: Step) -> Tensor:
+        """Logits (B, vocab) of ids (B, 1); writes the cache, and applies the step's slots."""
+        inputs = self.inputs(ids, step)
+        graph = self.graphs.get(len(ids) > 1)
+        if graph is None:
+            return self.compile(inputs)
+        return graph(*vars(inputs).values())
+
+    def inputs(self, ids: Tensor, step: Step) -> Inputs:
+        cache, place, batch = step.cache, step.place, len(ids)
+        assert cache is not None
+        n = place.stop
+        seen = torch.ones(batch, 1, 1, n, dtype=torch.bool)
+        given = (step.masks.get(window) for window in self.windows)
+        masks = tuple(
+            seen if mask is None else mask.expand(batch, 1, 1, n).contiguous() for mask in given
+        )
+        keys, values = cache.keys[:, place.rows, :, :n], cache.values[:, place.rows, :, :n]
+        head_dim = (batch, 1, self.model_config.head_dim)
+        return Inputs(
+            ids[:, 0], torch.tensor(place.starts), step.cos[:, 0].expand(head_dim).contiguous(),
+            step.sin[:, 0].expand(head_dim).contiguous(), masks, self.added(batch, step),
+            self.acting(batch, step.adapters), keys.unbind(0), values.unbind(0),
+        )  # fmt: skip
+
+    def added(self, batch: int, step: Step) -> Tensor:
+        """What the slots add, (n_layers, B, hidden); they count as applied."""
+        config = self.model_config
+        total = torch.zeros(config.n_layers, batch, config.hidden, dtype=step.cos.dtype)
+        for (_, layer), bound in step.slots.waiting.items():
+            for slot, rows, columns in bound:
+                total[layer] = slot.apply(total[layer].unsqueeze(1), rows, columns).squeeze(1)
+        step.slots.waiting.clear()
+        return total
+
+    def acting(self, batch: int, applied: Sequence[Applied]) -> tuple[Tensor, ...]:
+        """By adapter of the graph (B, 1): the rows that it acts on."""
+        found = tuple(torch.zeros(batch, 1, dtype=torch.bool) for _ in self.adapters)
+        for each in applied:
+            for on, adapter in zip(found, self.adapters, strict=True):
+                if adapter is each.adapter:
+                    on[each.rows] = True
+        return found
+
+    def compile(self, inputs: Inputs) -> Tensor:
+        """The graph for this many rows, and its first logits."""
+        several = len(inputs.ids) > 1
+        failed: Exception | None = None
+        for options in (TEMPLATES, LIBRARY):
+            mark_dynamic(inputs, several)
+            graph = torch.compile(self.decoder, fullgraph=True)
+            try:
+                with settings(options):
+                    logits: Tensor = graph(*vars(inputs).values())
+            except Exception as error:  # whatever torch stumbles on: a compiler's, its own
+                failed = error
+                continue
+            self.graphs[several] = graph
+            return logits
+        reason = next((line for line in str(failed).splitlines() if line.strip()), "no reason")
+        raise SettingError(f"compiling failed ({reason.strip()}); use --no-compile") from failed
+
+    def warm(self, rows: int, dtype: torch.dtype, model: Llama) -> None:
+        """Compile for one row or several now, by decoding into a cache of its own."""
+        cache = KVCache(self.model_config, rows, 64, dtype)
+        cache.lengths = [16] * rows
+        with torch.inference_mode():
+            model(torch.zeros(rows, 1, dtype=torch.long), cache, last_only=True)
+
+
+def mark_dynamic(inputs: Inputs, several: bool) -> None:
+    """Tell torch which sizes change from step to step, so that one graph serves them all."""
+    mark: Callable[[Tensor, int], None] = torch._dynamo.mark_dynamic
+    for tensor in inputs.masks:
+        mark(tensor, 3)
+    for tensor in (*inputs.keys, *inputs.values):
+        mark(tensor, 2)
+    if not several:
+        return
+    plain = (inputs.ids, inputs.positions, inputs.cos, inputs.sin)
+    for tensor in (*plain, *inputs.masks, *inputs.acting, *inputs.keys, *inputs.values):
+        mark(tensor, 0)
+    mark(inputs.added, 1)
+
+
+@contextmanager
+def settings(options: dict[str, Any]) -> Iterator[None]:
+    """torch's compiler under these options of inductor's, while a graph is made."""
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    with inductor.patch(options), dynamo.patch(recompile_limit=MANY_GRAPHS):
+        yield
+
+
+@contextmanager
+def reported(what: str, every_s: float = 10.0) -> Iterator[None]:
+    """Say on standard error that something long began, each `every_s` seconds, and its end."""
+    started, ended = time.monotonic(), threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(every_s):
+            print(f"{what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    print(f"{what} (a few seconds a layer)", file=sys.stderr, flush=True)
+    threading.Thread(target=tick, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+    print(f"{what}: done in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
+
+
+def compile_step(model: Llama, adapters: Sequence[LoraAdapter] = (), rows: int = 1) -> Llama:
+    """Give `model`, in place, a compiled step for decoding; returns it.
+
+    adapters: those that its rows may have. rows: compile for one row (1) or several (2) now; the
+        other graph is made when it is needed.
+
+    Raises `SettingError` for prepared weights, float16, another device than the CPU, or no C++
+    compiler.
+    """
+    check_compile(str(model.device), "plain" if model.prepared is None else model.prepared.weights)
+    if model.dtype == torch.float16:
+        raise SettingError("compile is for bfloat16 and float32, and dtype is float16")
+    model.compiled = CompiledStep(model, adapters)
+    with reported("compiling the decoding step"):
+        model.compiled.warm(min(rows, 2), model.dtype, model)
+    return model
+
+
+def compile_streams(streams: Sequence[Stream]) -> None:
+    """`compile_step` for every model of the streams, with the rows and adapters they bring."""
+    by_model: dict[int, list[Stream]] = {}
+    for stream in streams:
+        by_model.setdefault(id(stream.model), []).append(stream)
+    for members in by_model.values():
+        adapters = {id(s.adapter): s.adapter for s in members if s.adapter is not None}
+        compile_step(members[0].model, tuple(adapters.values()), len(members))
