@@ -15,26 +15,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisafe.cache import KVCache
+from minisafe.decoder import Decoder, Inputs, window_kinds
 from minisafe.errors import SettingError
-from minisafe.linear import Projection
 from minisafe.lockstep import Stream
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
-from minisafe.model import Layer, Llama, Step
-from minisafe.rotary import rotate
+from minisafe.lora import Applied, LoraAdapter
+from minisafe.model import Llama, Step
 from minisafe.slots import Add
 
-# only templates: they are faster here than what torch would time them against (docs/log.md)
+# only templates: they are faster here than what torch would time them against; and each walks whole
+# rows of a matrix, where torch's own blocks of them cost 4 % (docs/log.md)
 TEMPLATES: dict[str, Any] = {
-    "freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP",
-}  # fmt: skip
+    "freezing": True,
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP",
+    "cpp.gemm_cache_blocking": "1,1,512",
+}
 LIBRARY: dict[str, Any] = {"freezing": True}  # where a matrix has no template: oneDNN's products
 MANY_GRAPHS = 256  # torch counts graphs per function and not per model, and stops at 8
 
@@ -58,122 +59,6 @@ def check_compile(device: str, weights: str) -> None:
         )
 
 
-class Product(nn.Module):
-    """A projection's parts as one product, and every adapter's deltas of them."""
-
-    def __init__(self, plain: Projection, adapters: Sequence[LoraAdapter]):
-        super().__init__()
-        weights = [weight.detach() for weight in plain.weights]
-        self.weight = frozen(weights[0] if len(weights) == 1 else torch.cat(weights))
-        self.bias = frozen(torch.cat(plain.biases)) if plain.biases else None
-        # adapter by adapter: (first column of the output, delta) of each part that has one
-        self.deltas: list[list[tuple[int, LoraDelta]]] = []
-        for adapter in adapters:
-            ends = torch.tensor([0, *plain.sizes.values()]).cumsum(0).tolist()
-            found = zip(ends, plain.sizes, strict=False)
-            self.deltas.append(
-                [(at, adapter.deltas[name]) for at, name in found if name in adapter.deltas]
-            )
-
-    def forward(self, x: Tensor, acting: Sequence[Tensor]) -> Tensor:
-        """x: (B, in_features); acting: by adapter (B, 1), True where it acts"""
-        y = F.linear(x, self.weight, self.bias)
-        for deltas, on in zip(self.deltas, acting, strict=True):
-            for at, delta in deltas:
-                # sums, which torch fuses, since so thin a matrix is not worth a product's set-up
-                low = (x.float()[:, None] * delta.a.float()).sum(-1)  # (B, r)
-                change = (low[:, None] * delta.b.float()).sum(-1) * delta.scaling
-                width = len(delta.b)
-                part = y[:, at : at + width]
-                part = torch.where(on, (part.float() + change).to(y.dtype), part)
-                y = torch.cat((y[:, :at], part, y[:, at + width :]), dim=-1)
-        return y
-
-
-def frozen(tensor: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.detach(), requires_grad=False)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the graph reads beside weights. B rows, n tokens a row in the cache after the step."""
-
-    ids: Tensor  # (B,)
-    positions: Tensor  # (B,) the cache columns of these tokens
-    cos: Tensor  # (B, 1, head_dim)
-    sin: Tensor  # (B, 1, head_dim)
-    masks: tuple[Tensor, ...]  # by kind of window (B, 1, 1, n), True where a row looks
-    added: Tensor  # (n_layers, B, hidden) what slots add to the residual stream after each layer
-    acting: tuple[Tensor, ...]  # by adapter (B, 1), True where it acts
-    keys: tuple[Tensor, ...]  # by layer (B, n_kv_heads, n, head_dim), a view of the cache
-    values: tuple[Tensor, ...]
-
-
-class Decoder(nn.Module):
-    """`Llama.forward` for one token a row, written for the compiler: no state, no branches."""
-
-    def __init__(self, model: Llama, adapters: Sequence[LoraAdapter]):
-        super().__init__()
-        self.config, self.windows = model.config, window_kinds(model)
-        self.embedding, self.norm = frozen(model.embed_tokens.weight), frozen(model.norm.weight)
-        self.norms, self.products = nn.ParameterList(), nn.ModuleList()
-        for layer in model.layers:
-            assert isinstance(layer, Layer)
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                self.norms.append(frozen(norm.weight))
-            for holder, name in layer.projections():
-                self.products.append(Product(getattr(holder, name), adapters))
-        self.head = None if model.lm_head is None else Product(model.lm_head, adapters)
-
-    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
-
-    def forward(
-        self, ids: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, masks: Sequence[Tensor],
-        added: Tensor, acting: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor],
-    ) -> Tensor:  # fmt: skip
-        """`Inputs`, one by one, to logits (B, vocab); writes the tokens' keys and values."""
-        x = F.embedding(ids, self.embedding)  # (B, hidden)
-        for layer in range(self.config.n_layers):
-            qkv, o, gate_up, down = self.products[4 * layer : 4 * layer + 4]
-            y = qkv(self.normed(x, self.norms[2 * layer]), acting)
-            mask = masks[self.windows.index(self.config.windows[layer])]
-            heads = self.attended(y, positions, cos, sin, mask, keys[layer], values[layer])
-            x = x + o(heads, acting)
-            y = gate_up(self.normed(x, self.norms[2 * layer + 1]), acting)
-            gate, up = y.chunk(2, dim=-1)
-            x = x + down(F.silu(gate) * up, acting)
-            x = x + added[layer]
-        x = self.normed(x, self.norm)
-        if self.head is None:
-            return F.linear(x, self.embedding)
-        logits: Tensor = self.head(x, acting)
-        return logits
-
-    def attended(
-        self, y: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor,
-        values: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """q, k and v side by side, (B, ...), to all heads' outputs, (B, n_heads * head_dim)"""
-        config, batch = self.config, y.shape[0]
-        n_heads, n_kv = config.n_heads, config.n_kv_heads
-        y = y.view(batch, n_heads + 2 * n_kv, config.head_dim)
-        qk = rotate(y[:, : n_heads + n_kv], cos, sin)
-        group = n_heads // n_kv  # query heads of one key-value head are rows of one product
-        q = qk[:, :n_heads].reshape(batch, n_kv, group, config.head_dim)
-        rows, kv_heads = torch.arange(batch)[:, None], torch.arange(n_kv)[None]
-        keys.index_put_((rows, kv_heads, positions[:, None]), qk[:, n_heads:])
-        values.index_put_((rows, kv_heads, positions[:, None]), y[:, n_heads + n_kv :])
-        mask = mask.expand(batch, 1, group, mask.shape[-1])
-        heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-        return heads.reshape(batch, n_heads * config.head_dim)
-
-
-def window_kinds(model: Llama) -> list[int | None]:
-    """The windows in use, each once, in the order of the layers."""
-    return list(dict.fromkeys(model.config.windows))
-
-
 class CompiledStep:
     """A model's compiled decoding step; see `compile_step`.
 
@@ -195,6 +80,7 @@ class CompiledStep:
         return (
             width == 1
             and step.cache is not None
+            and step.place.stop < step.cache.capacity  # a full cache has a layout of its own
             and set(step.place.counts) == {1}
             and torch.is_inference_mode_enabled()
             and torch.get_num_threads() == self.threads
@@ -224,12 +110,17 @@ class CompiledStep:
         masks = tuple(
             seen if mask is None else mask.expand(batch, 1, 1, n).contiguous() for mask in given
         )
+        if not cache.keys.is_inference():  # torch would make a graph for each kind of tensor
+            cache.keys, cache.values = cache.keys.clone(), cache.values.clone()
         keys, values = cache.keys[:, place.rows, :, :n], cache.values[:, place.rows, :, :n]
-        head_dim = (batch, 1, self.model_config.head_dim)
+        cos, sin = (
+            table[:, 0].expand(batch, 1, self.model_config.head_dim).contiguous()
+            for table in (step.cos, step.sin)
+        )
         return Inputs(
-            ids[:, 0], torch.tensor(place.starts), step.cos[:, 0].expand(head_dim).contiguous(),
-            step.sin[:, 0].expand(head_dim).contiguous(), masks, self.added(batch, step),
-            self.acting(batch, step.adapters), keys.unbind(0), values.unbind(0),
+            ids[:, 0].contiguous(), torch.tensor(place.starts), cos, sin, masks,
+            self.added(batch, step), self.acting(batch, step.adapters),
+            keys.unbind(0), values.unbind(0),
         )  # fmt: skip
 
     def added(self, batch: int, step: Step) -> Tensor:
