@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,14 @@ class Step:
     cache: KVCache | None = None
     packing: Packing | None = None  # then the block is N rows of one token, but for attention
     place: Placement = field(default_factory=lambda: Placement(slice(0, 0), (), (), 0))
+
+
+class DecodingStep(Protocol):
+    """A faster way to run some steps; all else is run as `Llama.forward` says."""
+
+    def takes(self, width: int, step: Step) -> bool: ...
+
+    def __call__(self, ids: Tensor, step: Step) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -187,6 +196,7 @@ class Llama(nn.Module):
         head = {"lm_head": config.vocab_size}
         self.lm_head = None if config.tied else Projection(config.hidden, head)
         self.prepared: Prepared | None = None  # by `minisafe.prepare`, for inference only
+        self.compiled: DecodingStep | None = None  # by `minisafe.compiled`, a fast path
         self.recompute = False  # activation checkpointing, for training
         self._rotary: tuple[Tensor, Tensor] | None = None
 
@@ -230,6 +240,10 @@ class Llama(nn.Module):
         batch, width = ids.shape
         counts = (width,) * batch if counts is None else tuple(counts)
         step = self.step(counts, width, cache, rows, slots, adapters)
+        if self.compiled is not None and self.compiled.takes(width, step):
+            logits = self.compiled(ids, step)
+            step.cache.advance(step.place)  # type: ignore[union-attr]
+            return logits if last_only else logits.unsqueeze(1)
         packing = step.packing
         x = self.embed_tokens(ids if packing is None else packing.pack(ids))  # (B, T, hidden)
         for layer in self.layers:

@@ -45,6 +45,7 @@ class Settings:
     speculate: most tokens that the base drafts for an expert with weights of its own (see
     `speculate`); 0 means none, None decides by itself. weights: how they are kept (see `prepare`).
     cache_dtype: in which keys and values are held (see `cache`).
+    compile: run the decoding step as one compiled graph (see `compiled`).
     """
 
     base: Path | None = None
@@ -82,6 +83,7 @@ class Settings:
     speculate: int | None = None
     weights: str = "auto"
     cache_dtype: str = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_guidance(self.sgds_lambda, self.margin)

@@ -13,6 +13,7 @@ import torch
 
 from minisafe.answer import Answer, Result, StopFilter
 from minisafe.checkpoint import load_adapter, load_model
+from minisafe.compiled import check_compile, compile_streams
 from minisafe.editing import merge_adapter
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import PromptError, SafetyError, SettingError
@@ -335,6 +336,8 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     assert settings.base is not None
+    if settings.compile:
+        check_compile(settings.device, settings.weights)
     model = load_model(settings.base, settings.dtype, check_device(settings.device))
     if settings.edit is not None:
         merge_adapter(model, load_adapter(settings.edit, model))
@@ -346,7 +349,9 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
         steering = make_steering(settings, vector, model, tokenizer)
     streams, kinds = make_streams(settings, model, tokenizer)
     for stream in streams:
-        prepare(stream.model, settings.weights)
+        prepare(stream.model, "plain" if settings.compile else settings.weights)
+    if settings.compile:
+        compile_streams(streams)
     gate = None
     if calibration is not None or settings.gate:
         gate = make_gate(settings, calibration, made_for(settings, steering))

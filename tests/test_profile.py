@@ -273,6 +273,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "first_tokens": (0, -1, 1.5, True), "common_tokens": (0, 2.5, None), "gate": (1, "on"),
     "anti_expert": (3, True), "anti_system": (1,), "weights": ("int4", 8, None),
     "speculate": (-1, 1.5, True), "cache_dtype": ("float8", "fp8", 8, None),
+    "compile": (1, "yes", None),
 }  # fmt: skip
 BAD = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 

@@ -81,6 +81,9 @@ MODEL_OPTIONS = (
     _setting("--cache-dtype", type=click.Choice(CACHE_DTYPES),
              help="How keys and values are held; int8 halves a bf16 cache and rounds them. "
              "Default: auto, the model's dtype."),
+    _setting("--compile/--no-compile", default=None,
+             help="Compile the decoding step first: faster tokens after a slow start. Needs a C++ "
+             "compiler. Default: no."),
     _setting("--device", help="cpu (default), cuda, cuda:1 ..."),
     _setting("--threads", type=int, help="CPU threads."),
     _setting("--system", help="System prompt."),
@@ -146,7 +149,7 @@ def load_plain(own: Iterable[str]) -> Session:
     """Load the base alone, with what the common flags say of the rest; `own` are no settings."""
     given = {name: value for name, value in common_flags().items() if name not in set(own)}
     profile = given.pop("profile", None)
-    return load(profile, {"weights": "plain"} | given | {"safe": False})
+    return load(profile, {"weights": "plain"} | given | {"safe": False, "compile": False})
 
 
 class ProgressLine:
