@@ -1,8 +1,10 @@
-"""What else has a target: batches, indirect effects, loading, context length. One run each.
+"""What else has a target: batches, indirect effects, long contexts, prefill, memory, loading.
 
     python bench/limits.py --json bench/results/limits.json
+    python bench/limits.py --part memory start
 
-Rows are as `speed.py` writes them; every ratio's two sides are timed by turns in one process.
+Rows are as `speed.py` writes them. A ratio's two sides are timed by turns in one process, or, for
+memory and the way from disk to a first token, in fresh processes of their own (`memory.py`).
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from memory import checkpoints, load_rows, memory_rows, start_rows
+from prefill import prefill_rows
 from speed import (
     SHAPES,
     Row,
@@ -27,30 +30,21 @@ from speed import (
     random_model,
     random_subject,
 )  # fmt: skip
+from timing import by_turns, ratio, seconds
 
 from minisafe import SGDS, Generation, KVCache, Llama, Lockstep, Request, Stream
 from minisafe.amplify.demonstrations import Prompt
 from minisafe.amplify.heads import all_heads, indirect_effects
-from minisafe.checkpoint import load_model, save_model
 from minisafe.prepare import prepare
 from minisafe.slots import Patch
 
-
-def seconds(act: Callable[[], object]) -> float:
-    """How long one call takes."""
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started
+PARTS = ("batch", "effects", "context", "prefill", "load", "memory", "start")
 
 
-def by_turns(runs: int, *acts: Callable[[], object]) -> list[list[float]]:
-    """Seconds of every act, one after the other in each of `runs` rounds."""
-    rounds = [[seconds(act) for act in acts] for _ in range(runs)]
-    return [list(times) for times in zip(*rounds, strict=True)]
-
-
-def ratio(one: Sequence[float], other: Sequence[float]) -> float:
-    return median(a / b for a, b in zip(one, other, strict=True))
+def random_ids(n: int, vocab_size: int, seed: int = 1) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = torch.randint(3, vocab_size, (n,), generator=generator).tolist()
+    return ids
 
 
 # ---- batches -----------------------------------------------------------------------------------
@@ -59,10 +53,10 @@ def ratio(one: Sequence[float], other: Sequence[float]) -> float:
 def answers(subject: Subject, lengths: Sequence[int], new: int) -> None:
     """Safe answers to random prompts of these lengths, `new` tokens each, in one batch."""
     streams = (Stream(subject.model), Stream(subject.model, subject.adapter))
-    ids = torch.randint(3, 30000, (max(lengths),), generator=torch.Generator().manual_seed(1))
+    ids = random_ids(max(lengths), subject.model.config.vocab_size)
     steering = subject.steering
     requests = [
-        Request((tuple(ids[:n].tolist()),) * 2, steering.spans([(n, None)]), max_new_tokens=new)
+        Request((tuple(ids[:n]),) * 2, steering.spans([(n, None)]), max_new_tokens=new)
         for n in lengths
     ]
     lockstep = Lockstep(streams, len(lengths), max(lengths) + new)
@@ -70,7 +64,7 @@ def answers(subject: Subject, lengths: Sequence[int], new: int) -> None:
         pass
 
 
-def batch_rows(subject: Subject, runs: int, new: int) -> list[Row]:
+def batch_rows(label: str, subject: Subject, runs: int, new: int) -> list[Row]:
     """Tokens per second of 8 prompts at once over one; prompt and answer."""
     lengths = (128, 40, 96, 64, 17, 110, 80, 128)
     answers(subject, lengths, 4)
@@ -78,7 +72,7 @@ def batch_rows(subject: Subject, runs: int, new: int) -> list[Row]:
         runs, lambda: answers(subject, (96,), new), lambda: answers(subject, lengths, new)
     )
     value = 8 * ratio(one, eight)
-    return [make_row("100m: batch of 8, safe, tokens/s over batch 1", value, "x", ">= 4")]
+    return [make_row(f"{label}: batch of 8, safe, tokens/s over batch 1", value, "x", ">= 4")]
 
 
 # ---- indirect effects --------------------------------------------------------------------------
@@ -99,12 +93,12 @@ def slow_effect(model: Llama, means: torch.Tensor, ids: Sequence[int], target: i
     return found
 
 
-def effect_rows(runs: int) -> list[Row]:
-    """All heads of the 100M shape in float32, 300 tokens, against some heads one by one."""
-    model = random_model(SHAPES["100m"], torch.Generator().manual_seed(0)).float()
+def effect_rows(label: str, runs: int, n_prompt: int) -> list[Row]:
+    """All heads of a shape in float32 against some heads one by one."""
+    model = random_model(SHAPES[label], torch.Generator().manual_seed(0)).float()
     config = model.config
     generator = torch.Generator().manual_seed(2)
-    ids = tuple(torch.randint(3, 30000, (300,), generator=generator).tolist())
+    ids = tuple(random_ids(n_prompt, config.vocab_size, seed=2))
     means = torch.randn(config.n_layers, config.n_heads, config.head_dim, generator=generator)
     heads, some = all_heads(model), all_heads(model)[::24]
     effects: dict[tuple[int, int], float] = {}
@@ -121,39 +115,12 @@ def effect_rows(runs: int) -> list[Row]:
     )
     speedup = ratio(slow, quick) * len(heads) / len(some)
     return [
-        make_row("100m: effects of all heads over one by one, speed", speedup, "x", ">= 50"),
-        make_row("100m: the same, largest difference", wrong, "", "<= 1e-05"),
+        make_row(f"{label}: effects of all heads over one by one, speed", speedup, "x", ">= 50"),
+        make_row(f"{label}: the same, largest difference", wrong, "", "<= 1e-05"),
     ]  # fmt: skip
 
 
-# ---- loading and context -----------------------------------------------------------------------
-
-
-def load_rows(runs: int) -> list[Row]:
-    """Loading a TinyLlama-shaped bf16 checkpoint over reading its file once, both warm."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        save_model(random_model(SHAPES["tinyllama"], torch.Generator().manual_seed(0)), directory)
-        file = directory / "model.safetensors"
-
-        def read() -> None:
-            buffer = bytearray(1 << 24)
-            with file.open("rb", buffering=0) as source:
-                while source.readinto(buffer):
-                    pass
-
-        read()
-        load, pack = (lambda: load_model(directory)), (lambda: packed(directory))
-        once, plain, ready = by_turns(runs, read, load, pack)
-    return [
-        make_row("tinyllama: load, plain, over reading the file", ratio(plain, once), "x", "<= 2"),
-        make_row("tinyllama: load and pack, seconds", median(ready), "s"),
-    ]
-
-
-def packed(directory: Path) -> Llama:
-    """The checkpoint, loaded and packed."""
-    return prepare(load_model(directory), "packed")
+# ---- context ------------------------------------------------------------------------------------
 
 
 def token_ms(lockstep: Lockstep, new: int) -> float:
@@ -163,41 +130,80 @@ def token_ms(lockstep: Lockstep, new: int) -> float:
     return 1e3 * median(seconds(lambda: lockstep.feed(tokens)) for _ in range(new))
 
 
-def context_rows(subject: Subject, lengths: Sequence[int], new: int) -> list[Row]:
+def context_rows(label: str, subject: Subject, lengths: Sequence[int], new: int) -> list[Row]:
     """Milliseconds a safe token behind contexts of these lengths, and what the cache takes."""
     rows = []
     streams = (Stream(subject.model), Stream(subject.model, subject.adapter))
     for length in lengths:
         lockstep = Lockstep(streams, 1, length + new + 1)
-        ids = torch.randint(3, 30000, (length,), generator=torch.Generator().manual_seed(1))
-        lockstep.feed([[ids.tolist()]] * 2)
+        lockstep.feed([[random_ids(length, subject.model.config.vocab_size)]] * 2)
         cache = 2 * subject.model.config.kv_bytes_per_token * length / 2**20
         took = token_ms(lockstep, new)
-        rows.append(make_row(f"100m: safe token behind {length} tokens", took, "ms"))
-        rows.append(make_row(f"100m: both caches at {length} tokens", cache, "MiB"))
+        rows.append(make_row(f"{label}: safe token behind {length} tokens", took, "ms"))
+        rows.append(make_row(f"{label}: both caches at {length} tokens", cache, "MiB"))
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+# ---- all of it ---------------------------------------------------------------------------------
+
+
+def decoding_rows(args: argparse.Namespace, label: str) -> list[Row]:
+    """The parts that decode with one model in this process."""
+    rows: list[Row] = []
+    lengths = (16, 32) if args.quick else (128, 1024, 2048, 4096, 8192)
+    if {"batch", "context"} & set(args.part):
+        subject = random_subject(replace(SHAPES[label], max_positions=8256))
+        prepare(subject.model, "auto")
+        if "batch" in args.part:
+            rows += batch_rows(label, subject, args.runs, args.new)
+        if "context" in args.part:
+            rows += context_rows(label, subject, lengths, args.new)
+    if "effects" in args.part:
+        rows += effect_rows(label, args.runs, 30 if args.quick else 300)
+    return rows
+
+
+def disk_rows(args: argparse.Namespace, label: str) -> list[Row]:
+    """The parts that read a checkpoint."""
+    rows: list[Row] = []
+    if not {"load", "memory", "start"} & set(args.part):
+        return rows
+    with checkpoints(SHAPES[label]) as (whole, sharded):
+        if "load" in args.part:
+            rows += load_rows(label, whole, args.runs)
+        if "memory" in args.part:
+            contexts = (16,) if args.quick else (128, 1900)
+            rows += memory_rows(label, whole, sharded, contexts, args.threads)
+        if "start" in args.part:
+            rows += start_rows(label, whole, args.runs, 16 if args.quick else 128, args.threads)
+    return rows
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=5, help="rounds")
     parser.add_argument("--new", type=int, default=48, help="tokens timed")
-    parser.add_argument("--quick", action="store_true", help="without loading and long contexts")
+    parser.add_argument("--quick", action="store_true", help="a tiny shape: only to see it work")
     parser.add_argument("--json", type=Path, help="where to write the rows")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    config = SHAPES["100m"]
-    subject = random_subject(type(config)(**(vars(config) | {"max_positions": 8256})))
-    prepare(subject.model, "auto")
-    rows = batch_rows(subject, args.runs, args.new) + effect_rows(args.runs)
-    if not args.quick:
-        rows += load_rows(args.runs) + context_rows(
-            subject, (128, 1024, 2048, 4096, 8192), args.new
-        )
+    run = describe_run(args)
+    small, large = ("tiny", "tiny") if args.quick else ("100m", "tinyllama")
+    rows = decoding_rows(args, small)
+    if "prefill" in args.part:
+        for label in dict.fromkeys((small, large)):
+            rows += prefill_rows(label, 32 if args.quick else 512, args.runs)
+    rows += disk_rows(args, large)
     print_table(rows)
     if args.json is not None:
-        args.json.write_text(json.dumps({"rows": rows, "run": describe_run(args)}, indent=1) + "\n")
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"rows": rows, "run": run}, indent=1) + "\n", "utf-8")
     print(f"{sum(row['holds'] is False for row in rows)} targets missed", file=sys.stderr)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,8 @@ def place_tensor(
         )
     check_finite(tensor, name, source)
     placed = move(tensor, name, dtype, device)
+    if placed is tensor and name == EMBED:
+        placed = unread(tensor, name, source)
     if dtype != tensor.dtype and not finite(placed):
         raise CheckpointError(
             f"{source}: {name} holds values beyond the range of {short(dtype)}; use another dtype"
@@ -260,6 +262,14 @@ def mapped_alone(path: Path, name: str) -> Tensor | None:
         return None
 
 
+def unread(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """The tensor in a new mapping: the look at all of `tensor` made its pages this process's, and
+    of an embedding only the rows that are looked up should be."""
+    again = mapped_alone(path, name)
+    same = again is not None and (again.shape, again.dtype) == (tensor.shape, tensor.dtype)
+    return again if again is not None and same else tensor
+
+
 def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None = None) -> None:
     """Write `config.json` (with `extra` keys such as eos_token_id) and `model.safetensors`."""
     directory = Path(directory)
@@ -299,13 +309,28 @@ def fingerprint(model: Llama, samples: int = 256) -> str:
     """
     if model.prepared is not None:
         return model.prepared.fingerprint
+    return fingerprint_of(samples_of(model, samples))
+
+
+def fingerprint_of(samples: Mapping[str, bytes]) -> str:
+    """The fingerprint of a model with these samples by name of the tensor."""
     digest = hashlib.sha256()
-    for name, holder, attribute in sorted(model.tensors(), key=lambda item: item[0]):
-        flat = getattr(holder, attribute).detach().flatten()
-        picked = flat[:: max(1, len(flat) // samples)].float().cpu().contiguous()
-        digest.update(f"{name} {tuple(getattr(holder, attribute).shape)}".encode())
-        digest.update(picked.numpy().tobytes())
+    for name, values in sorted(samples.items()):
+        digest.update(f"{name} ".encode() + values)
     return digest.hexdigest()[:16]
+
+
+def samples_of(model: Llama, n: int = 256, without: str | None = None) -> dict[str, bytes]:
+    """A `sample` of every tensor of a plain model, but of the one named `without`."""
+    tensors = ((name, getattr(holder, key)) for name, holder, key in model.tensors())
+    return {name: sample(tensor, n) for name, tensor in tensors if name != without}
+
+
+def sample(tensor: Tensor, n: int = 256) -> bytes:
+    """A tensor's shape and about n of its values, evenly spaced, in float32."""
+    flat = tensor.detach().flatten()
+    picked = flat[:: max(1, len(flat) // n)].float().cpu().contiguous()
+    return f"{tuple(tensor.shape)}".encode() + picked.numpy().tobytes()
 
 
 # ---- adapters ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisafe.checkpoint import fingerprint
+from minisafe.checkpoint import EMBED, fingerprint_of, sample, samples_of
 from minisafe.errors import SettingError
 from minisafe.linear import Projection, Step
 from minisafe.lora import LoraAdapter, LoraDelta
@@ -68,7 +68,9 @@ def prepare(model: Llama, weights: str = "auto") -> Llama:
         )
     if now != "plain":
         raise SettingError(f"the weights are {now} already; load the model again for {kind}")
-    prepared = Prepared(kind, fingerprint(model))
+    # an untied embedding stays as it is: looked at last, it takes no room while the head is there
+    # twice
+    samples = samples_of(model, without=None if model.config.tied else EMBED)
     make = Int8Projection if kind == "int8" else PackedProjection
     prepare_head(model, make)
     for layer in model.layers:
@@ -78,7 +80,9 @@ def prepare(model: Llama, weights: str = "auto") -> Llama:
         layer.input_layernorm = PreparedNorm(layer.input_layernorm)
         layer.post_attention_layernorm = PreparedNorm(layer.post_attention_layernorm)
     model.norm = PreparedNorm(model.norm)
-    model.prepared = prepared
+    if EMBED not in samples:
+        samples[EMBED] = sample(model.embed_tokens.weight)
+    model.prepared = Prepared(kind, fingerprint_of(samples))
     return model
 
 

@@ -268,6 +268,13 @@ def test_norms_are_rms_norms(seed: int, rows: int, hidden: int) -> None:
 # ---- what a prepared model refuses and keeps -----------------------------------------------------
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prepared_model_keeps_its_fingerprint(kind: str, tied: bool) -> None:
+    plain = random_model(tiny_config(tied=tied))
+    assert fingerprint(prepared(plain, kind)) == fingerprint(plain)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_needs_plain_weights_is_refused(kind: str, tmp_path: Path) -> None:
     plain = random_model(tiny_config())

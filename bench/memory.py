@@ -1,0 +1,187 @@
+"""What a checkpoint on disk costs: resident memory at its peak, and the time to a first token.
+
+Every number comes from a fresh process (`probe.py`). Memory is the peak of resident memory (VmHWM:
+anonymous pages and those of mapped files) minus the same after the libraries' import and a first
+small product, so that torch's own start-up does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import util
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from probe import STATUS
+from speed import Row, make_row, random_model, tensors_of
+from timing import by_turns, ratio
+
+from minisafe import Llama, LlamaConfig
+from minisafe.checkpoint import INDEX, SINGLE, load_model, save_model, save_tensors
+from minisafe.prepare import prepare
+
+BENCH = Path(__file__).resolve().parent
+SHARDS = 4
+
+
+@contextmanager
+def checkpoints(config: LlamaConfig) -> Iterator[tuple[Path, Path]]:
+    """Directories of random weights of this shape: one file, and the same in `SHARDS`."""
+    with TemporaryDirectory() as name:
+        whole, sharded = Path(name) / "whole", Path(name) / "sharded"
+        model = random_model(config, torch.Generator().manual_seed(0))
+        save_model(model, whole)
+        save_shards(model, sharded)
+        (sharded / "config.json").write_bytes((whole / "config.json").read_bytes())
+        del model
+        os.sync()  # or the first readers share the disk with the writing
+        yield whole, sharded
+
+
+def save_shards(model: Llama, directory: Path) -> None:
+    tensors = list(tensors_of(model).items())
+    weight_map = {}
+    for number in range(SHARDS):
+        part = tensors[number * len(tensors) // SHARDS : (number + 1) * len(tensors) // SHARDS]
+        file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
+        save_tensors({key: value.detach() for key, value in part}, directory / file)
+        weight_map |= dict.fromkeys((key for key, _ in part), file)
+    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def probe(directory: Path, **options: object) -> dict[str, Any]:
+    """What `probe.py` says about one fresh process."""
+    flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    command = [sys.executable, str(BENCH / "probe.py"), str(directory), *flags]
+    paths = [str(BENCH.parent), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    if run.returncode:
+        last = (run.stderr.strip() or "no word").splitlines()[-1]
+        raise SystemExit(f"probe.py {' '.join(flags)}: exit code {run.returncode}: {last}")
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def has_transformers() -> bool:
+    """Whether the peer is there; says so where it is not."""
+    if util.find_spec("transformers") is not None:
+        return True
+    print("transformers is not installed here: its rows are skipped (see bench/README.md)")
+    return False
+
+
+# ---- peak memory -------------------------------------------------------------------------------
+
+
+def beyond(found: Mapping[str, Any]) -> int:
+    """Bytes of peak resident memory beyond the libraries."""
+    return int(found["now"]["peak"]) - int(found["libraries"]["peak"])
+
+
+def memory_rows(
+    label: str, whole: Path, sharded: Path, contexts: Sequence[int], threads: int
+) -> list[Row]:
+    """Peaks of plain decoding over the weights, of safe decoding over weights and both caches."""
+    if not STATUS.exists():
+        print(f"{STATUS} is not there: the rows on memory are skipped")
+        return []
+    systems = [
+        ("plain", whole, "plain", "<= 1.15"),
+        ("packed", whole, "packed", "<= 1.3"),
+        (f"packed, {SHARDS} shards", sharded, "packed", "<= 1.3"),
+        ("int8", whole, "int8", None),
+    ]
+    rows = []
+    for name, directory, weights, target in systems:
+        found = probe(directory, weights=weights, threads=threads)
+        rows += peak_rows(f"{name}, over the weights", found, found["weights"], target)
+    for n in contexts:
+        found = probe(whole, system="safe", prompt=n, threads=threads)
+        below = found["weights"] + found["caches"]
+        name = f"safe (LoRA), packed, {n} tokens, over weights and both caches"
+        rows += peak_rows(name, found, below, "<= 1.05")
+    if has_transformers():
+        found = probe(whole, system="transformers", threads=threads)
+        rows += peak_rows("transformers, over the weights", found, found["weights"], None)
+    return [row | {"name": f"{label}: peak memory, {row['name']}"} for row in rows]
+
+
+def peak_rows(name: str, found: Mapping[str, Any], below: int, target: str | None) -> list[Row]:
+    """The peak over `below` bytes, and what of the libraries' and the weights' memory stays."""
+    system, _, _ = name.partition(", over")
+    now, libraries = found["now"], found["libraries"]
+    rows = [make_row(name, beyond(found) / below, "x", target)]
+    for kind in ("anonymous", "file"):
+        left = max(0, now[kind] - libraries[kind]) / 2**20
+        rows.append(make_row(f"{system}, {kind} pages at the end", left, "MiB"))
+    return rows
+
+
+# ---- loading -----------------------------------------------------------------------------------
+
+
+def read_once(file: Path) -> None:
+    """Read a file through one small buffer."""
+    buffer = bytearray(1 << 24)
+    with file.open("rb", buffering=0) as source:
+        while source.readinto(buffer):
+            pass
+
+
+def load_rows(label: str, whole: Path, runs: int) -> list[Row]:
+    """Loading a checkpoint over reading its file once, both warm."""
+    file = whole / SINGLE
+    acts = (
+        lambda: read_once(file),
+        lambda: load_model(whole),
+        lambda: prepare(load_model(whole), "packed"),
+    )
+    by_turns(1, *acts)
+    once, plain, ready = by_turns(runs, *acts)
+    return [
+        make_row(f"{label}: load, plain, over reading the file", ratio(plain, once), "x", "<= 2"),
+        make_row(f"{label}: load and pack, seconds", median(ready), "s"),
+    ]
+
+
+def start_rows(label: str, whole: Path, runs: int, n_prompt: int, threads: int) -> list[Row]:
+    """Fresh processes: seconds from the libraries' import to the first token, and with it."""
+    options = {"prompt": n_prompt, "new": 1, "threads": threads}
+    systems: dict[str, dict[str, object]] = {
+        "packed": options | {"weights": "packed"},
+        "plain weights": options | {"weights": "plain"},
+        "int8": options | {"weights": "int8"},
+    }
+    if has_transformers():
+        systems["transformers"] = options | {"system": "transformers"}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
+    for number in range(runs + 1):
+        for name, given in systems.items():
+            result = probe(whole, **given)
+            if number:  # the first round warms the file cache and writes bytecode
+                found[name].append(result)
+    first = {name: [each["first_token_s"] for each in results] for name, results in found.items()}
+    whole_s = {
+        name: [each["first_token_s"] + each["import_s"] for each in results]
+        for name, results in found.items()
+    }
+    rows = []
+    for what, times in (("", first), (", with imports", whole_s)):
+        for name, values in times.items():
+            rows.append(
+                make_row(f"from disk to the first token{what}, {name}", median(values), "s")
+            )
+        if "transformers" in times:
+            over = ratio(times["packed"], times["transformers"])
+            name = f"from disk to the first token{what}, packed over transformers, time"
+            rows.append(make_row(name, over, "x", None if what else "< 1"))
+    return [row | {"name": f"{label}: {row['name']}"} for row in rows]
