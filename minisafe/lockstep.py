@@ -21,6 +21,7 @@ from minisafe.model import Llama
 from minisafe.slots import Slot
 
 Tokens = Sequence[Sequence[int]]  # ids for each row
+FEW_COLUMNS = 128  # shorter blocks of a batch are slower (docs/log.md)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Lockstep:
         rows: prompts in the batch; every stream has as many.
         capacity: tokens a row to make room for at first.
         n_ids: how many token ids the streams have in common; by default the smallest vocabulary.
-        chunk: tokens a row to feed in one forward; longer texts take several.
+        chunk: tokens to feed in one forward, over all its rows, but no fewer than `FEW_COLUMNS` a
+            row (or `chunk` itself); longer texts take several.
         fuse: let streams that share weights share forwards; False is the slow reference.
         cache_dtype: in which keys and values are held, of `cache.CACHE_DTYPES`.
     """
@@ -220,8 +222,9 @@ class Lockstep:
         lengths = group.cache.lengths[rows]
         group.cache.reserve(max(n + len(text) for n, text in zip(lengths, texts, strict=True)))
         result = torch.zeros(len(texts), self.n_ids, device=model.device)
-        for start in range(0, longest, self.chunk):
-            blocks = [text[start : start + self.chunk] for text in texts]
+        chunk = max(self.chunk // len(texts), min(self.chunk, FEW_COLUMNS))
+        for start in range(0, longest, chunk):
+            blocks = [text[start : start + chunk] for text in texts]
             counts = [len(block) for block in blocks]
             width = max(counts)
             ids = torch.tensor(
@@ -231,9 +234,7 @@ class Lockstep:
                 ids, group.cache, counts=counts, rows=rows, slots=slots, adapters=adapters,
                 last_only=True,
             )  # fmt: skip
-            ending = [
-                row for row, text in enumerate(texts) if start < len(text) <= start + self.chunk
-            ]
+            ending = [row for row, text in enumerate(texts) if start < len(text) <= start + chunk]
             if len(ending) == len(texts):
                 return log_probs_of(logits[:, : self.n_ids])
             if ending:
