@@ -31,6 +31,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from llamacpp import Peer, write_gguf  # beside this file
 from torch import Tensor, nn
 
 import minisafe
@@ -255,8 +256,6 @@ def llamacpp_systems(subject: Subject, prompt: Ids, args: argparse.Namespace) ->
     if missing:
         print(f"{missing[0]} is not installed here: llama.cpp's rows are skipped (bench/README.md)")
         return {}
-    from llamacpp import Peer, write_gguf  # beside this file
-
     file = Path(tempfile.mkdtemp()) / "model.gguf"
     atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
     write_gguf(subject.model, file)
