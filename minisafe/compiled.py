@@ -109,17 +109,15 @@ class CompiledStep:
         seen = torch.zeros(batch, 1, 1, n, dtype=step.cos.dtype)
         given = (step.masks.get(window) for window in self.windows)
         masks = tuple(
-            seen if mask is None else mask.expand(batch, 1, 1, n).contiguous() for mask in given
+            seen if mask is None else fresh(mask.expand(batch, 1, 1, n)) for mask in given
         )
         if not cache.keys.is_inference():  # torch would make a graph for each kind of tensor
             cache.held = tuple(each.clone() for each in cache.held)
         keys, values = cache.keys[:, place.rows, :, :n], cache.values[:, place.rows, :, :n]
-        cos, sin = (
-            table[:, 0].expand(batch, 1, self.model_config.head_dim).contiguous()
-            for table in (step.cos, step.sin)
-        )
+        head_dim = self.model_config.head_dim
+        cos, sin = (fresh(t[:, 0].expand(batch, 1, head_dim)) for t in (step.cos, step.sin))
         return Inputs(
-            ids[:, 0].contiguous(), torch.tensor(place.starts), cos, sin, masks,
+            fresh(ids[:, 0]), torch.tensor(place.starts), cos, sin, masks,
             self.added(batch, step), self.acting(batch, step.adapters),
             keys.unbind(0), values.unbind(0),
         )  # fmt: skip
@@ -169,6 +167,11 @@ class CompiledStep:
             model(torch.zeros(rows, 1, dtype=torch.long), cache, last_only=True)
 
 
+def fresh(view: Tensor) -> Tensor:
+    """A copy, even of what is contiguous: torch makes a graph for each kind of view."""
+    return view.clone(memory_format=torch.contiguous_format)
+
+
 def mark_dynamic(inputs: Inputs, several: bool) -> None:
     """Tell torch which sizes change from step to step, so that one graph serves them all."""
     mark: Callable[[Tensor, int], None] = torch._dynamo.mark_dynamic
@@ -190,7 +193,9 @@ def settings(options: dict[str, Any]) -> Iterator[None]:
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
-    with inductor.patch(options), dynamo.patch(recompile_limit=MANY_GRAPHS):
+    # what differs between two models' graphs is not what changes from step to step
+    sizes = {"automatic_dynamic_shapes": False, "recompile_limit": MANY_GRAPHS}
+    with inductor.patch(options), dynamo.patch(sizes):
         yield
 
 

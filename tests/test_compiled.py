@@ -10,6 +10,7 @@ import copy
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -189,6 +190,20 @@ def test_models_that_are_not_compiled() -> None:
         compile_step(prepared)
     with pytest.raises(SettingError, match="dtype is float16"):
         compile_step(random_model(CONFIG, 5, torch.float16))
+
+
+@needs_compiler
+def test_a_process_with_several_models_compiles_each_once() -> None:
+    """Sizes that differ from model to model are no reason to compile a model's graph again."""
+    small = tiny_config(hidden=32, intermediate=48, head_dim=8, max_positions=256)
+    made = []
+    for config in (small, replace(small, intermediate=64, head_dim=16)):
+        model = compile_step(random_model(config, 3))
+        made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        for length in (3, 4, 20):
+            logits_of(model, [length])
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == made[-1]
+    assert made[1] == made[0] + 1
 
 
 @needs_compiler
