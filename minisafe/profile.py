@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.cache import CACHE_DTYPES
+from minisafe.checkpoint import write_text
 from minisafe.config import DTYPES, LlamaConfig, read_json
 from minisafe.errors import CheckpointError, ConfigError, SafetyError, SettingError
 from minisafe.gate import Calibration
@@ -202,10 +203,7 @@ def store_calibration(path: str | Path, calibration: Calibration) -> None:
 
 def write_profile(path: Path, data: Mapping[str, Any]) -> None:
     """Write a profile's JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def relative(path: Path, directory: Path) -> str:
