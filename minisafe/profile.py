@@ -27,6 +27,7 @@ from minisafe.vectors import POSITIONS
 PATHS = ("base", "edit", "expert", "anti_expert", "vector")
 NOT_SETTINGS = ("minisafe_profile", "sha256", "about", "calibration")
 VERSION = 1
+SAFE_EXPERT = ("safedecoding", "dexperts")  # rules whose expert is the safe one
 
 
 @dataclass(frozen=True)
@@ -313,17 +314,21 @@ def decide_safe(settings: Settings) -> bool:
         return False
     if settings.expert is not None and settings.expert_system is not None:
         raise SettingError("both an expert and an expert's system prompt are given; expected one")
+    strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
     if settings.sa_scale == 0 and not settings.guided:
-        raise SafetyError("safe decoding with sa_scale 0 and lambda 0 does nothing; use --no-safe")
+        raise SafetyError(
+            f"safe decoding with sa_scale 0 and {strength} 0 does nothing; use --no-safe"
+        )
     if settings.sa_scale != 0 and settings.vector is None:
         raise SafetyError(
             "safe decoding needs a safety vector; give one with --vector, or --sa-scale 0 for "
             "guidance alone"
         )
     if settings.guided and not has_expert:
+        kind = "a safe" if settings.rule in SAFE_EXPERT else "an unsafe"
         raise SafetyError(
-            "safe decoding needs an unsafe expert; give one with --expert or --expert-system, or "
-            "--sgds-lambda 0 for amplification alone"
+            f"safe decoding needs {kind} expert; give one with --expert or --expert-system, or "
+            f"--{strength.replace('_', '-')} 0 for amplification alone"
         )
     if settings.guided:
         check_anti(settings)
