@@ -10,27 +10,18 @@ memory and the way from disk to a first token, in fresh processes of their own (
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from memory import checkpoints, load_rows, memory_rows, start_rows
 from prefill import prefill_rows
-from speed import (
-    SHAPES,
-    Row,
-    Subject,
-    describe_run,
-    make_row,
-    print_table,
-    random_model,
-    random_subject,
-)  # fmt: skip
-from timing import by_turns, ratio, seconds
+from report import Row, bench_parser, describe_run, make_row, print_table, under, write_json
+from subjects import SHAPES, Subject, random_model, random_prompt, random_subject
+from timing import ratio, seconds, seconds_by_turns
 
 from minisafe import SGDS, Generation, KVCache, Llama, Lockstep, Request, Stream
 from minisafe.amplify.demonstrations import Prompt
@@ -41,23 +32,16 @@ from minisafe.slots import Patch
 PARTS = ("batch", "effects", "context", "prefill", "load", "memory", "start")
 
 
-def random_ids(n: int, vocab_size: int, seed: int = 1) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    ids: list[int] = torch.randint(3, vocab_size, (n,), generator=generator).tolist()
-    return ids
-
-
 # ---- batches -----------------------------------------------------------------------------------
 
 
 def answers(subject: Subject, lengths: Sequence[int], new: int) -> None:
     """Safe answers to random prompts of these lengths, `new` tokens each, in one batch."""
     streams = (Stream(subject.model), Stream(subject.model, subject.adapter))
-    ids = random_ids(max(lengths), subject.model.config.vocab_size)
+    ids = random_prompt(max(lengths), subject.model.config.vocab_size)
     steering = subject.steering
     requests = [
-        Request((tuple(ids[:n]),) * 2, steering.spans([(n, None)]), max_new_tokens=new)
-        for n in lengths
+        Request((ids[:n],) * 2, steering.spans([(n, None)]), max_new_tokens=new) for n in lengths
     ]
     lockstep = Lockstep(streams, len(lengths), max(lengths) + new)
     for _ in Generation(lockstep, SGDS(0.99), requests, steering):
@@ -68,11 +52,11 @@ def batch_rows(label: str, subject: Subject, runs: int, new: int) -> list[Row]:
     """Tokens per second of 8 prompts at once over one; prompt and answer."""
     lengths = (128, 40, 96, 64, 17, 110, 80, 128)
     answers(subject, lengths, 4)
-    one, eight = by_turns(
+    one, eight = seconds_by_turns(
         runs, lambda: answers(subject, (96,), new), lambda: answers(subject, lengths, new)
     )
     value = 8 * ratio(one, eight)
-    return [make_row(f"{label}: batch of 8, safe, tokens/s over batch 1", value, "x", ">= 4")]
+    return under(label, [make_row("batch of 8, safe, tokens/s over batch 1", value, "x", ">= 4")])
 
 
 # ---- indirect effects --------------------------------------------------------------------------
@@ -98,7 +82,7 @@ def effect_rows(label: str, runs: int, n_prompt: int) -> list[Row]:
     model = random_model(SHAPES[label], torch.Generator().manual_seed(0)).float()
     config = model.config
     generator = torch.Generator().manual_seed(2)
-    ids = tuple(random_ids(n_prompt, config.vocab_size, seed=2))
+    ids = random_prompt(n_prompt, config.vocab_size)
     means = torch.randn(config.n_layers, config.n_heads, config.head_dim, generator=generator)
     heads, some = all_heads(model), all_heads(model)[::24]
     effects: dict[tuple[int, int], float] = {}
@@ -108,16 +92,17 @@ def effect_rows(label: str, runs: int, n_prompt: int) -> list[Row]:
 
     with torch.inference_mode():
         probabilities = slow_effect(model, means, ids, 7, [None, *some])
-        quick, slow = by_turns(runs, fast, lambda: slow_effect(model, means, ids, 7, some))
+        quick, slow = seconds_by_turns(runs, fast, lambda: slow_effect(model, means, ids, 7, some))
     wrong = max(
         abs(effects[head] - (p - probabilities[0]))
         for head, p in zip(some, probabilities[1:], strict=True)
     )
     speedup = ratio(slow, quick) * len(heads) / len(some)
-    return [
-        make_row(f"{label}: effects of all heads over one by one, speed", speedup, "x", ">= 50"),
-        make_row(f"{label}: the same, largest difference", wrong, "", "<= 1e-05"),
-    ]  # fmt: skip
+    rows = [
+        make_row("effects of all heads over one by one, speed", speedup, "x", ">= 50"),
+        make_row("the same, largest difference", wrong, "", "<= 1e-05"),
+    ]
+    return under(label, rows)
 
 
 # ---- context ------------------------------------------------------------------------------------
@@ -136,74 +121,72 @@ def context_rows(label: str, subject: Subject, lengths: Sequence[int], new: int)
     streams = (Stream(subject.model), Stream(subject.model, subject.adapter))
     for length in lengths:
         lockstep = Lockstep(streams, 1, length + new + 1)
-        lockstep.feed([[random_ids(length, subject.model.config.vocab_size)]] * 2)
+        lockstep.feed([[random_prompt(length, subject.model.config.vocab_size)]] * 2)
         cache = 2 * subject.model.config.kv_bytes_per_token * length / 2**20
         took = token_ms(lockstep, new)
-        rows.append(make_row(f"{label}: safe token behind {length} tokens", took, "ms"))
-        rows.append(make_row(f"{label}: both caches at {length} tokens", cache, "MiB"))
-    return rows
+        rows.append(make_row(f"safe token behind {length} tokens", took, "ms"))
+        rows.append(make_row(f"both caches at {length} tokens", cache, "MiB"))
+    return under(label, rows)
 
 
 # ---- all of it ---------------------------------------------------------------------------------
 
 
-def decoding_rows(args: argparse.Namespace, label: str) -> list[Row]:
+def decoding_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
     """The parts that decode with one model in this process."""
-    rows: list[Row] = []
     lengths = (16, 32) if args.quick else (128, 1024, 2048, 4096, 8192)
     if {"batch", "context"} & set(args.part):
         subject = random_subject(replace(SHAPES[label], max_positions=8256))
         prepare(subject.model, "auto")
         if "batch" in args.part:
-            rows += batch_rows(label, subject, args.runs, args.new)
+            yield batch_rows(label, subject, args.runs, args.new)
         if "context" in args.part:
-            rows += context_rows(label, subject, lengths, args.new)
+            yield context_rows(label, subject, lengths, args.new)
+        del subject  # or its weights stay while the next part runs
     if "effects" in args.part:
-        rows += effect_rows(label, args.runs, 30 if args.quick else 300)
-    return rows
+        yield effect_rows(label, args.runs, 30 if args.quick else 300)
 
 
-def disk_rows(args: argparse.Namespace, label: str) -> list[Row]:
+def disk_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
     """The parts that read a checkpoint."""
-    rows: list[Row] = []
     if not {"load", "memory", "start"} & set(args.part):
-        return rows
+        return
     with checkpoints(SHAPES[label]) as (whole, sharded):
         if "load" in args.part:
-            rows += load_rows(label, whole, args.runs)
+            yield load_rows(label, whole, args.runs)
         if "memory" in args.part:
             contexts = (16,) if args.quick else (128, 1900)
-            rows += memory_rows(label, whole, sharded, contexts, args.threads)
+            yield memory_rows(label, whole, sharded, contexts, args.threads)
         if "start" in args.part:
-            rows += start_rows(label, whole, args.runs, 16 if args.quick else 128, args.threads)
-    return rows
+            yield start_rows(label, whole, args.runs, 16 if args.quick else 128, args.threads)
+
+
+def all_lots(args: argparse.Namespace) -> Iterator[list[Row]]:
+    """The rows of every part asked for, as soon as it is done."""
+    small, large = ("tiny", "tiny") if args.quick else ("100m", "tinyllama")
+    yield from decoding_lots(args, small)
+    if "prefill" in args.part:
+        for label in dict.fromkeys((small, large)):
+            yield prefill_rows(label, 32 if args.quick else 512, args.runs)
+    yield from disk_lots(args, large)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = bench_parser(__doc__, new=48, threads=torch.get_num_threads())
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=int, default=5, help="rounds")
-    parser.add_argument("--new", type=int, default=48, help="tokens timed")
     parser.add_argument("--quick", action="store_true", help="a tiny shape: only to see it work")
-    parser.add_argument("--json", type=Path, help="where to write the rows")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    run = describe_run(args)
-    small, large = ("tiny", "tiny") if args.quick else ("100m", "tinyllama")
-    rows = decoding_rows(args, small)
-    if "prefill" in args.part:
-        for label in dict.fromkeys((small, large)):
-            rows += prefill_rows(label, 32 if args.quick else 512, args.runs)
-    rows += disk_rows(args, large)
+    rows: list[Row] = []
+    result: dict[str, Any] = {"rows": rows, "run": describe_run(args)}
+    for lot in all_lots(args):
+        rows += lot
+        write_json(args.json, result)
     print_table(rows)
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"rows": rows, "run": run}, indent=1) + "\n", "utf-8")
     print(f"{sum(row['holds'] is False for row in rows)} targets missed", file=sys.stderr)
 
 

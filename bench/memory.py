@@ -13,16 +13,18 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import util
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface import has_transformers
 from probe import STATUS
-from speed import Row, make_row, random_model, tensors_of
-from timing import by_turns, ratio
+from report import Row, make_row, under
+from subjects import random_model, tensors_of
+from timing import by_turns, ratio, seconds_by_turns
 
 from minisafe import Llama, LlamaConfig
 from minisafe.checkpoint import INDEX, SINGLE, load_model, save_model, save_tensors
@@ -48,7 +50,7 @@ def checkpoints(config: LlamaConfig) -> Iterator[tuple[Path, Path]]:
 
 def save_shards(model: Llama, directory: Path) -> None:
     tensors = list(tensors_of(model).items())
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(SHARDS):
         part = tensors[number * len(tensors) // SHARDS : (number + 1) * len(tensors) // SHARDS]
         file = f"model-{number + 1:05}-of-{SHARDS:05}.safetensors"
@@ -69,14 +71,6 @@ def probe(directory: Path, **options: object) -> dict[str, Any]:
         raise SystemExit(f"probe.py {' '.join(flags)}: exit code {run.returncode}: {last}")
     found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return found
-
-
-def has_transformers() -> bool:
-    """Whether the peer is there; says so where it is not."""
-    if util.find_spec("transformers") is not None:
-        return True
-    print("transformers is not installed here: its rows are skipped (see bench/README.md)")
-    return False
 
 
 # ---- peak memory -------------------------------------------------------------------------------
@@ -112,7 +106,7 @@ def memory_rows(
     if has_transformers():
         found = probe(whole, system="transformers", threads=threads)
         rows += peak_rows("transformers, over the weights", found, found["weights"], None)
-    return [row | {"name": f"{label}: peak memory, {row['name']}"} for row in rows]
+    return under(label, [row | {"name": f"peak memory, {row['name']}"} for row in rows])
 
 
 def peak_rows(name: str, found: Mapping[str, Any], below: int, target: str | None) -> list[Row]:
@@ -145,12 +139,13 @@ def load_rows(label: str, whole: Path, runs: int) -> list[Row]:
         lambda: load_model(whole),
         lambda: prepare(load_model(whole), "packed"),
     )
-    by_turns(1, *acts)
-    once, plain, ready = by_turns(runs, *acts)
-    return [
-        make_row(f"{label}: load, plain, over reading the file", ratio(plain, once), "x", "<= 2"),
-        make_row(f"{label}: load and pack, seconds", median(ready), "s"),
+    seconds_by_turns(1, *acts)
+    once, plain, ready = seconds_by_turns(runs, *acts)
+    rows = [
+        make_row("load, plain, over reading the file", ratio(plain, once), "x", "<= 2"),
+        make_row("load and pack, seconds", median(ready), "s"),
     ]
+    return under(label, rows)
 
 
 def start_rows(label: str, whole: Path, runs: int, n_prompt: int, threads: int) -> list[Row]:
@@ -163,12 +158,9 @@ def start_rows(label: str, whole: Path, runs: int, n_prompt: int, threads: int) 
     }
     if has_transformers():
         systems["transformers"] = options | {"system": "transformers"}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in systems}
-    for number in range(runs + 1):
-        for name, given in systems.items():
-            result = probe(whole, **given)
-            if number:  # the first round warms the file cache and writes bytecode
-                found[name].append(result)
+    acts = [partial(probe, whole, **given) for given in systems.values()]
+    by_turns(1, *acts)  # warms the file cache and writes bytecode
+    found = dict(zip(systems, by_turns(runs, *acts), strict=True))
     first = {name: [each["first_token_s"] for each in results] for name, results in found.items()}
     whole_s = {
         name: [each["first_token_s"] + each["import_s"] for each in results]
@@ -184,4 +176,4 @@ def start_rows(label: str, whole: Path, runs: int, n_prompt: int, threads: int) 
             over = ratio(times["packed"], times["transformers"])
             name = f"from disk to the first token{what}, packed over transformers, time"
             rows.append(make_row(name, over, "x", None if what else "< 1"))
-    return [row | {"name": f"{label}: {row['name']}"} for row in rows]
+    return under(label, rows)

@@ -108,7 +108,7 @@ def draw(panels: Sequence[Panel], out: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise SettingError(f"the plot needs matplotlib: {INSTALL}") from None
-    style = {"svg.hashsalt": "minisafe", "svg.fonttype": "none", "font.size": 8}
+    style: Any = {"svg.hashsalt": "minisafe", "svg.fonttype": "none", "font.size": 8}
     heights = [len(each.bars) * BAR + 0.6 for each in panels]
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(7.5, sum(heights) + 0.3), layout="constrained")

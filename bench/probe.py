@@ -14,6 +14,7 @@ STARTED = time.perf_counter()
 import argparse  # noqa: E402 (the clock runs from before the imports)
 import json  # noqa: E402
 from collections.abc import Iterator, Sequence  # noqa: E402
+from itertools import islice  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -37,60 +38,42 @@ def prompt_of(n: int, vocab_size: int) -> tuple[int, ...]:
 
 def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator[object]:
     """Tokens of plain or safe decoding; bytes of weights (as stored) and caches go to `found`."""
-    from minisafe import SGDS, Generation, Lockstep, Request, Steering, Stream
+    import torch
+    from subjects import subject_of
+
+    from minisafe import SGDS, Generation, Lockstep, Request, Stream
     from minisafe.checkpoint import load_model
     from minisafe.guidance import Plain
     from minisafe.prepare import prepare
 
     model = load_model(args.directory)
     found["weights"] = sum(each.nbytes for each in model.parameters())
-    adapter = random_adapter(model)
+    subject = subject_of(model, torch.Generator().manual_seed(0))
     prepare(model, args.weights)
-    n, config = args.prompt, model.config
-    prompt = prompt_of(n, config.vocab_size)
-    streams, spans, steering = (Stream(model),), (), None
+    n, steering = args.prompt, None
+    prompt = prompt_of(n, model.config.vocab_size)
+    streams: tuple[Stream, ...] = (Stream(model),)
     guidance: Any = Plain()
     if args.system == "safe":
-        streams, guidance = (*streams, Stream(model, adapter)), SGDS()
-        vector = adapter.deltas[min(adapter.deltas)].a[0].float()
-        steering = Steering({config.n_layers // 4: vector}, scale=1.5, positions="last")
-        spans = tuple(steering.spans([(n, None)]))
+        streams, guidance = (*streams, Stream(model, subject.adapter)), SGDS()
+        steering = subject.steering
     lockstep = Lockstep(streams, capacity=n + args.new + 1)
     found["caches"] = sum(group.cache.n_bytes for group in lockstep.groups)
+    spans = () if steering is None else steering.spans([(n, None)])
     request = Request((prompt,) * len(streams), spans, max_new_tokens=args.new + 1)
     yield from Generation(lockstep, guidance, [request], steering)
 
 
-def random_adapter(model: Any) -> Any:
-    """A LoRA of rank 4 on all q_proj and v_proj."""
-    import torch
-
-    from minisafe.checkpoint import linear_modules
-    from minisafe.lora import LoraAdapter, LoraDelta
-
-    generator = torch.Generator().manual_seed(0)
-    deltas = {}
-    for name, (n_out, n_in) in linear_modules(model).items():
-        if name.endswith(("q_proj", "v_proj")):
-            a = torch.randn(4, n_in, generator=generator) * n_in**-0.5
-            b = torch.randn(n_out, 4, generator=generator)
-            deltas[name] = LoraDelta(a.to(model.dtype), b.to(model.dtype), 0.5)
-    return LoraAdapter(deltas)
-
-
 def transformers_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator[object]:
     """Tokens of the peer, read the way its documentation says."""
-    import torch
+    from huggingface import transformers_tokens
     from transformers import LlamaForCausalLM
 
-    model: Any = LlamaForCausalLM.from_pretrained(args.directory, dtype="auto").eval()
+    auto: Any = LlamaForCausalLM
+    model = auto.from_pretrained(args.directory, dtype="auto").eval()
     found["weights"] = sum(each.nbytes for each in model.parameters())
-    feed, cache = torch.tensor([prompt_of(args.prompt, model.config.vocab_size)]), None
-    for _ in range(args.new + 1):
-        with torch.inference_mode():
-            out = model(feed, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache, feed = out.past_key_values, out.logits[:, -1].argmax(-1, keepdim=True)
-        yield int(feed)
+    prompt = prompt_of(args.prompt, model.config.vocab_size)
+    yield from islice(transformers_tokens((model,), prompt), args.new + 1)
 
 
 def start_up(system: str) -> None:

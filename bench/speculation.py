@@ -11,22 +11,20 @@ a ratio is the median of the rounds' ratios. Prompts are read before the clock s
 
 from __future__ import annotations
 
-import argparse
-import json
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
 
-import speed
 import torch
+from report import Row, bench_parser, describe_run, make_row, print_table, under, write_json
+from subjects import SHAPES, random_model, random_prompt
+from timing import by_turns, ratio
 from torch import Tensor
 
-from minisafe import SGDS, Generation, Llama, LlamaConfig, Lockstep, Request, Sampling, Stream
+from minisafe import SGDS, Generation, LlamaConfig, Lockstep, Request, Sampling, Stream
 from minisafe.guidance import Plain
 from minisafe.pace import forwards_a_token
 from minisafe.prepare import prepare
@@ -83,7 +81,7 @@ def timed(
         started.append(time.perf_counter())
         return found
 
-    lockstep.feed = first_feed  # type: ignore[method-assign]
+    lockstep.feed = first_feed  # type: ignore[method-assign,assignment]
     tokens = len(list(generation))
     ms = (time.perf_counter() - started[0]) * 1e3 / (tokens - 1)
     if isinstance(generation, Speculation):
@@ -98,8 +96,7 @@ def ideal(acceptance: float) -> float:
 
 def two_models(config: LlamaConfig, weights: str) -> tuple[Stream, Stream]:
     generators = (torch.Generator().manual_seed(seed) for seed in (0, 1))
-    models: list[Llama] = [speed.random_model(config, each) for each in generators]
-    base, expert = (prepare(model, weights) for model in models)
+    base, expert = (prepare(random_model(config, each), weights) for each in generators)
     return Stream(base), Stream(expert)
 
 
@@ -107,9 +104,8 @@ def measure(
     config: LlamaConfig, n_prompt: int, new: int, runs: int, weights: str
 ) -> dict[str, list[Timed]]:
     """Every system, round by round; one round to warm up is lost."""
-    streams, draw = two_models(config, weights), random.Random(0)
-    prompt = tuple(draw.randrange(config.vocab_size) for _ in range(n_prompt))
-    run = partial(timed, prompt=prompt)
+    streams = two_models(config, weights)
+    run = partial(timed, prompt=random_prompt(n_prompt, config.vocab_size))
     systems = {
         PLAIN: partial(run, streams[:1], guidance=Plain()),
         LOCKSTEP: partial(run, streams, guidance=SGDS()),
@@ -120,56 +116,51 @@ def measure(
                 run, streams, guidance=Agreeing(share, temperature > 0),
                 temperature=temperature, most=AUTOMATIC,
             )  # fmt: skip
-    for system in systems.values():
-        system(new=min(new, 4))
-    rounds = [{name: each(new=new) for name, each in systems.items()} for _ in range(runs)]
-    return {name: [each[name] for each in rounds] for name in systems}
+    by_turns(1, *(partial(system, new=min(new, 4)) for system in systems.values()))
+    found = by_turns(runs, *(partial(system, new=new) for system in systems.values()))
+    return dict(zip(systems, found, strict=True))
 
 
-def make_rows(label: str, samples: dict[str, list[Timed]]) -> list[dict[str, Any]]:
+def make_rows(label: str, samples: dict[str, list[Timed]]) -> list[Row]:
     """Time over the base's for each system, beside its acceptance and what that allows."""
-    rows = [speed.make_row(PLAIN, median(each.ms for each in samples[PLAIN]), "ms")]
+    plain = [each.ms for each in samples[PLAIN]]
+    rows = [make_row(PLAIN, median(plain), "ms")]
     for name, found in samples.items():
         if name == PLAIN:
             continue
-        over = median(x.ms / y.ms for x, y in zip(found, samples[PLAIN], strict=True))
+        over = ratio([each.ms for each in found], plain)
         share = float(name.split()[1].rstrip(",")) if name != LOCKSTEP else None
         target = None if share is None else TARGETS.get(share)
-        rows.append(speed.make_row(f"{name}, over base alone, time", over, "x", target))
+        rows.append(make_row(f"{name}, over base alone, time", over, "x", target))
         if share is not None:
             acceptance = median(each.acceptance or 0.0 for each in found)
-            rows.append(speed.make_row(f"{name}, acceptance met", acceptance, ""))
+            rows.append(make_row(f"{name}, acceptance met", acceptance, ""))
             of_ideal = over / ideal(acceptance)
             limit = "<= 1.15" if share == 0.9 else None
-            rows.append(speed.make_row(f"{name}, over the ideal", of_ideal, "x", limit))
-    return [row | {"name": f"{label}, speculation: {row['name']}"} for row in rows]
+            rows.append(make_row(f"{name}, over the ideal", of_ideal, "x", limit))
+    return under(f"{label}, speculation", rows)
 
 
 def speculation_rows(
     label: str, n_prompt: int, new: int, runs: int, weights: str = "auto"
-) -> list[dict[str, Any]]:
-    """All rows of one of `speed.SHAPES`: `runs` rounds of `new` tokens after `n_prompt`."""
-    return make_rows(label, measure(speed.SHAPES[label], n_prompt, new, runs, weights))
+) -> list[Row]:
+    """All rows of one of `subjects.SHAPES`: `runs` rounds of `new` tokens after `n_prompt`."""
+    return make_rows(label, measure(SHAPES[label], n_prompt, new, runs, weights))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--shape", nargs="+", choices=[*speed.SHAPES], default=["100m"])
-    parser.add_argument("--threads", type=int, default=2)
+    parser = bench_parser(__doc__, new=64)
+    parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=["100m"])
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
-    parser.add_argument("--new", type=int, default=64, help="tokens timed after the first")
-    parser.add_argument("--runs", type=int, default=5, help="rounds")
     parser.add_argument("--weights", default="auto", help="as in a profile")
-    parser.add_argument("--json", type=Path, help="where to write the rows")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    result = speed.describe_run(args)
-    sizes = args.prompt, args.new, args.runs, args.weights
-    rows = [row for label in args.shape for row in speculation_rows(label, *sizes)]
-    speed.print_table(rows)
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"rows": rows} | result, indent=1) + "\n", "utf-8")
+    rows: list[Row] = []
+    result: dict[str, Any] = {"rows": rows} | describe_run(args)
+    for label in args.shape:
+        rows += speculation_rows(label, args.prompt, args.new, args.runs, args.weights)
+        write_json(args.json, result)
+    print_table(rows)
 
 
 if __name__ == "__main__":

@@ -58,13 +58,15 @@ class Placement:
 class Views:
     """A placement's part of what a cache holds, by layer; made once for all layers.
 
-    so_far: keys and values (and their scales) up to `place.stop`. block: where a uniform block of
-    them goes; none for a ragged one, whose tokens go to the `cells` of `so_far`.
+    so_far: keys and values (and their scales) up to `place.stop`. Where a block of them goes: if
+    it is uniform, to `block`; with one token a row, to the `vectors` of all there are; else to the
+    `cells` of `so_far`.
     """
 
     place: Placement
     so_far: tuple[tuple[Tensor, ...], ...]
     block: tuple[tuple[Tensor, ...], ...] = ()
+    vectors: Tensor | None = None
     cells: tuple[Tensor, Tensor, Tensor] | None = None
 
 
@@ -97,6 +99,7 @@ class KVCache:
         self.cache_dtype, self.stored = cache_dtype, stored_dtype(cache_dtype, dtype)
         self.held = self._allocate(min(capacity, self.limit))
         self._views: Views | None = None
+        self._flat: tuple[tuple[Tensor, ...], tuple[tuple[Tensor, ...], ...]] | None = None
 
     @property
     def keys(self) -> Tensor:
@@ -166,10 +169,14 @@ class KVCache:
             views = self._views = self._views_of(place)
         so_far, exact = views.so_far[layer], self.stored == self.dtype
         block = (k, v) if exact else rounded(k, v, self.stored)
-        if views.cells is None:
+        if views.block:
             for into, new in zip(views.block[layer], block, strict=True):
                 into.copy_(new)
+        elif views.vectors is not None:
+            for into, new in zip(self.flat()[layer], block, strict=True):
+                into.index_copy_(0, views.vectors, new.reshape(-1, new.shape[-1]))
         else:
+            assert views.cells is not None
             rows, block_columns, columns = views.cells
             for into, new in zip(so_far, block, strict=True):
                 into[rows, :, columns] = new[rows, :, block_columns]
@@ -178,10 +185,25 @@ class KVCache:
     def _views_of(self, place: Placement) -> Views:
         so_far = [each[:, place.rows, :, : place.stop] for each in self.held]
         by_layer = tuple(zip(*(each.unbind() for each in so_far), strict=True))
-        if not place.uniform:
+        if place.uniform:
+            block = [each[:, :, :, place.starts[0] :].unbind() for each in so_far]
+            return Views(place, by_layer, tuple(zip(*block, strict=True)))
+        if place.width > 1 or 0 in place.counts:
             return Views(place, by_layer, cells=place.cells(self.device))
-        block = [each[:, :, :, place.starts[0] :].unbind() for each in so_far]
-        return Views(place, by_layer, tuple(zip(*block, strict=True)))
+        rows, heads = range(self.rows)[place.rows], range(self.config.n_kv_heads)
+        vectors = [
+            (row * len(heads) + head) * self.capacity + start
+            for row, start in zip(rows, place.starts, strict=True)
+            for head in heads
+        ]
+        return Views(place, by_layer, vectors=torch.tensor(vectors, device=self.device))
+
+    def flat(self) -> tuple[tuple[Tensor, ...], ...]:
+        """By layer, what is held as one vector a row, head and column: (..., head_dim or 1)."""
+        if self._flat is None or self._flat[0] is not self.held:
+            by_layer = (each.flatten(1, 3).unbind() for each in self.held)
+            self._flat = self.held, tuple(zip(*by_layer, strict=True))
+        return self._flat[1]
 
     def advance(self, place: Placement) -> None:
         """Count a block that every layer has written."""

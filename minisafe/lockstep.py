@@ -56,7 +56,8 @@ class Lockstep:
         capacity: tokens a row to make room for at first.
         n_ids: how many token ids the streams have in common; by default the smallest vocabulary.
         chunk: tokens to feed in one forward, over all its rows, but no fewer than `FEW_COLUMNS` a
-            row (or `chunk` itself); longer texts take several.
+            row (or `chunk` itself); longer texts take several. More need more memory and were no
+            faster (docs/log.md).
         fuse: let streams that share weights share forwards; False is the slow reference.
         cache_dtype: in which keys and values are held, of `cache.CACHE_DTYPES`.
     """
@@ -67,7 +68,7 @@ class Lockstep:
         rows: int = 1,
         capacity: int = 256,
         n_ids: int | None = None,
-        chunk: int = 512,
+        chunk: int = 256,
         fuse: bool = True,
         cache_dtype: str = "auto",
     ):

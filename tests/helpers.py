@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -166,3 +170,10 @@ def chunkings(draw: st.DrawFn, width: int) -> list[int]:
     while sum(sizes) < width:
         sizes.append(draw(st.integers(1, width - sum(sizes))))
     return sizes
+
+
+def load_bench(name: str) -> ModuleType:
+    """A file of bench/ as its siblings import it, from its own directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent.parent / "bench"))
+        return importlib.import_module(name)

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import load_bench
 
-BENCH = Path(__file__).parent.parent / "bench"
 ROW = ["name", "value", "unit", "target", "holds"]
 PROMPT = tuple(range(3, 20))
 
 
-def load(name: str) -> ModuleType:
-    """A bench as its siblings import it, from its own directory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCH))
-        return importlib.import_module(name)
+@pytest.fixture(scope="module")
+def speed() -> ModuleType:
+    return load_bench("speed")
 
 
 @pytest.fixture(scope="module")
-def speed() -> ModuleType:
-    return load("speed")
+def systems() -> ModuleType:
+    return load_bench("systems")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Any:
+    subjects = load_bench("subjects")
+    return subjects.random_subject(subjects.SHAPES["tiny"])
 
 
 @pytest.fixture(scope="module")
 def memory() -> ModuleType:
-    return load("memory")
-
-
-@pytest.fixture(scope="module")
-def plot() -> ModuleType:
-    return load("plot")
+    return load_bench("memory")
 
 
 def answers(systems: dict[str, Any], n: int = 12) -> dict[str, list[int]]:
@@ -68,46 +66,128 @@ def test_rows_are_written(
     ("target", "value", "holds"),
     [("<= 1.3", 1.3, True), ("<= 1.3", 1.31, False), ("> 1.0", 1.0, False), (None, 1.0, None)],
 )
-def test_targets(speed: ModuleType, target: str | None, value: float, holds: bool | None) -> None:
-    assert speed.make_row("x", value, "x", target)["holds"] is holds
+def test_targets(target: str | None, value: float, holds: bool | None) -> None:
+    assert load_bench("report").make_row("x", value, "x", target)["holds"] is holds
 
 
 def test_import_time_is_measured(speed: ModuleType) -> None:
     assert 0 < speed.import_seconds(1) < 60
 
 
-def test_fused_and_separate_give_the_same_tokens(speed: ModuleType) -> None:
-    found = answers(speed.minisafe_systems(speed.random_subject(speed.SHAPES["tiny"]), PROMPT, 12))
-    assert found[speed.SAFE] == found[speed.SEPARATE]
-    assert found[speed.SAFE] != found[speed.PLAIN]
+def test_a_run_cut_short_keeps_what_it_has(
+    speed: ModuleType, subject: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(_: Any, args: Any) -> dict[str, list[float]]:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(args)
+        return {"read bandwidth": [2.0], "plain, first token": [8.0], "plain": [4.0]}
+
+    seen: list[Any] = []
+    monkeypatch.setattr(speed, "import_seconds", lambda runs: 0.1)
+    monkeypatch.setattr(speed.torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(speed, "measure", measure)
+    monkeypatch.setattr(speed, "find_subject", lambda label: subject)
+    path = tmp_path / "rows.json"
+    with pytest.raises(KeyboardInterrupt):
+        speed.main(["--shape", "tiny", "100m", "tinyllama", "--json", str(path)])
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert list(result["samples"]) == ["tiny", "100m"]
+    rows = {row["name"]: row["value"] for row in result["rows"]}
+    assert (rows["tiny: plain"], rows["100m: plain, first token"]) == (250.0, 8.0)
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    report = load_bench("report")
+    path = tmp_path / "rows.json"
+    report.write_json(path, {"rows": [1]})
+    with pytest.raises(TypeError):
+        report.write_json(path, {"rows": [object()]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"rows": [1]}
+
+
+def test_a_directory_is_no_place_for_rows(
+    speed: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        speed.parse_args(["--json", str(tmp_path)])
+    assert "is a directory" in capsys.readouterr().err
+
+
+def test_every_act_has_its_turn_in_every_round() -> None:
+    turns: list[str] = []
+
+    def act(name: str) -> int:
+        turns.append(name)
+        return len(turns)
+
+    timing = load_bench("timing")
+    found = timing.by_turns(2, *(partial(act, name) for name in "abc"))
+    assert "".join(turns) == "abcbca"
+    assert found == [[1, 6], [2, 4], [3, 5]]
+    assert timing.ratio([6.0, 4.0, 9.0], [2.0, 4.0, 1.0]) == 3.0
+
+
+def test_a_token_reads_the_weights_and_the_cache(subject: Any) -> None:
+    # tied: 256 x 64 once; a layer 64 x (64 + 32 + 32 + 64) + 3 x 64 x 96 and two norms; the last
+    values = 256 * 64 + 2 * (64 * 192 + 3 * 64 * 96 + 2 * 64) + 64
+    cached = 2 * 2 * 2 * 16  # layers, keys and values, heads, their width
+    found = load_bench("subjects").bytes_per_token(subject.model, 10.0)
+    assert found == 4 * (values + 10 * cached)
+
+
+def test_fused_and_separate_give_the_same_tokens(systems: ModuleType, subject: Any) -> None:
+    found = answers(systems.minisafe_systems(subject, PROMPT, 12))
+    assert found[systems.SAFE] == found[systems.SEPARATE]
+    assert found[systems.SAFE] != found[systems.PLAIN]
+
+
+def test_only_the_safe_step_is_compiled_with_an_adapter(
+    systems: ModuleType, subject: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_step(model: Any, adapters: Any, rows: int) -> Any:
+        asked.append((adapters, rows))
+        return model
+
+    asked: list[Any] = []
+    monkeypatch.setattr(systems, "compile_step", compile_step)
+    found = answers(systems.compiled_systems(subject, PROMPT, 12))
+    assert asked == [((), 1), ((subject.adapter,), 2)]
+    plain = answers(systems.minisafe_systems(subject, PROMPT, 12))
+    assert found == {f"{name}, compiled": plain[name] for name in (systems.PLAIN, systems.SAFE)}
 
 
 def test_a_missing_peer_is_skipped_aloud(
-    speed: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    systems: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(speed.util, "find_spec", lambda name: None)
-    assert speed.transformers_systems(None, PROMPT) == {}
-    assert "transformers is not installed here" in capsys.readouterr().out
+    monkeypatch.setattr(systems.util, "find_spec", lambda name: None)
+    assert systems.transformers_systems(None, PROMPT) == {}
+    assert systems.llamacpp_systems(None, PROMPT, 12) == {}
+    said = capsys.readouterr().out
+    assert "transformers is not installed here" in said
+    assert "llama_cpp is not installed here" in said
 
 
 @pytest.mark.live
-def test_transformers_gives_the_same_tokens(speed: ModuleType) -> None:
+def test_transformers_gives_the_same_tokens(systems: ModuleType, subject: Any) -> None:
     pytest.importorskip("transformers")
-    subject = speed.random_subject(speed.SHAPES["tiny"])
     unsteered = replace(subject, steering=replace(subject.steering, scale=0.0))
-    ours = answers(speed.minisafe_systems(unsteered, PROMPT, 12))
-    theirs = answers(speed.transformers_systems(unsteered, PROMPT))
-    assert theirs[speed.PEER] == ours[speed.PLAIN]
-    assert theirs[speed.PEERS] == ours[speed.SAFE]
+    ours = answers(systems.minisafe_systems(unsteered, PROMPT, 12))
+    theirs = answers(systems.transformers_systems(unsteered, PROMPT))
+    assert theirs[systems.PEER] == ours[systems.PLAIN]
+    assert theirs[systems.PEERS] == ours[systems.SAFE]
 
 
 # ---- limits ------------------------------------------------------------------------------------
 
 
 def test_limits_of_a_tiny_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = load("limits")
+    limits = load_bench("limits")
     monkeypatch.setattr(limits.torch, "set_num_threads", lambda n: None)
-    monkeypatch.setattr(load("speed").util, "find_spec", lambda name: None)  # seconds to import
+    monkeypatch.setattr(
+        load_bench("huggingface").util, "find_spec", lambda name: None
+    )  # seconds to import
     path = tmp_path / "deep" / "rows.json"
     parts = ["--part", "batch", "effects", "context", "prefill", "load"]
     limits.main(["--quick", *parts, "--runs", "1", "--new", "2", "--json", str(path)])
@@ -164,8 +244,8 @@ def test_the_way_to_a_first_token_is_compared_without_imports(
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_a_fresh_process_is_probed(memory: ModuleType, speed: ModuleType, tmp_path: Path) -> None:
-    config = speed.SHAPES["tiny"]
+def test_a_fresh_process_is_probed(memory: ModuleType, subject: Any) -> None:
+    config = subject.model.config
     with memory.checkpoints(config) as (whole, sharded):
         found = memory.probe(sharded, system="safe", prompt=16, new=3, threads=1)
         file = (whole / "model.safetensors").stat().st_size
@@ -178,78 +258,3 @@ def test_a_fresh_process_is_probed(memory: ModuleType, speed: ModuleType, tmp_pa
 def test_a_failed_probe_is_told(memory: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="exit code"):
         memory.probe(tmp_path / "missing")
-
-
-# ---- the plot ----------------------------------------------------------------------------------
-
-
-def rows_of(**speeds: float) -> list[dict[str, Any]]:
-    """Rows of shape `s`; underscores stand for ", "."""
-    return [
-        {"name": f"s: {name.replace('_', ', ')}", "value": value, "unit": "tokens/s"}
-        for name, value in speeds.items()
-    ]
-
-
-def test_bars_are_grouped_and_measured_by_packed(plot: ModuleType) -> None:
-    rows = rows_of(transformers_plain=5.0, plain=8.0, safe_packed=4.0, plain_packed=10.0)
-    rows.append({"name": "s: plain, first token", "value": 3.0, "unit": "ms"})
-    (panel,) = plot.panels_of(rows)
-    assert (panel.label, panel.unit) == ("s", "plain, packed")
-    found = [(bar.name, bar.ms, bar.over) for bar in panel.bars]
-    assert found == [
-        ("plain", 125.0, 1.25),
-        ("plain, packed", 100.0, 1.0),
-        ("safe, packed", 250.0, 2.5),
-        ("transformers, plain", 200.0, 2.0),
-    ]
-
-
-def test_a_plot_is_drawn_the_same_twice(plot: ModuleType, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    source = tmp_path / "rows.json"
-    source.write_text(json.dumps({"rows": rows_of(plain=8.0, safe_int8=4.0)}), "utf-8")
-    for name in ("one.svg", "two.svg"):
-        assert plot.main([str(source), "--out", str(tmp_path / name)]) == 0
-    drawn = (tmp_path / "one.svg").read_text(encoding="utf-8")
-    assert drawn == (tmp_path / "two.svg").read_text(encoding="utf-8")
-    assert "safe, int8" in drawn
-    assert "2.00 x" in drawn
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.svg", "rows.json", "two.svg"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("{", "no JSON"),
-        ("[1]", "no rows"),
-        (json.dumps({"rows": [{"name": 1}]}), "no rows"),
-        (json.dumps({"rows": []}), "no tokens/s"),
-        (None, "cannot be read"),
-    ],
-)
-def test_what_is_no_result_is_refused(
-    plot: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    text: str | None, words: str,
-) -> None:  # fmt: skip
-    source = tmp_path / "rows.json"
-    if text is not None:
-        source.write_text(text, "utf-8")
-    assert plot.main([str(source), "--out", str(tmp_path / "x.svg")]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert str(source) in said
-    assert words in said
-
-
-def test_without_matplotlib_the_plot_names_the_extra(
-    plot: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    source = tmp_path / "rows.json"
-    source.write_text(json.dumps({"rows": rows_of(plain=8.0)}), "utf-8")
-    assert plot.main([str(source), "--out", str(tmp_path / "x.svg")]) == 2
-    assert "pip install 'minisafe[report]'" in capsys.readouterr().err
-    assert plot.main([str(source), "--out", "x.pdf"]) == 2
-    assert ".svg or .png" in capsys.readouterr().err

@@ -78,6 +78,23 @@ def test_only_the_named_rows_are_written() -> None:
     put(cache, [2, 3], 1.0, rows=slice(1, 3))
     assert cache.lengths == [0, 2, 3]
     assert not cache.keys[:, 0].any()
+    token = put(cache, [1, 1], 500.0, rows=slice(1, 3))  # one a row, at unequal columns
+    for row, column in ((1, 2), (2, 3)):
+        assert torch.equal(cache.keys[0, row, :, column], token[row - 1, :, 0])
+        assert torch.equal(cache.values[1, row, :, column], -token[row - 1, :, 0] - 10000)
+    assert not cache.keys[:, 0].any()
+    assert not cache.keys[:, 1, :, 3:].any()
+
+
+def test_rows_of_unequal_lengths_grow_token_by_token() -> None:
+    cache = KVCache(CONFIG, 2, capacity=4)
+    put(cache, [1, 3], 1.0)
+    written = [put(cache, [1, 1], 100.0 * step) for step in range(1, 12)]
+    assert cache.lengths == [12, 14]
+    for row, first in ((0, 1), (1, 3)):
+        tokens = torch.cat([each[row] for each in written], dim=1)
+        assert torch.equal(cache.keys[0, row, :, first : first + 11], tokens)
+        assert torch.equal(cache.values[0, row, :, first : first + 11], -tokens)
 
 
 def test_it_grows_by_doubling_up_to_the_context() -> None:

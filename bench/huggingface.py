@@ -1,0 +1,64 @@
+"""transformers as a peer: a model of minisafe's in it, and greedy tokens through its forward.
+
+bench/README.md tells how to install it. This file imports nothing of minisafe, so that a process
+that measures the peer alone does not pay for minisafe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import util
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from minisafe import Llama
+    from minisafe.guidance import Guidance
+    from minisafe.lora import LoraAdapter
+
+
+def has_transformers() -> bool:
+    """Whether the peer is there; says so where it is not."""
+    if util.find_spec("transformers") is not None:
+        return True
+    print("transformers is not installed here: its rows are skipped (see bench/README.md)")
+    return False
+
+
+def transformers_model(model: Llama, adapter: LoraAdapter | None = None) -> Any:
+    """The same model in transformers: on the very same tensors, or, with an adapter, on copies of
+    all of them with the adapter merged in, which is what peers that take two models do."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    weights = {name: getattr(holder, key).detach() for name, holder, key in model.tensors()}
+    if adapter is not None:
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+        for module, delta in adapter.deltas.items():
+            weights[f"{module}.weight"] += delta.weight().to(model.dtype)
+    if model.config.tied:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    config = AutoConfig.for_model(**model.config.to_json())
+    with torch.device("meta"):
+        peer = auto.from_config(config, dtype=model.dtype, attn_implementation="sdpa")
+    peer.load_state_dict(weights, assign=True)
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(config=config)  # its tables were on meta
+    return peer.eval()
+
+
+def transformers_tokens(
+    models: Sequence[Any], prompt: Sequence[int], guidance: Guidance | None = None
+) -> Iterator[int]:
+    """Greedy tokens of models in lockstep, each with its own cache."""
+    feed = torch.tensor([prompt])
+    caches: list[Any] = [None] * len(models)
+    while True:
+        with torch.inference_mode():
+            pairs = list(zip(models, caches, strict=True))
+            outs = [m(feed, past_key_values=c, use_cache=True, logits_to_keep=1) for m, c in pairs]
+            caches = [out.past_key_values for out in outs]
+            logits = [out.logits[:, -1].float() for out in outs]
+            scores = guidance(tuple(y.log_softmax(-1) for y in logits)) if guidance else logits[0]
+            feed = scores.argmax(-1, keepdim=True)
+        yield int(feed)

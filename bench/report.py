@@ -1,0 +1,90 @@
+"""What a bench says: rows with targets, a table, a JSON file, and what ran where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import operator
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import minisafe
+
+Row = dict[str, Any]  # name, value, unit, target (as "<= 1.3", or None), holds
+
+
+def make_row(name: str, value: float, unit: str, target: str | None = None) -> Row:
+    sign, bound = (target or "> 0").split()
+    compare = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}[sign]
+    holds = compare(value, float(bound)) if target else None
+    return {"name": name, "value": value, "unit": unit, "target": target, "holds": holds}
+
+
+def under(label: str, rows: Sequence[Row]) -> list[Row]:
+    """The rows with `label: ` before their names."""
+    return [row | {"name": f"{label}: {row['name']}"} for row in rows]
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    width = max(len(row["name"]) for row in rows)
+    print(f"| {'name':{width}} | {'value':>9} | {'unit':8} | {'target':8} | holds |")
+    print(f"| {'-' * width} | {'-' * 8}: | {'-' * 8} | {'-' * 8} | ----- |")
+    for row in rows:
+        holds = {None: "", True: "yes", False: "NO"}[row["holds"]]
+        cells = f"| {row['name']:{width}} | {row['value']:>9.4g} | {row['unit']:8}"
+        print(f"{cells} | {row['target'] or '':8} | {holds:5} |")
+
+
+def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
+    """Write whole or not at all, and nothing without a path. A bench writes what it has whenever
+    a part is done, so that a run cut short loses nothing."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    temporary.replace(path)
+
+
+def describe_run(args: argparse.Namespace) -> dict[str, Any]:
+    """Date, hardware, versions, settings."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    model = text.partition("model name")[2].partition("\n")[0].lstrip("\t: ")
+    names = {"torch": "torch", "transformers": "transformers", "llama_cpp": "llama-cpp-python"}
+    packages = [package for name, package in names.items() if util.find_spec(name) is not None]
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "hardware": {
+            "cpu": model or os.uname().machine,
+            "bf16_instructions": [f for f in ("avx512_bf16", "amx_bf16") if f in text],
+            "cores": os.cpu_count(),
+            "load_at_start": os.getloadavg()[0],
+        },
+        "versions": {"python": sys.version.split()[0], "minisafe": minisafe.__version__}
+        | {name: metadata.version(name) for name in packages},
+        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+    }
+
+
+def json_path(text: str) -> Path:
+    """The argument of `--json`; a directory is refused before minutes of measurement."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a directory; give the name of a file")
+    return path
+
+
+def bench_parser(doc: str | None, new: int, threads: int = 2) -> argparse.ArgumentParser:
+    """What all benches take; doc: the bench's own, of which the first line is its description."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--runs", type=int, default=5, help="rounds")
+    parser.add_argument("--new", type=int, default=new, help="tokens timed, after the first")
+    parser.add_argument("--json", type=json_path, help="where to write the rows")
+    return parser

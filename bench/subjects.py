@@ -1,0 +1,116 @@
+"""What the benches measure on: shapes, random weights of these, and the shipped model."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import minisafe
+from minisafe import Llama, LlamaConfig, Steering
+from minisafe.lora import LoraAdapter, LoraDelta
+
+SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+RANK = 4  # of the random adapter
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Weights, and what makes them safe."""
+
+    model: Llama
+    adapter: LoraAdapter
+    steering: Steering
+
+
+def llama(dtype: str, tied: bool, *sizes: int) -> LlamaConfig:
+    """A Llama's config from the sizes below."""
+    data = {"model_type": "llama", "torch_dtype": dtype, "tie_word_embeddings": tied}
+    return LlamaConfig.from_json(data | dict(zip(SIZES, sizes, strict=True)))
+
+
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings",
+)  # fmt: skip
+SHAPES = {
+    "tinyllama": llama("bfloat16", False, 32000, 2048, 5632, 22, 32, 4, 2048),  # TinyLlama-1.1B
+    "100m": llama("bfloat16", True, 32000, 768, 2048, 12, 12, 4, 2048),
+    "tiny": llama("float32", True, 256, 64, 96, 2, 4, 2, 2048),  # for the smoke test
+}
+LABELS = (*SHAPES, "shipped")
+
+
+def tensors_of(model: Llama) -> dict[str, Tensor]:
+    """Every tensor by its Hugging Face name."""
+    return {name: getattr(holder, attribute) for name, holder, attribute in model.tensors()}
+
+
+def random_model(config: LlamaConfig, generator: torch.Generator) -> Llama:
+    """Random weights that keep the size of activations; no more memory than they take."""
+    with torch.device("meta"):
+        model = Llama(config)
+    for name, holder, attribute in model.tensors():
+        size = getattr(holder, attribute).shape
+        tensor = torch.ones(size, dtype=getattr(torch, config.dtype or "float32"))
+        if "norm" not in name:
+            tensor.normal_(0, size[-1] ** -0.5, generator=generator)
+        setattr(holder, attribute, nn.Parameter(tensor, requires_grad=False))
+    return model.eval()
+
+
+def subject_of(model: Llama, generator: torch.Generator) -> Subject:
+    """A plain model with a random LoRA adapter on all q_proj and v_proj, and a random vector that
+    acts at every step."""
+    deltas = {}
+    for name, weight in tensors_of(model).items():
+        if name.endswith(("q_proj.weight", "v_proj.weight")):
+            n_out, n_in = weight.shape
+            a = torch.randn(RANK, n_in, generator=generator) * n_in**-0.5
+            b = torch.randn(n_out, RANK, generator=generator)
+            deltas[name.removesuffix(".weight")] = LoraDelta(a.to(weight), b.to(weight), 0.5)
+    vector = 0.1 * torch.randn(model.config.hidden, generator=generator)
+    steering = Steering({model.config.n_layers // 4: vector}, scale=1.5, positions="last")
+    return Subject(model, LoraAdapter(deltas), steering)
+
+
+def random_subject(config: LlamaConfig) -> Subject:
+    """Random weights, and what `subject_of` adds."""
+    generator = torch.Generator().manual_seed(0)
+    return subject_of(random_model(config, generator), generator)
+
+
+def shipped_subject() -> Subject:
+    """The shipped model in its own dtype, with its own LoRA expert and vector."""
+    session = minisafe.load(SHIPPED, {"weights": "plain"})
+    adapters = [stream.adapter for stream in session.streams if stream.adapter is not None]
+    if not adapters or session.steering is None:
+        raise SystemExit(f"{SHIPPED}: expected a profile with a LoRA expert and a vector")
+    return Subject(session.model, adapters[0], session.steering)
+
+
+def find_subject(label: str) -> Subject | None:
+    """The subject of one of `LABELS`; None, said aloud, where the shipped model is not there."""
+    if label in SHAPES:
+        return random_subject(SHAPES[label])
+    if SHIPPED.is_dir():
+        return shipped_subject()
+    print(f"{SHIPPED}: no such directory, so the shipped model is skipped")
+    return None
+
+
+def random_prompt(n: int, vocab_size: int, seed: int = 0) -> Ids:
+    """`n` ids, the same for a seed."""
+    draw = random.Random(seed)
+    return tuple(draw.randrange(vocab_size) for _ in range(n))
+
+
+def bytes_per_token(model: Llama, context: float) -> float:
+    """What one token reads behind `context` others: all weights (of an untied embedding only a
+    row), and the cache."""
+    read = [t for name, t in tensors_of(model).items() if model.config.tied or "embed" not in name]
+    return sum(t.nbytes for t in read) + context * model.config.kv_bytes_per_token

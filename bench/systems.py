@@ -1,0 +1,122 @@
+"""What the benches compare: minisafe in its modes, transformers, llama.cpp, on the same weights.
+
+A *system* is a function that starts a greedy answer and gives one token at a time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface import has_transformers, transformers_model, transformers_tokens
+from llamacpp import Peer, write_gguf
+from subjects import Ids, Subject
+
+from minisafe import SGDS, Generation, Lockstep, Request, Steering, Stream
+from minisafe.compiled import compile_step
+from minisafe.guidance import Guidance, Plain
+from minisafe.prepare import prepare
+
+SYSTEM_PROMPT = 32  # tokens before a prompted expert's prompt
+PLAIN, SAFE, PROMPTED = "plain", "safe, LoRA expert", "safe, prompted expert"
+SEPARATE, PEER, PEERS = f"{SAFE}, separate", "transformers, plain", "transformers, two models"
+CPP, CPPS = "llama.cpp BF16, plain", "llama.cpp BF16, two contexts"
+CPP8 = "llama.cpp Q8_0, plain"
+System = Callable[[], Iterator[int]]
+
+
+def minisafe_tokens(
+    streams: tuple[Stream, ...],
+    prompts: tuple[Ids, ...],
+    guidance: Guidance,
+    steering: Steering | None = None,
+    capacity: int = 256,
+    fuse: bool = True,
+) -> Iterator[int]:
+    """Greedy tokens through minisafe's own sampling loop."""
+    lockstep = Lockstep(streams, capacity=capacity, fuse=fuse)
+    spans = () if steering is None else steering.spans([(len(prompts[0]), None)])
+    generation = Generation(lockstep, guidance, [Request(prompts, spans)], steering)
+    return (event.id for event in generation if event.id is not None)
+
+
+def minisafe_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
+    """Plain and safe decoding on the subject's weights as they are."""
+    base, expert = Stream(subject.model), Stream(subject.model, subject.adapter)
+    prompted = prompt[-1:] * SYSTEM_PROMPT + prompt
+    start = partial(minisafe_tokens, capacity=len(prompted) + new + 1)
+    safe = partial(start, guidance=SGDS(), steering=subject.steering)
+    return {
+        PLAIN: partial(start, (base,), (prompt,), Plain()),
+        SAFE: partial(safe, (base, expert), (prompt, prompt)),
+        SEPARATE: partial(safe, (base, expert), (prompt, prompt), fuse=False),
+        PROMPTED: partial(safe, (base, base), (prompt, prompted)),
+    }
+
+
+def prepared_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
+    """Plain and safe decoding on copies of the weights, packed and as int8."""
+    found: dict[str, System] = {}
+    for kind in ("packed", "int8"):
+        copied = replace(subject, model=prepare(copy.deepcopy(subject.model), kind))
+        systems = minisafe_systems(copied, prompt, new)
+        found |= {f"{name}, {kind}": systems[name] for name in (PLAIN, SAFE, PROMPTED)}
+    return found
+
+
+def compiled_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
+    """Plain and safe decoding through a compiled step, a graph each, on the subject's tensors."""
+    found = {}
+    # a graph computes every adapter that it knows, used or not; that of a plain session knows none
+    for name, adapters, rows in ((PLAIN, (), 1), (SAFE, (subject.adapter,), 2)):
+        shared: dict[int, Any] = {id(each): each for each in subject.model.parameters()}
+        model = compile_step(copy.deepcopy(subject.model, shared), adapters, rows)
+        systems = minisafe_systems(replace(subject, model=model), prompt, new)
+        found[f"{name}, compiled"] = systems[name]
+    return found
+
+
+def transformers_systems(subject: Subject, prompt: Ids) -> dict[str, System]:
+    """The peer on the subject's tensors, and beside a second model with the adapter merged in."""
+    if not has_transformers():
+        return {}
+    base, expert = (transformers_model(subject.model, a) for a in (None, subject.adapter))
+    return {
+        PEER: partial(transformers_tokens, (base,), prompt),
+        PEERS: partial(transformers_tokens, (base, expert), prompt, SGDS()),
+    }
+
+
+def llamacpp_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
+    """On a copy of the base's weights in a file that is gone when the program ends."""
+    missing = [name for name in ("llama_cpp", "gguf") if util.find_spec(name) is None]
+    if missing:
+        print(f"{missing[0]} is not installed here: llama.cpp's rows are skipped (bench/README.md)")
+        return {}
+    file = Path(tempfile.mkdtemp()) / "model.gguf"
+    atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
+    write_gguf(subject.model, file)
+    capacity = len(prompt) + new + 1
+    bf16, q8 = (Peer(file, capacity, torch.get_num_threads(), q) for q in (False, True))
+    return {
+        CPP: partial(bf16.tokens, prompt),
+        CPPS: partial(bf16.tokens, prompt, 2, SGDS()),
+        CPP8: partial(q8.tokens, prompt),
+    }
+
+
+def all_systems(subject: Subject, prompt: Ids, new: int, compiled: bool) -> dict[str, System]:
+    """Every system that can run here, by its name."""
+    systems = minisafe_systems(subject, prompt, new)
+    systems |= prepared_systems(subject, prompt, new) | transformers_systems(subject, prompt)
+    systems |= llamacpp_systems(subject, prompt, new)
+    return systems | (compiled_systems(subject, prompt, new) if compiled else {})
