@@ -10,8 +10,8 @@ from minisafe.answer import Answer, Result
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import NonFiniteError, PromptError, SettingError
 from minisafe.guidance import Guidance, Plain
+from minisafe.loaded import Loaded, acted, user
 from minisafe.lockstep import Lockstep
-from minisafe.session import Session, acted, user
 from minisafe.slots import Span, covered
 from minisafe.speculate import make_generation
 from minisafe.tokenizer import ChatIds, Message
@@ -35,12 +35,12 @@ class Read:
 
 
 class Chat:
-    """A multi-turn conversation over one `Session`. Base and expert stay in step.
+    """A multi-turn conversation over what one `Session` has loaded. Base and expert stay in step.
 
     `messages` is the conversation so far; `result` the last answer's `Result`.
     """
 
-    def __init__(self, session: Session):
+    def __init__(self, session: Loaded):
         self.session = session
         self.messages: list[Message] = []
         self.answers: dict[int, tuple[int, ...]] = {}  # ids as they were sampled

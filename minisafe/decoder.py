@@ -53,6 +53,7 @@ class Product(nn.Module):
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
+    """A model's tensor, in the same memory, as a parameter, which freezing packs."""
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
 

@@ -78,6 +78,7 @@ class Row:
 Streams = tuple[Tensor | None, ...]  # log-probabilities by stream, None for one that rests
 
 
+@dataclass(eq=False, repr=False)
 class Generation:
     """Iterate over it to get `Event`s: for each step one a live row, in the rows' order.
 
@@ -98,18 +99,15 @@ class Generation:
         SlotError: steering was asked for and never took place.
     """
 
-    def __init__(
-        self,
-        lockstep: Lockstep,
-        guidance: Guidance,
-        requests: Sequence[Request],
-        steering: Steering | None = None,
-        eos: frozenset[int] = frozenset(),
-        gate: Gate | None = None,
-    ):
-        self.lockstep, self.guidance, self.steering, self.eos = lockstep, guidance, steering, eos
-        self.gate = gate
-        self.rows = [Row(request) for request in requests]
+    lockstep: Lockstep
+    guidance: Guidance
+    requests: Sequence[Request]
+    steering: Steering | None = None
+    eos: frozenset[int] = frozenset()
+    gate: Gate | None = None
+
+    def __post_init__(self) -> None:
+        self.rows = [Row(request) for request in self.requests]
 
     def cancel(self, row: int, reason: str = "cancelled") -> None:
         """End a row before its next token; the others go on untouched."""

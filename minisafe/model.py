@@ -184,6 +184,21 @@ class Layer(nn.Module):
             yield from getattr(holder, attribute).tensors()
 
 
+def all_tokens(x: Tensor, step: Step) -> Tensor:
+    """The block's tokens as they were given, padding and all: -> (B, T, hidden)"""
+    return x if step.packing is None else step.packing.spread(x)
+
+
+def last_tokens(x: Tensor, step: Step) -> Tensor:
+    """Each row's last real token, or another's where it has none: -> (B, 1, hidden)"""
+    if step.packing is not None:
+        return step.packing.last(x)
+    if step.place.width == 1:
+        return x
+    last = torch.tensor([max(count - 1, 0) for count in step.place.counts], device=x.device)
+    return x[torch.arange(len(last), device=x.device), last].unsqueeze(1)
+
+
 class Llama(nn.Module):
     """A decoder-only transformer over token ids."""
 
@@ -244,9 +259,8 @@ class Llama(nn.Module):
             logits = self.compiled(ids, step)
             step.cache.advance(step.place)  # type: ignore[union-attr]
             return logits if last_only else logits.unsqueeze(1)
-        packing = step.packing
-        x = self.embed_tokens(ids if packing is None else packing.pack(ids))  # (B, T, hidden)
-        for layer in self.layers:
+        x = self.embed_tokens(ids if step.packing is None else step.packing.pack(ids))
+        for layer in self.layers:  # x: (B, T, hidden)
             if self.recompute and torch.is_grad_enabled():
                 x = recompute(layer, x, step, use_reentrant=False)
             else:
@@ -254,11 +268,7 @@ class Llama(nn.Module):
         step.slots.finish()
         if cache is not None:
             cache.advance(step.place)
-        if packing is not None:
-            x = packing.last(x) if last_only else packing.spread(x)
-        elif last_only and width > 1:
-            last = torch.tensor([max(count - 1, 0) for count in counts], device=x.device)
-            x = x[torch.arange(batch, device=x.device), last].unsqueeze(1)  # (B, 1, hidden)
+        x = last_tokens(x, step) if last_only else all_tokens(x, step)
         logits = self.head(self.norm(x), step)
         return logits.squeeze(1) if last_only else logits
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.cache import CACHE_DTYPES
+from minisafe.checkpoint import write_text
 from minisafe.config import DTYPES, LlamaConfig, read_json
 from minisafe.errors import CheckpointError, ConfigError, SafetyError, SettingError
 from minisafe.gate import Calibration
@@ -26,6 +27,7 @@ from minisafe.vectors import POSITIONS
 PATHS = ("base", "edit", "expert", "anti_expert", "vector")
 NOT_SETTINGS = ("minisafe_profile", "sha256", "about", "calibration")
 VERSION = 1
+SAFE_EXPERT = ("safedecoding", "dexperts")  # rules whose expert is the safe one
 
 
 @dataclass(frozen=True)
@@ -202,10 +204,7 @@ def store_calibration(path: str | Path, calibration: Calibration) -> None:
 
 def write_profile(path: Path, data: Mapping[str, Any]) -> None:
     """Write a profile's JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def relative(path: Path, directory: Path) -> str:
@@ -315,17 +314,21 @@ def decide_safe(settings: Settings) -> bool:
         return False
     if settings.expert is not None and settings.expert_system is not None:
         raise SettingError("both an expert and an expert's system prompt are given; expected one")
+    strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
     if settings.sa_scale == 0 and not settings.guided:
-        raise SafetyError("safe decoding with sa_scale 0 and lambda 0 does nothing; use --no-safe")
+        raise SafetyError(
+            f"safe decoding with sa_scale 0 and {strength} 0 does nothing; use --no-safe"
+        )
     if settings.sa_scale != 0 and settings.vector is None:
         raise SafetyError(
             "safe decoding needs a safety vector; give one with --vector, or --sa-scale 0 for "
             "guidance alone"
         )
     if settings.guided and not has_expert:
+        kind = "a safe" if settings.rule in SAFE_EXPERT else "an unsafe"
         raise SafetyError(
-            "safe decoding needs an unsafe expert; give one with --expert or --expert-system, or "
-            "--sgds-lambda 0 for amplification alone"
+            f"safe decoding needs {kind} expert; give one with --expert or --expert-system, or "
+            f"--{strength.replace('_', '-')} 0 for amplification alone"
         )
     if settings.guided:
         check_anti(settings)

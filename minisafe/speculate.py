@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -66,6 +67,7 @@ def make_generation(
     return Generation(lockstep, guidance, requests, steering, eos, gate)
 
 
+@dataclass(eq=False, repr=False)
 class Speculation(Generation):
     """`Generation` for two streams with weights of their own, in fewer forwards of the second.
 
@@ -80,21 +82,14 @@ class Speculation(Generation):
     base's draft stood; `agreed / judged` is the acceptance rate.
     """
 
-    def __init__(
-        self,
-        lockstep: Lockstep,
-        guidance: Guidance,
-        requests: Sequence[Request],
-        steering: Steering | None = None,
-        eos: frozenset[int] = frozenset(),
-        gate: Gate | None = None,
-        most: int = AUTOMATIC,
-    ):
-        super().__init__(lockstep, guidance, requests, steering, eos, gate)
-        base, expert = (n_weights(stream) for stream in lockstep.streams)
-        self.pace = Pace(most, expert / base)
+    most: int = AUTOMATIC
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        base, expert = (n_weights(stream) for stream in self.lockstep.streams)
+        self.pace = Pace(self.most, expert / base)
         self.judged = self.agreed = 0
-        self.live = list(range(len(requests)))
+        self.live = list(range(len(self.requests)))
         self.drafts: list[Draft] = []  # of the live rows
         self.spoilt = False  # whether a cache holds what is not finite
 

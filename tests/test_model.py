@@ -114,10 +114,11 @@ def test_last_only_gives_each_rows_last_real_token(
 ) -> None:
     ids = random_ids(model, 3, 9, seed)
     every = model(ids, counts=counts)
-    last = model(ids, cache_for(model, 3), counts=counts, last_only=True)
-    assert last.shape == (3, model.config.vocab_size)
-    for row, count in enumerate(counts):
-        close(last[row], every[row, count - 1])
+    for cache in (None, cache_for(model, 3)):  # padded, and packed
+        last = model(ids, cache, counts=counts, last_only=True)
+        assert last.shape == (3, model.config.vocab_size)
+        for row, count in enumerate(counts):
+            close(last[row], every[row, count - 1])
 
 
 @given(models, seeds, st.integers(0, 14))

@@ -387,7 +387,19 @@ def test_what_to_do_is_said() -> None:
         decide_safe(Settings(vector=Path("v")))
     with pytest.raises(SafetyError, match=r"does nothing; use --no-safe"):
         decide_safe(Settings(safe=True, sa_scale=0, sgds_lambda=0))
+    with pytest.raises(SafetyError, match=r"sa_scale 0 and alpha 0 does nothing"):
+        decide_safe(Settings(safe=True, sa_scale=0, rule="rose", alpha=0))
     assert decide_safe(Settings()) is False
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [("safedecoding", "a safe"), ("dexperts", "a safe"), ("self-cd", "an unsafe"),
+     ("rose", "an unsafe")],
+)  # fmt: skip
+def test_the_kind_of_expert_that_a_rule_lacks_is_said(rule: str, kind: str) -> None:
+    with pytest.raises(SafetyError, match=rf"needs {kind} expert;.*--alpha 0 for amplification"):
+        decide_safe(Settings(vector=Path("v"), rule=rule))
 
 
 def spoil_vector(world: World, tmp_path: Path, **metadata: Any) -> Path:

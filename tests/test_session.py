@@ -16,7 +16,7 @@ from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 
 import minisafe
 from minisafe.checkpoint import save_model
-from minisafe.errors import PromptError, SafetyError, SettingError
+from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain
 from minisafe.model import Llama
@@ -275,24 +275,6 @@ def test_an_expert_by_system_prompt_needs_a_chat(world: World) -> None:
     assert session.generate(["The fox"], chat=True)[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize("system", [None, "You are careless.", ""])
-def test_a_system_prompt_that_changes_nothing_is_no_expert(
-    world: World, tmp_path: Path, system: str | None
-) -> None:
-    """Else guidance would silently do nothing."""
-    same = load(world, expert=None, expert_system=system or "", system=system)
-    with pytest.raises(SafetyError, match="system prompt changes nothing"):
-        same.generate(["The fox"], chat=True)
-    base = world.copy(world.base, tmp_path)
-    deaf = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
-    write_tokenizer(base, "byte_level", BYTE | {"chat_template": deaf})
-    session = load(
-        world, base=base, expert=None, expert_system="You are careless.", vector=None, sa_scale=0.0
-    )
-    with pytest.raises(SafetyError, match="chat template leaves it out"):
-        session.generate(["The fox"], chat=True)
-
-
 def test_a_model_without_a_chat_template(world: World, tmp_path: Path) -> None:
     base = world.copy(world.base, tmp_path)
     write_tokenizer(base, "byte_level", BYTE)
@@ -317,42 +299,6 @@ def test_weights_that_break_down_stop_the_answer(world: World, tmp_path: Path) -
     loud = load(world, base=tmp_path / "b", expert=None, vector=None)
     with pytest.raises(minisafe.MinisafeError, match="NaN or infinite logits"):
         "".join(loud.stream("The fox"))
-
-
-# ---- settings that change ----------------------------------------------------------------------
-
-
-def test_settings_change_for_the_text_to_come(world: World) -> None:
-    session = load(world)
-    changed = session.with_settings({"sgds_lambda": 0.5, "sa_scale": 3, "max_new_tokens": 5})
-    again = load(world, sgds_lambda=0.5, sa_scale=3.0, max_new_tokens=5)
-    assert changed.generate(PROMPTS)[1].tokens == again.generate(PROMPTS)[1].tokens
-    assert changed.applied == again.applied
-    assert session.applied == load(world).applied  # untouched
-    assert changed.streams is session.streams
-    both = changed.with_settings({"margin": 0.2, "sa_positions": "all"})
-    assert both.applied["sgds"] == again.applied["sgds"] | {"margin": 0.2}
-    assert both.applied["sa"] == again.applied["sa"] | {"positions": "all"}
-
-
-@pytest.mark.parametrize(
-    "name", ["base", "expert", "vector", "dtype", "device", "safe", "nonsense"]
-)
-def test_what_needs_a_new_load(world: World, name: str) -> None:
-    with pytest.raises(SettingError, match=f"'{name}' cannot be changed now; expected one of max_"):
-        load(world).with_settings({name: None})
-
-
-def test_settings_that_cannot_change_here(world: World) -> None:
-    session, unsafe = load(world), load(world, safe=False)
-    for changes in ({"sgds_lambda": 0.0}, {"sa_scale": 0.0}):  # would be half safe
-        with pytest.raises(SettingError, match="cannot be switched here"):
-            session.with_settings(changes)
-    for changes in ({"sgds_lambda": 0.5}, {"margin": 0.1}, {"sa_scale": 2.0}):
-        with pytest.raises(SettingError, match="cannot be switched here"):
-            unsafe.with_settings(changes)
-    with pytest.raises(SettingError, match="temperature is -1"):
-        session.with_settings({"temperature": -1})
 
 
 def test_a_session_is_not_changed_by_what_it_answers(world: World) -> None:

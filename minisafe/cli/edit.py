@@ -12,25 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from minisafe import __version__
-from minisafe.checkpoint import as_dtype, fingerprint, load_model, save_model, write_text
-from minisafe.cli.finetune import BESIDE, base_directory, extra_keys
+from minisafe.checkpoint import as_dtype, fingerprint, save_model, write_text
+from minisafe.cli.finetune import BESIDE, base_directory, extra_keys, load_base
 from minisafe.cli.options import (
     PATH,
     ProgressLine,
+    base_options,
     chosen,
     common_flags,
     fields_as_options,
     harmless,
-    model_options,
     read_text,
 )
 from minisafe.editing import Edit, Edited, Editing, edit
 from minisafe.errors import PromptError, SettingError
 from minisafe.model import Llama
-from minisafe.parts import check_device
 from minisafe.profile import default_profile
 from minisafe.rome import Descent
 from minisafe.tokenizer import load_tokenizer
@@ -65,7 +63,7 @@ FIELDS = ("subject", "prompt", "target")
 @fields_as_options(Editing, EDITING)
 @fields_as_options(Descent, DESCENT)
 @click.option("--json", "as_json", is_flag=True, help="Print what edit.json holds.")
-@model_options
+@base_options
 def edit_command(
     out: Path,
     subject: str | None,
@@ -96,12 +94,8 @@ def edit_command(
     )  # fmt: skip
     flags = common_flags()
     base, lines = base_directory(flags), read_lines(text, flags)
-    if flags.get("threads") is not None:
-        torch.set_num_threads(max(1, flags["threads"]))
     # small changes vanish in bf16 arithmetic, though the edited weight is stored as it was
-    model = load_model(
-        base, flags.get("dtype", "float32"), check_device(flags.get("device", "cpu"))
-    )
+    model = load_base(base, {"dtype": "float32"} | flags)
     was, line = fingerprint(model), ProgressLine()
     done = edit(model, load_tokenizer(base), facts, lines, settings, line.show)
     line.close()

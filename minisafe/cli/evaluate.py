@@ -105,12 +105,7 @@ def evaluate_command(
         column, category_column, split, limit,
     )  # fmt: skip
     group = Group.from_environment()
-    flags = common_flags()
-    if "device" in flags:
-        flags["device"] = group.device(flags["device"])
-    profile = flags.pop("profile", None)
-    if profile is None and flags.get("base") is None:
-        profile = default_profile()
+    profile, flags = profile_and_flags(group)
     plan = Plan.make(
         chosen, load_styles(listed(styles)), load_styles(listed(benign_styles)), batch_size
     )
@@ -119,15 +114,31 @@ def evaluate_command(
         chosen, plan, source, shlex.join(["minisafe", *sys.argv[1:]]), flags.get("seed", 0),
         sample, choices,
     )  # fmt: skip
-    names = listed(judges)
-    if not names:
-        raise SettingError("no judge is given; expected some, as world,refusal")
-    # the first process judges; the others load no judge
     device = flags.get("device", "cpu")
-    makers = [make_judge(each, out, device, judge_layout) for each in names if group.rank == 0]
-    summary = together(evaluation, makers, out, group, resume)
+    chosen_judges = make_judges(listed(judges), out, device, judge_layout, group)
+    summary = together(evaluation, chosen_judges, out, group, resume)
     if summary:
         show(summary, out, as_json)
+
+
+def profile_and_flags(group: Group) -> tuple[Path | None, dict[str, Any]]:
+    """The profile to start from, and the common flags that precede it, on this process's device."""
+    flags = common_flags()
+    if "device" in flags:
+        flags["device"] = group.device(flags["device"])
+    profile = flags.pop("profile", None)
+    if profile is None and flags.get("base") is None:
+        profile = default_profile()
+    return profile, flags
+
+
+def make_judges(
+    names: Sequence[str], out: Path, device: str, layout: Path | None, group: Group
+) -> list[Judge]:
+    """The first process's judges; the others judge nothing, and load none."""
+    if not names:
+        raise SettingError("no judge is given; expected some, as world,refusal")
+    return [make_judge(each, out, device, layout) for each in names if group.rank == 0]
 
 
 def together(

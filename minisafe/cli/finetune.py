@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from minisafe.checkpoint import as_dtype, load_model, save_adapter, save_model
 from minisafe.cli.options import (
     PATH,
     ProgressLine,
+    base_options,
     chosen,
     common_flags,
     fields_as_options,
-    model_options,
 )
 from minisafe.errors import PromptError, SettingError
 from minisafe.finetune import Conversation, Trainer, Training, encode_example, finished_adapter
+from minisafe.model import Llama
 from minisafe.parts import check_device
-from minisafe.profile import default_profile, load_profile
+from minisafe.profile import default_profile, load_profile, resolve
 from minisafe.tokenizer import Message, load_tokenizer
 
 BESIDE = (
@@ -29,6 +32,7 @@ BESIDE = (
 )  # fmt: skip
 
 
+LOADING = ("dtype", "device", "threads")
 TRAINING = {
     "steps": "Optimiser steps.",
     "batch_size": "Conversations a batch.",
@@ -56,7 +60,7 @@ TRAINING = {
 @fields_as_options(Training, TRAINING)
 @click.option("--save-every", type=int, default=100, show_default=True, help="Steps.")
 @click.option("--json", "as_json", is_flag=True, help="Print each report as a JSON object.")
-@model_options
+@base_options
 def finetune(
     pairs: Path, out: Path, full: bool, lora_targets: str, save_every: int, as_json: bool
 ) -> None:
@@ -73,8 +77,8 @@ def finetune(
     conversations = load_conversations(pairs)
     flags = common_flags()
     base = base_directory(flags)
-    dtype = flags.get("dtype", "float32" if full else None)  # small steps vanish in bf16 weights
-    model = load_model(base, dtype, check_device(flags.get("device", "cpu")))
+    # small steps vanish in bf16 weights
+    model = load_base(base, {"dtype": "float32" if full else None} | flags)
     tokenizer = load_tokenizer(base)
     examples = [encode_example(tokenizer, each, training.max_length) for each in conversations]
     trainer = Trainer(model, examples, training)
@@ -112,6 +116,14 @@ def base_directory(flags: dict[str, Any]) -> Path:
     if profile.settings.get("base") is None:
         raise SettingError("no base model; give one with --base")
     return Path(profile.settings["base"])
+
+
+def load_base(base: Path, flags: Mapping[str, Any]) -> Llama:
+    """The plain model in the dtype and on the device that flags name, torch with their threads."""
+    settings = resolve({name: flags[name] for name in LOADING if name in flags})
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return load_model(base, settings.dtype, check_device(settings.device))
 
 
 def extra_keys(base: Path) -> dict[str, Any]:

@@ -46,11 +46,18 @@ def _setting(*names: str, **details: Any) -> Callable[[Command], Command]:
 
 
 FLAGS = "minisafe.flags"
+PROFILE = _setting("--profile", type=PATH, help="Safety profile (JSON file or its directory).")
+BASE = _setting("--base", type=PATH, help="Model directory; without --profile, just this model.")
+DTYPE = _setting("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own.")
+DEVICE = _setting("--device", help="cpu (default), cuda, cuda:1 ...")
+THREADS = _setting("--threads", type=int, help="CPU threads.")
+BASE_OPTIONS = (PROFILE, BASE, DTYPE, DEVICE, THREADS)
 MODEL_OPTIONS = (
-    _setting("--profile", type=PATH, help="Safety profile (JSON file or its directory)."),
-    _setting("--base", type=PATH, help="Model directory; without --profile, just this model."),
+    PROFILE,
+    BASE,
     _setting("--edit", type=PATH, help="LoRA directory to merge into the base first."),
-    _setting("--expert", type=PATH, help="Unsafe expert: model or PEFT LoRA directory."),
+    _setting("--expert", type=PATH,
+             help="Unsafe expert (of safedecoding and dexperts: safe): model or LoRA directory."),
     _setting("--expert-system", help="Use the base under this system prompt as the expert."),
     _setting("--vector", type=PATH, help="Safety vector (.safetensors, .npy or .gguf)."),
     _setting(
@@ -75,7 +82,7 @@ MODEL_OPTIONS = (
                  help="Base and expert may differ in unused ids at the vocabulary's end."),
     _setting("--speculate", type=int,
                  help="Tokens drafted at most for a separate expert; 0: none. Default: automatic."),
-    _setting("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own."),
+    DTYPE,
     _setting("--weights", type=click.Choice(WEIGHTS),
              help="How weights are stored; int8 is fastest and rounds them. Default: auto."),
     _setting("--cache-dtype", type=click.Choice(CACHE_DTYPES),
@@ -84,8 +91,8 @@ MODEL_OPTIONS = (
     _setting("--compile/--no-compile", default=None,
              help="Compile the decoding step first: faster tokens after a slow start. Needs a C++ "
              "compiler. Default: no."),
-    _setting("--device", help="cpu (default), cuda, cuda:1 ..."),
-    _setting("--threads", type=int, help="CPU threads."),
+    DEVICE,
+    THREADS,
     _setting("--system", help="System prompt."),
 )  # fmt: skip
 
@@ -112,6 +119,13 @@ def common_options(command: Command) -> Command:
 def model_options(command: Command) -> Command:
     """Give a command the flags that say what to load."""
     for option in reversed(MODEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def base_options(command: Command) -> Command:
+    """Give a command that works on a base alone the flags that say which, and where to load it."""
+    for option in reversed(BASE_OPTIONS):
         command = option(command)
     return command
 

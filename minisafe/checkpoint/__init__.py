@@ -1,0 +1,231 @@
+"""Directories to values and back: models and LoRA adapters in Hugging Face's formats.
+
+Models and their fingerprints are here, `files` reads and writes what both are made of, `adapter`
+has the adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minisafe.checkpoint.adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    linear_modules,
+    load_adapter,
+    save_adapter,
+)
+from minisafe.checkpoint.files import (
+    DTYPES,
+    INDEX,
+    SINGLE,
+    check_finite,
+    finite,
+    first_line,
+    read_file,
+    read_tensors,
+    save_tensors,
+    short,
+    unread,
+    write_text,
+)
+from minisafe.config import LlamaConfig
+from minisafe.errors import CheckpointError, OutOfMemory, SettingError
+from minisafe.model import Llama
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "EMBED",
+    "HEAD",
+    "INDEX",
+    "SINGLE",
+    "as_dtype",
+    "fingerprint",
+    "fingerprint_of",
+    "finite",
+    "first_line",
+    "is_out_of_memory",
+    "linear_modules",
+    "load_adapter",
+    "load_model",
+    "read_file",
+    "read_tensors",
+    "sample",
+    "samples_of",
+    "save_adapter",
+    "save_model",
+    "save_tensors",
+    "write_text",
+]
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def load_model(
+    directory: str | Path, dtype: str | torch.dtype | None = None, device: str = "cpu"
+) -> Llama:
+    """Load a Hugging Face model directory.
+
+    With the checkpoint's own dtype on the CPU, the weights stay where the file is mapped. `dtype`
+    is float32, bfloat16 or float16; None keeps the checkpoint's.
+
+    Raises:
+        ConfigError: the shape is missing, malformed or not supported.
+        CheckpointError: weights are missing, truncated, misshapen, unexpected or not finite.
+        OutOfMemory: a conversion or a device had too little room.
+    """
+    directory = Path(directory)
+    config = LlamaConfig.from_directory(directory)
+    with torch.device("meta"):
+        model = Llama(config)
+    wanted = as_dtype(dtype if dtype is not None else config.dtype)
+    waiting = {name: (holder, attribute) for name, holder, attribute in model.tensors()}
+    head: Tensor | None = None
+    for name, tensor, shard in read_tensors(directory):
+        if config.tied and name == HEAD:
+            head = tensor
+            continue
+        if name not in waiting:
+            if name.endswith("rotary_emb.inv_freq"):  # old exports keep this derived buffer
+                continue
+            raise CheckpointError(
+                f"{shard}: unexpected tensor {name}; the config describes a {config.family} model "
+                f"of {config.n_layers} layers{' with tied heads' if config.tied else ''}"
+            )
+        wanted = wanted or tensor.dtype
+        place_tensor(waiting.pop(name), tensor, name, shard, wanted, device)
+    if head is not None:
+        tie(model, waiting, head, directory, wanted, device)
+    if waiting:
+        missing = sorted(waiting)
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise CheckpointError(f"{directory}: missing tensors: {', '.join(missing[:4])}{more}")
+    return model.requires_grad_(False).eval()
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name; raises `SettingError` for one that minisafe does not run."""
+    if dtype is None:
+        return None
+    name = short(dtype) if isinstance(dtype, torch.dtype) else dtype
+    if name not in DTYPES:
+        raise SettingError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def place_tensor(
+    where: tuple[nn.Module, str],
+    tensor: Tensor,
+    name: str,
+    source: Path,
+    dtype: torch.dtype,
+    device: str,
+) -> None:
+    """Put one checked tensor into the model in place of its meta stand-in."""
+    holder, attribute = where
+    expected = getattr(holder, attribute).shape
+    if tensor.shape != expected:
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(tensor.shape)}; the config asks for "
+            f"{tuple(expected)}"
+        )
+    check_finite(tensor, name, source)
+    placed = move(tensor, name, dtype, device)
+    if placed is tensor and name == EMBED:
+        placed = unread(tensor, name, source)
+    if dtype != tensor.dtype and not finite(placed):
+        raise CheckpointError(
+            f"{source}: {name} holds values beyond the range of {short(dtype)}; use another dtype"
+        )
+    setattr(holder, attribute, nn.Parameter(placed, requires_grad=False))
+
+
+def tie(
+    model: Llama,
+    waiting: dict[str, tuple[nn.Module, str]],
+    head: Tensor,
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: str,
+) -> None:
+    """Use a tied head stored as `lm_head.weight`; where both names are there they must agree."""
+    if EMBED in waiting:
+        place_tensor(waiting.pop(EMBED), head, HEAD, directory, dtype or head.dtype, device)
+    elif not torch.equal(model.embed_tokens.weight.to("cpu"), head.to(model.dtype)):
+        raise CheckpointError(
+            f"{directory}: the config ties the heads, but {HEAD} and {EMBED} differ; set "
+            "tie_word_embeddings to false, or remove one"
+        )
+
+
+def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
+    """The tensor in `dtype` on `device`; the very same one where nothing changes."""
+    try:
+        return tensor.to(device=device, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise CheckpointError(f"cannot move {name} to {device}: {first_line(error)}") from None
+        size = tensor.numel() * dtype.itemsize
+        raise OutOfMemory(
+            f"{name} needs {size / 2**20:.0f} MiB more as {short(dtype)} on {device}, "
+            "which could not be had; use a smaller dtype or model"
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory (the CPU allocator raises a bare RuntimeError)."""
+    memory = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, memory) or "allocate memory" in str(error)
+
+
+def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None = None) -> None:
+    """Write `config.json` (with `extra` keys such as eos_token_id) and `model.safetensors`."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_json() | {"torch_dtype": short(model.dtype)}
+    tensors = {
+        name: getattr(holder, attribute).detach().contiguous()
+        for name, holder, attribute in model.tensors()
+    }
+    save_tensors(tensors, directory / SINGLE)
+    write_text(directory / "config.json", json.dumps(config | (extra or {}), indent=2) + "\n")
+
+
+def fingerprint(model: Llama, samples: int = 256) -> str:
+    """A short hash that tells weights apart: names, shapes and evenly spaced values of each tensor.
+
+    Cheap, since a mapped file is not read whole; values are taken in float32, so a converted copy
+    of the same bf16 weights has the same fingerprint. A prepared model has that of its weights.
+    """
+    if model.prepared is not None:
+        return model.prepared.fingerprint
+    return fingerprint_of(samples_of(model, samples))
+
+
+def fingerprint_of(samples: Mapping[str, bytes]) -> str:
+    """The fingerprint of a model with these samples by name of the tensor."""
+    digest = hashlib.sha256()
+    for name, values in sorted(samples.items()):
+        digest.update(f"{name} ".encode() + values)
+    return digest.hexdigest()[:16]
+
+
+def samples_of(model: Llama, n: int = 256, without: str | None = None) -> dict[str, bytes]:
+    """A `sample` of every tensor of a plain model, but of the one named `without`."""
+    tensors = ((name, getattr(holder, key)) for name, holder, key in model.tensors())
+    return {name: sample(tensor, n) for name, tensor in tensors if name != without}
+
+
+def sample(tensor: Tensor, n: int = 256) -> bytes:
+    """A tensor's shape and about n of its values, evenly spaced, in float32."""
+    flat = tensor.detach().flatten()
+    picked = flat[:: max(1, len(flat) // n)].float().cpu().contiguous()
+    return f"{tuple(tensor.shape)}".encode() + picked.numpy().tobytes()

@@ -1,0 +1,158 @@
+"""The files of a directory: safetensors read strictly and where they are mapped, written whole.
+
+Pickle is never read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minisafe.config import read_json
+from minisafe.errors import CheckpointError, MinisafeError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+CONVERT = (
+    'convert them once, where you trust them: python -c "from transformers import '
+    "AutoModelForCausalLM as M; M.from_pretrained('{0}').save_pretrained('{0}-safetensors')\""
+)
+
+
+def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    """(name, tensor, file) of every tensor of a model directory, one shard after another."""
+    if (directory / SINGLE).is_file():
+        yield from read_file(directory / SINGLE)
+        return
+    if (directory / INDEX).is_file():
+        yield from read_shards(directory)
+        return
+    files = sorted(directory.glob("*.safetensors"))
+    if len(files) == 1:
+        yield from read_file(files[0])
+        return
+    if files:
+        raise CheckpointError(
+            f"{directory}: {len(files)} safetensors files and no {INDEX} to say how they join"
+        )
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{directory}: {pickles[0]} is a pickle, which can run code when read, so minisafe "
+            f"never does; {CONVERT.format(directory)}"
+        )
+    raise CheckpointError(f"{directory}: no {SINGLE} and no {INDEX}")
+
+
+def read_shards(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    """The tensors that the index names, each from the shard it names."""
+    path = directory / INDEX
+    weight_map = read_json(path, "the index of the shards").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: no weight_map; expected tensor names and their shards")
+    for shard in sorted(set(map(str, weight_map.values()))):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{path}: shard {shard!r} is not a safetensors file of this directory"
+            )
+        if not (directory / shard).is_file():
+            raise CheckpointError(f"{directory / shard}: no such file, but {INDEX} names it")
+        expected = {name for name, file in weight_map.items() if file == shard}
+        for name, tensor, file in read_file(directory / shard):
+            if name not in expected:
+                raise CheckpointError(f"{file}: holds {name}, which {INDEX} does not place here")
+            expected.remove(name)
+            yield name, tensor, file
+        if expected:
+            raise CheckpointError(
+                f"{directory / shard}: lacks {sorted(expected)[0]}, which {INDEX} places here"
+            )
+
+
+def read_file(path: Path) -> Iterator[tuple[str, Tensor, Path]]:
+    """(name, memory-mapped tensor, file) of one safetensors file.
+
+    Each tensor is mapped by itself where that can be had: let go, it frees its pages.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+                alone = mapped_alone(path, name)
+                yield name, file.get_tensor(name) if alone is None else alone, path
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({first_line(error)}); is the download complete?"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, MinisafeError):
+            raise
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)})") from None
+
+
+def mapped_alone(path: Path, name: str) -> Tensor | None:
+    """A tensor in a mapping of its own; None where address space for another one is not given."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+    except (OSError, RuntimeError):
+        return None
+
+
+def unread(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """The tensor in a new mapping: the look at all of `tensor` made its pages this process's, and
+    of an embedding only the rows that are looked up should be."""
+    again = mapped_alone(path, name)
+    same = again is not None and (again.shape, again.dtype) == (tensor.shape, tensor.dtype)
+    return again if again is not None and same else tensor
+
+
+def check_finite(tensor: Tensor, name: str, source: Path) -> None:
+    """Raise `CheckpointError` for a dtype that is not run, or if a tensor holds NaN or infinity."""
+    if tensor.dtype not in DTYPES.values():
+        raise CheckpointError(
+            f"{source}: {name} is {short(tensor.dtype)}; expected one of {', '.join(DTYPES)}"
+        )
+    if not finite(tensor):
+        count = int((~tensor.isfinite()).sum())
+        raise CheckpointError(f"{source}: {name} holds {count} NaN or infinite values")
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether every element is. The sum, a first look that allocates nothing, may overflow."""
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
+
+
+def short(dtype: torch.dtype) -> str:
+    """A dtype's name as configs spell it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"} | (metadata or {}))
+    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
