@@ -231,11 +231,11 @@ class Lockstep:
             ids = torch.tensor(
                 [block + [0] * (width - len(block)) for block in blocks], device=model.device
             )
+            ending = [row for row, text in enumerate(texts) if start < len(text) <= start + chunk]
             logits = model(
                 ids, group.cache, counts=counts, rows=rows, slots=slots, adapters=adapters,
-                last_only=True,
+                last_only=True, cache_only=not ending,
             )  # fmt: skip
-            ending = [row for row, text in enumerate(texts) if start < len(text) <= start + chunk]
             if len(ending) == len(texts):
                 return log_probs_of(logits[:, : self.n_ids])
             if ending:

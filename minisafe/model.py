@@ -233,6 +233,7 @@ class Llama(nn.Module):
         slots: Iterable[Slot] = (),
         adapters: tuple[Applied, ...] = (),
         last_only: bool = False,
+        cache_only: bool = False,
     ) -> Tensor:
         """Logits of a block of tokens, float or the model's dtype.
 
@@ -244,9 +245,10 @@ class Llama(nn.Module):
             slots: what to add, record or patch, with rows counted within the block.
             adapters: low-rank deltas and the rows of the block that they act on.
             last_only: give only each row's last real token's logits.
+            cache_only: give none, which spares the head where more of the text follows.
 
         Returns:
-            (B, T, vocab), or (B, vocab) with `last_only`.
+            (B, T, vocab), or (B, vocab) with `last_only`, or (B, 0) with `cache_only`.
 
         Raises:
             SlotError: a slot names what is not there, or was not applied.
@@ -268,6 +270,8 @@ class Llama(nn.Module):
         step.slots.finish()
         if cache is not None:
             cache.advance(step.place)
+        if cache_only:
+            return x.new_empty(batch, 0)
         x = last_tokens(x, step) if last_only else all_tokens(x, step)
         logits = self.head(self.norm(x), step)
         return logits.squeeze(1) if last_only else logits

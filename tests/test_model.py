@@ -121,6 +121,16 @@ def test_last_only_gives_each_rows_last_real_token(
             close(last[row], every[row, count - 1])
 
 
+@pytest.mark.parametrize("counts", [(5, 5), (5, 2)])
+def test_without_logits_the_cache_is_the_same(tiny_model, counts: tuple[int, int]) -> None:
+    model = tiny_model()
+    ids, caches = random_ids(model, 2, 9), [cache_for(model, 2) for _ in range(2)]
+    model(ids[:, :5], caches[0], counts=counts)
+    assert model(ids[:, :5], caches[1], counts=counts, cache_only=True).shape == (2, 0)
+    assert caches[1].lengths == list(counts)
+    assert torch.equal(*(model(ids[:, 5:], cache) for cache in caches))
+
+
 @given(models, seeds, st.integers(0, 14))
 def test_rewind_and_replay_is_the_straight_run(model: Llama, seed: int, kept: int) -> None:
     straight = random_ids(model, 2, 20, seed)
