@@ -271,7 +271,7 @@ class Llama(nn.Module):
         if cache is not None:
             cache.advance(step.place)
         if cache_only:
-            return x.new_empty(batch, 0)
+            return torch.empty(batch, 0, dtype=x.dtype, device=x.device)
         x = last_tokens(x, step) if last_only else all_tokens(x, step)
         logits = self.head(self.norm(x), step)
         return logits.squeeze(1) if last_only else logits

@@ -277,7 +277,7 @@ class PreparedNorm(RMSNorm):
         if x.device.type != "cpu":
             return super().forward(x)
         if x.numel() > FEW_ROWS * self.hidden:
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+            length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
             scale = length.square_().div_(self.hidden).add_(self.eps).rsqrt_()
             return (x * scale).mul_(self.weight).to(x.dtype)
         both = torch.cat((x, -x), dim=-1)
