@@ -1,6 +1,6 @@
 """A picture of the time per token by system, from the JSON files that the benches write.
 
-    python bench/plot.py bench/results/2026-11-21.json --out bench/results/2026-11-21.svg
+    python bench/plot.py bench/results/*-tinyllama.json --out today.svg
 
 One panel a shape, one bar a system. Beside each bar stands its time over that of minisafe's plain
 decoding with packed weights, or with plain ones where packed were not measured. matplotlib comes
