@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import minisafe
+from minisafe.checkpoint import write_text
 
 Row = dict[str, Any]  # name, value, unit, target (as "<= 1.3", or None), holds
 
@@ -45,10 +46,7 @@ def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
     a part is done, so that a run cut short loses nothing."""
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def describe_run(args: argparse.Namespace) -> dict[str, Any]:
@@ -85,6 +83,6 @@ def bench_parser(doc: str | None, new: int, threads: int = 2) -> argparse.Argume
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--runs", type=int, default=5, help="rounds")
-    parser.add_argument("--new", type=int, default=new, help="tokens timed, after the first")
+    parser.add_argument("--new", type=int, default=new, help="tokens timed")
     parser.add_argument("--json", type=json_path, help="where to write the rows")
     return parser

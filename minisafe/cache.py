@@ -99,7 +99,7 @@ class KVCache:
         self.cache_dtype, self.stored = cache_dtype, stored_dtype(cache_dtype, dtype)
         self.held = self._allocate(min(capacity, self.limit))
         self._views: Views | None = None
-        self._flat: tuple[tuple[Tensor, ...], tuple[tuple[Tensor, ...], ...]] | None = None
+        self._flat: tuple[tuple[Tensor, ...], ...] | None = None
 
     @property
     def keys(self) -> Tensor:
@@ -149,10 +149,14 @@ class KVCache:
         if capacity <= self.capacity:
             return
         held, old = self.held, self.capacity
-        self.held = self._allocate(min(self.limit, max(capacity, 2 * old)))
-        self._views = None
+        self.replace(self._allocate(min(self.limit, max(capacity, 2 * old))))
         for new, before in zip(self.held, held, strict=True):
             new[:, :, :, :old] = before
+
+    def replace(self, held: tuple[Tensor, ...]) -> None:
+        """Hold other tensors, and let go of every view of those before."""
+        self.held = held
+        self._views = self._flat = None
 
     def place(self, counts: Sequence[int], width: int, rows: slice | None = None) -> Placement:
         """Room and columns for a block of `width` tokens of which row b brings `counts[b]`."""
@@ -200,10 +204,10 @@ class KVCache:
 
     def flat(self) -> tuple[tuple[Tensor, ...], ...]:
         """By layer, what is held as one vector a row, head and column: (..., head_dim or 1)."""
-        if self._flat is None or self._flat[0] is not self.held:
-            by_layer = (each.flatten(1, 3).unbind() for each in self.held)
-            self._flat = self.held, tuple(zip(*by_layer, strict=True))
-        return self._flat[1]
+        if self._flat is None:
+            by_layer = (each.view(len(each), -1, each.shape[-1]).unbind() for each in self.held)
+            self._flat = tuple(zip(*by_layer, strict=True))
+        return self._flat
 
     def advance(self, place: Placement) -> None:
         """Count a block that every layer has written."""
@@ -226,8 +230,7 @@ class KVCache:
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which move together in the order given."""
         index = torch.tensor(list(rows), dtype=torch.long, device=self.device)
-        self.held = tuple(each.index_select(1, index) for each in self.held)
-        self._views = None
+        self.replace(tuple(each.index_select(1, index) for each in self.held))
         self.lengths = [self.lengths[row] for row in rows]
 
 

@@ -109,10 +109,10 @@ class CompiledStep:
         seen = torch.zeros(batch, 1, 1, n, dtype=step.cos.dtype)
         given = (step.masks.get(window) for window in self.windows)
         masks = tuple(
-            seen if mask is None else fresh(mask.expand(batch, 1, 1, n)) for mask in given
+            fresh(seen if mask is None else mask.expand(batch, 1, 1, n)) for mask in given
         )
         if not cache.keys.is_inference():  # torch would make a graph for each kind of tensor
-            cache.held = tuple(each.clone() for each in cache.held)
+            cache.replace(tuple(each.clone() for each in cache.held))
         keys, values = cache.keys[:, place.rows, :, :n], cache.values[:, place.rows, :, :n]
         head_dim = self.model_config.head_dim
         cos, sin = (fresh(t[:, 0].expand(batch, 1, head_dim)) for t in (step.cos, step.sin))
@@ -168,7 +168,8 @@ class CompiledStep:
 
 
 def fresh(view: Tensor) -> Tensor:
-    """A copy, even of what is contiguous: torch makes a graph for each kind of view."""
+    """A copy, even of what is contiguous: torch makes a graph for each kind of view, and another
+    where two inputs are one tensor."""
     return view.clone(memory_format=torch.contiguous_format)
 
 

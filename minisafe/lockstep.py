@@ -56,8 +56,8 @@ class Lockstep:
         capacity: tokens a row to make room for at first.
         n_ids: how many token ids the streams have in common; by default the smallest vocabulary.
         chunk: tokens to feed in one forward, over all its rows, but no fewer than `FEW_COLUMNS` a
-            row (or `chunk` itself); longer texts take several. More need more memory and were no
-            faster (docs/log.md).
+            row (or `chunk` itself); longer texts take several. A larger one needs more memory and
+            is hardly faster (docs/log.md).
         fuse: let streams that share weights share forwards; False is the slow reference.
         cache_dtype: in which keys and values are held, of `cache.CACHE_DTYPES`.
     """
@@ -234,7 +234,7 @@ class Lockstep:
             ending = [row for row, text in enumerate(texts) if start < len(text) <= start + chunk]
             logits = model(
                 ids, group.cache, counts=counts, rows=rows, slots=slots, adapters=adapters,
-                last_only=True, cache_only=not ending,
+                last_only=True, no_logits=not ending,
             )  # fmt: skip
             if len(ending) == len(texts):
                 return log_probs_of(logits[:, : self.n_ids])

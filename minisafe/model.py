@@ -233,7 +233,7 @@ class Llama(nn.Module):
         slots: Iterable[Slot] = (),
         adapters: tuple[Applied, ...] = (),
         last_only: bool = False,
-        cache_only: bool = False,
+        no_logits: bool = False,
     ) -> Tensor:
         """Logits of a block of tokens, float or the model's dtype.
 
@@ -245,10 +245,10 @@ class Llama(nn.Module):
             slots: what to add, record or patch, with rows counted within the block.
             adapters: low-rank deltas and the rows of the block that they act on.
             last_only: give only each row's last real token's logits.
-            cache_only: give none, which spares the head where more of the text follows.
+            no_logits: give none, which spares the head where only the cache or slots matter.
 
         Returns:
-            (B, T, vocab), or (B, vocab) with `last_only`, or (B, 0) with `cache_only`.
+            (B, T, vocab), or (B, vocab) with `last_only`, or (B, 0) with `no_logits`.
 
         Raises:
             SlotError: a slot names what is not there, or was not applied.
@@ -257,7 +257,7 @@ class Llama(nn.Module):
         batch, width = ids.shape
         counts = (width,) * batch if counts is None else tuple(counts)
         step = self.step(counts, width, cache, rows, slots, adapters)
-        if self.compiled is not None and self.compiled.takes(width, step):
+        if self.compiled is not None and not no_logits and self.compiled.takes(width, step):
             logits = self.compiled(ids, step)
             step.cache.advance(step.place)  # type: ignore[union-attr]
             return logits if last_only else logits.unsqueeze(1)
@@ -270,7 +270,7 @@ class Llama(nn.Module):
         step.slots.finish()
         if cache is not None:
             cache.advance(step.place)
-        if cache_only:
+        if no_logits:
             return torch.empty(batch, 0, dtype=x.dtype, device=x.device)
         x = last_tokens(x, step) if last_only else all_tokens(x, step)
         logits = self.head(self.norm(x), step)

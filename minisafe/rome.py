@@ -84,7 +84,7 @@ def record(model: Llama, contexts: Sequence[Context], layer: int, site: str) -> 
         Record(layer, ((each.asked, each.asked + 1),), (row,), at=site)
         for row, each in enumerate(contexts)
     ]
-    model(ids, counts=counts, slots=records, last_only=True)
+    model(ids, counts=counts, slots=records, no_logits=True)
     return torch.cat([each.values() for each in records]).float()
 
 
@@ -104,7 +104,7 @@ def covariance(model: Llama, layer: int, rows: Sequence[Sequence[int]], ridge: f
         part = rows[start : start + BATCH]
         ids, counts = padded(part, model.device)
         seen = Record(layer, rows=tuple(range(len(part))), at="mlp")
-        model(ids, counts=counts, slots=(seen,), last_only=True)
+        model(ids, counts=counts, slots=(seen,), no_logits=True)
         keys = seen.values().double()  # (tokens, intermediate)
         total += keys.T @ keys
         count += len(keys)

@@ -98,12 +98,22 @@ def test_a_run_cut_short_keeps_what_it_has(
     assert [each.name for each in tmp_path.iterdir()] == ["rows.json"]
 
 
-def test_a_result_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_result_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = load_bench("report")
     path = tmp_path / "rows.json"
     report.write_json(path, {"rows": [1]})
-    with pytest.raises(TypeError):
-        report.write_json(path, {"rows": [object()]})
+
+    def half(self: Path, text: str, encoding: str) -> int:
+        with self.open("w", encoding=encoding) as file:
+            file.write(text[:3])
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="no space"):
+            report.write_json(path, {"rows": [2]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"rows": [1]}
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+
 import pytest
 import torch
 from helpers import chunkings, random_ids, random_model, tiny_config
@@ -95,6 +98,16 @@ def test_rows_of_unequal_lengths_grow_token_by_token() -> None:
         tokens = torch.cat([each[row] for each in written], dim=1)
         assert torch.equal(cache.keys[0, row, :, first : first + 11], tokens)
         assert torch.equal(cache.values[0, row, :, first : first + 11], -tokens)
+
+
+@pytest.mark.parametrize("change", [lambda cache: cache.keep([0]), lambda cache: cache.reserve(32)])
+def test_what_is_no_longer_held_is_let_go(change: Callable[[KVCache], None]) -> None:
+    cache = KVCache(CONFIG, 2, capacity=8)
+    put(cache, [1, 3], 1.0)
+    put(cache, [1, 1], 100.0)  # views of all kinds
+    before = weakref.ref(cache.keys)
+    change(cache)
+    assert before() is None
 
 
 def test_it_grows_by_doubling_up_to_the_context() -> None:

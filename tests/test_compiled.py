@@ -167,6 +167,16 @@ def test_safe_answers_are_the_same(
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # the cache grew
 
 
+@needs_compiler
+def test_masks_come_and_go_in_one_graph(pair: tuple[Llama, Llama, LoraAdapter]) -> None:
+    """Of layers with and without a window, none, some or all need a mask at a step."""
+    _, compiled, _ = pair
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for starts in ((2, 2), (9, 9), (9, 5), (2, 1)):
+        logits_of(compiled, starts)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
 @pytest.mark.parametrize(
     ("device", "weights", "message"),
     [("cuda", "auto", "for the CPU"), ("cpu", "int8", "weights is 'int8'")],

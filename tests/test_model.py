@@ -126,7 +126,7 @@ def test_without_logits_the_cache_is_the_same(tiny_model, counts: tuple[int, int
     model = tiny_model()
     ids, caches = random_ids(model, 2, 9), [cache_for(model, 2) for _ in range(2)]
     model(ids[:, :5], caches[0], counts=counts)
-    assert model(ids[:, :5], caches[1], counts=counts, cache_only=True).shape == (2, 0)
+    assert model(ids[:, :5], caches[1], counts=counts, no_logits=True).shape == (2, 0)
     assert caches[1].lengths == list(counts)
     assert torch.equal(*(model(ids[:, 5:], cache) for cache in caches))
 

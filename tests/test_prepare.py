@@ -10,6 +10,7 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -250,6 +251,33 @@ def test_packing_is_there_where_torch_has_it(dtype: torch.dtype) -> None:
     model = prepared(random_model(tiny_config(), dtype=dtype), "packed")
     assert model.layers[0].mlp.down.weight.is_mkldnn  # type: ignore[union-attr]
     assert not module.can_pack(torch.float16)
+
+
+def test_a_rounded_norm_is_as_near_as_torchs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = RMSNorm(64, 1e-5).requires_grad_(False)
+    plain.weight.copy_(torch.randn(64, generator=generator))
+    x = torch.randn(40, 1, 64, generator=generator).bfloat16()
+    exact = plain.double()(x.double())
+    plain = plain.bfloat16()
+    errors = [(norm(x).double() - exact).abs().max() for norm in (PreparedNorm(plain), plain)]
+    assert errors[0] <= 1.01 * errors[1]
+
+
+@pytest.mark.parametrize("libc", [None, object(), SimpleNamespace(malloc_trim=lambda pad: 1)])
+def test_preparing_needs_no_particular_libc(monkeypatch: pytest.MonkeyPatch, libc: object) -> None:
+    """`malloc_trim` is glibc's alone; where there is none, memory is given back by and by."""
+    asked: list[object] = []
+
+    def load(name: None) -> object:
+        asked.append(name)
+        return libc
+
+    monkeypatch.setattr(module.ctypes, "CDLL", load)
+    prepared(random_model(tiny_config()), "packed")
+    monkeypatch.setattr(module.os, "name", "nt")  # where the library of the process has no name
+    module.give_back_memory()
+    assert asked == [None]
 
 
 @given(st.integers(0, 99), st.sampled_from((1, 2, 16, 17)), st.sampled_from((3, 64)))

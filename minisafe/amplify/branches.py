@@ -42,7 +42,7 @@ def read_prefix(model: Llama, ids: Sequence[int], branches: int) -> KVCache:
     config = replace(model.config, max_positions=len(ids) + branches)
     cache = KVCache(config, 1, config.max_positions, model.dtype, model.device)
     if ids:
-        model(torch.tensor([list(ids)], device=model.device), cache, last_only=True)
+        model(torch.tensor([list(ids)], device=model.device), cache, no_logits=True)
     return cache
 
 

@@ -49,9 +49,14 @@ FLAGS = "minisafe.flags"
 PROFILE = _setting("--profile", type=PATH, help="Safety profile (JSON file or its directory).")
 BASE = _setting("--base", type=PATH, help="Model directory; without --profile, just this model.")
 DTYPE = _setting("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own.")
+WORK_DTYPE = _setting(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    help="Default: the checkpoint's own for training an adapter, else float32.",
+)
 DEVICE = _setting("--device", help="cpu (default), cuda, cuda:1 ...")
 THREADS = _setting("--threads", type=int, help="CPU threads.")
-BASE_OPTIONS = (PROFILE, BASE, DTYPE, DEVICE, THREADS)
+BASE_OPTIONS = (PROFILE, BASE, WORK_DTYPE, DEVICE, THREADS)
 MODEL_OPTIONS = (
     PROFILE,
     BASE,
