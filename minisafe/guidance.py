@@ -35,7 +35,7 @@ def safe_scores(lb: Tensor, lu: Tensor, lam: float, margin: float = 0.0) -> Tens
     """
     check_guidance(lam, margin)
     excess = lu - lb if margin == 0 else lu - lb - margin
-    scores = lb - excess.relu_().mul_(lam / (1 - lam))
+    scores = torch.sub(lb, excess.relu_(), alpha=lam / (1 - lam))
     return torch.where(lb.isneginf(), lb, scores)  # -inf minus -inf would be NaN
 
 

@@ -53,6 +53,18 @@ def close(x: Tensor, y: Tensor, lam: float = 0.0, e: float = 1e-11) -> None:
     torch.testing.assert_close(x, y, rtol=0, atol=e * (1 + lam) / (1 - lam))
 
 
+def test_what_is_no_number_is_never_taken_for_agreement() -> None:
+    lb = torch.tensor([0.5, 0.5]).log()
+    assert safe_scores(lb, torch.tensor([float("nan"), -INF]), 0.5).isnan().tolist() == [
+        True,
+        False,
+    ]
+    assert safe_scores(torch.tensor([float("nan"), -INF]), lb, 0.5).isnan().tolist() == [
+        True,
+        False,
+    ]
+
+
 @given(pairs(forbidden=True), margins)
 def test_lambda_0_is_the_base_itself(pair: Pair, margin: float) -> None:
     lb, lu = pair
