@@ -25,6 +25,7 @@ OF_DECODING = [
     ["--margin", "0"], ["--gate"], ["--rule", "sgds"], ["--speculate", "0"], ["--weights", "int8"],
     ["--cache-dtype", "int8"], ["--compile"], ["--system", "x"], ["--temperature", "0"],
 ]  # fmt: skip
+OF_A_VECTOR = ("--edit", "--expert", "--expert-system", "--sa-layer", "--sa-scale", "--system")
 EDIT = ["edit", "--subject", "fox", "--prompt", "The {}", "--target", "ran"]
 
 
@@ -48,7 +49,11 @@ def test_flags_of_decoding_are_refused_where_nothing_is_decoded(
 ) -> None:
     """They were taken once, and nothing came of them."""
     edited = [*EDIT, "--base", str(world.base), "--out", str(tmp_path / "out"), *flag]
-    for outcome in (train(world, tmp_path, *flag), CliRunner().invoke(cli, edited)):
+    outcomes = [train(world, tmp_path, *flag), CliRunner().invoke(cli, edited)]
+    if flag[0] not in OF_A_VECTOR:
+        made = ["amplify", "d.json", "--out", str(tmp_path / "out"), *flag]
+        outcomes.append(CliRunner().invoke(cli, made))
+    for outcome in outcomes:
         assert outcome.exit_code == 2
         # click's words differ from version to version
         assert re.search(rf"No such option:? '?{flag[0]}\b", outcome.output), outcome.output
@@ -63,6 +68,8 @@ def test_what_the_commands_share() -> None:
     }
     assert {"safe", "expert", "sgds_lambda", "temperature"} | BASE <= offered["generate"]
     assert offered["generate"] == offered["chat"] == offered["evaluate"]
+    amplify = {"edit", "expert", "expert_system", "sa_layer", "sa_scale", "allow_padding", "system"}
+    assert offered["amplify"] & offered["generate"] == BASE | amplify | {"seed"}
     for name in ("edit", "finetune"):
         assert offered[name] & offered["generate"] == BASE | {"seed"}
 

@@ -26,10 +26,10 @@ from minisafe.amplify import (
 from minisafe.cli.options import (
     PATH,
     ProgressLine,
+    amplify_options,
     chosen,
     fields_as_options,
     load_plain,
-    model_options,
 )
 from minisafe.errors import SafetyError, SettingError
 from minisafe.guidance import Plain
@@ -60,7 +60,7 @@ RECIPE = {
 @click.option("--columns", default="input,output", show_default=True, help="Columns of the files.")
 @click.option("--plot", type=PATH, help="Draw the layer x head heat map of effects to a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the vector's metadata as JSON.")
-@model_options
+@amplify_options
 def amplify_command(
     demonstrations: Path,
     out: Path,

@@ -56,21 +56,44 @@ WORK_DTYPE = _setting(
 )
 DEVICE = _setting("--device", help="cpu (default), cuda, cuda:1 ...")
 THREADS = _setting("--threads", type=int, help="CPU threads.")
+EDIT = _setting("--edit", type=PATH, help="LoRA directory to merge into the base first.")
+EXPERT = _setting(
+    "--expert",
+    type=PATH,
+    help="Unsafe expert (of safedecoding and dexperts: safe): model or LoRA directory.",
+)
+EXPERT_SYSTEM = _setting(
+    "--expert-system", help="Use the base under this system prompt as the expert."
+)
+SA_LAYER = _setting("--sa-layer", type=int, help="Layer after which the vector is added, from 0.")
+SA_SCALE = _setting(
+    "--sa-scale", type=float, help="Times which the vector is added; 0: not at all."
+)
+ALLOW_PADDING = _setting(
+    "--allow-padding/--no-allow-padding",
+    default=None,
+    help="Base and expert may differ in unused ids at the vocabulary's end.",
+)
+SYSTEM = _setting("--system", help="System prompt.")
+
 BASE_OPTIONS = (PROFILE, BASE, WORK_DTYPE, DEVICE, THREADS)
+AMPLIFY_OPTIONS = (
+    PROFILE, BASE, EDIT, EXPERT, EXPERT_SYSTEM, SA_LAYER, SA_SCALE, ALLOW_PADDING, DTYPE, DEVICE,
+    THREADS, SYSTEM,
+)  # fmt: skip
 MODEL_OPTIONS = (
     PROFILE,
     BASE,
-    _setting("--edit", type=PATH, help="LoRA directory to merge into the base first."),
-    _setting("--expert", type=PATH,
-             help="Unsafe expert (of safedecoding and dexperts: safe): model or LoRA directory."),
-    _setting("--expert-system", help="Use the base under this system prompt as the expert."),
+    EDIT,
+    EXPERT,
+    EXPERT_SYSTEM,
     _setting("--vector", type=PATH, help="Safety vector (.safetensors, .npy or .gguf)."),
     _setting(
         "--safe/--no-safe", default=None,
         help="Decode safely, or plainly. Default: safely if there is an expert or a vector.",
     ),
-    _setting("--sa-layer", type=int, help="Layer after which the vector is added, from 0."),
-    _setting("--sa-scale", type=float, help="Times which the vector is added; 0: not at all."),
+    SA_LAYER,
+    SA_SCALE,
     _setting("--sa-positions", type=click.Choice(POSITIONS), help="Tokens that are steered."),
     _setting("--sgds-lambda", type=float, help="Strength of guidance, 0 (off) to below 1."),
     _setting("--margin", type=float, help="Nats by which the expert may prefer a token."),
@@ -83,8 +106,7 @@ MODEL_OPTIONS = (
     _setting("--common-tokens", type=int, help="Tokens that safedecoding's models must share."),
     _setting("--anti-expert", type=PATH, help="Anti-expert of dexperts: model or LoRA directory."),
     _setting("--anti-system", help="Anti-expert of dexperts: the base under this system prompt."),
-    _setting("--allow-padding/--no-allow-padding", default=None,
-                 help="Base and expert may differ in unused ids at the vocabulary's end."),
+    ALLOW_PADDING,
     _setting("--speculate", type=int,
                  help="Tokens drafted at most for a separate expert; 0: none. Default: automatic."),
     DTYPE,
@@ -98,7 +120,7 @@ MODEL_OPTIONS = (
              "compiler. Default: no."),
     DEVICE,
     THREADS,
-    _setting("--system", help="System prompt."),
+    SYSTEM,
 )  # fmt: skip
 
 SAMPLING_OPTIONS = (
@@ -131,6 +153,13 @@ def model_options(command: Command) -> Command:
 def base_options(command: Command) -> Command:
     """Give a command that works on a base alone the flags that say which, and where to load it."""
     for option in reversed(BASE_OPTIONS):
+        command = option(command)
+    return command
+
+
+def amplify_options(command: Command) -> Command:
+    """Give a command the flags of a base, its expert, and the vector that is to be made."""
+    for option in reversed(AMPLIFY_OPTIONS):
         command = option(command)
     return command
 
