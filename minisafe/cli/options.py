@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,32 +136,21 @@ SAMPLING_OPTIONS = (
 )
 
 
-def common_options(command: Command) -> Command:
-    """Give a command the flags that say what to load and how to sample."""
-    for option in reversed(MODEL_OPTIONS + SAMPLING_OPTIONS):
-        command = option(command)
-    return command
+def offering(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
+    """Give a command these flags, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
-def model_options(command: Command) -> Command:
-    """Give a command the flags that say what to load."""
-    for option in reversed(MODEL_OPTIONS):
-        command = option(command)
-    return command
-
-
-def base_options(command: Command) -> Command:
-    """Give a command that works on a base alone the flags that say which, and where to load it."""
-    for option in reversed(BASE_OPTIONS):
-        command = option(command)
-    return command
-
-
-def amplify_options(command: Command) -> Command:
-    """Give a command the flags of a base, its expert, and the vector that is to be made."""
-    for option in reversed(AMPLIFY_OPTIONS):
-        command = option(command)
-    return command
+common_options = offering(MODEL_OPTIONS + SAMPLING_OPTIONS)  # what to load, how to sample
+model_options = offering(MODEL_OPTIONS)
+base_options = offering(BASE_OPTIONS)  # of a command that works on a base alone
+amplify_options = offering(AMPLIFY_OPTIONS)  # a base, its expert, the vector to be made
 
 
 def fields_as_options(settings: type, helps: Mapping[str, str]) -> Callable[[Command], Command]:
