@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minisafe import limits
 from minisafe.errors import ConfigError
 
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -126,6 +127,15 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     return data
 
 
+def shown(value: object) -> str:
+    """A foreign value as an error message quotes it, in at most about 60 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of very long numbers, of very deep lists
+        text = type(value).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 class _Reader:
     """Checks one `config.json`; absent keys take the defaults of the family's own class."""
 
@@ -135,25 +145,30 @@ class _Reader:
     def fail(self, message: str) -> ConfigError:
         return ConfigError(f"{self.source}: {message}")
 
-    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
-        value = self.data.get(key)
+    def integer(
+        self, key: str, default: int | None = None, data: dict[str, Any] | None = None
+    ) -> int:
+        """A whole number in the key's range of `limits.CONFIG`."""
+        value = (self.data if data is None else data).get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            kind = "a positive integer" if least == 1 else f"an integer from {least} on"
-            raise self.fail(f"{key} is {value!r}; expected {kind}")
+        within = limits.CONFIG[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value not in within:
+            raise self.fail(f"{key} is {shown(value)}; expected a whole number, {within}")
         return value
 
     def flag(self, key: str) -> bool:
         value = self.data.get(key)
         if value is not None and not isinstance(value, bool):
-            raise self.fail(f"{key} is {value!r}; expected true or false")
+            raise self.fail(f"{key} is {shown(value)}; expected true or false")
         return bool(value)
 
     def number(self, key: str, default: float, data: dict[str, Any] | None = None) -> float:
+        """A number in the key's range of `limits.CONFIG`."""
         value = (self.data if data is None else data).get(key)
         value = default if value is None else value
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self.fail(f"{key} is {value!r}; expected a positive number")
+        within = limits.CONFIG[key]
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value not in within:
+            raise self.fail(f"{key} is {shown(value)}; expected a number, {within}")
         return float(value)
 
     def config(self) -> LlamaConfig:
@@ -203,7 +218,7 @@ class _Reader:
         family = self.data.get("model_type")
         if family not in FAMILIES:
             raise self.fail(
-                f"model_type is {family!r}; minisafe runs the families {', '.join(FAMILIES)}"
+                f"model_type is {shown(family)}; minisafe runs the families {', '.join(FAMILIES)}"
             )
         return str(family)
 
@@ -216,14 +231,14 @@ class _Reader:
             )
         activation = self.data.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):
-            raise self.fail(f"hidden_act is {activation!r}; minisafe runs silu only")
+            raise self.fail(f"hidden_act is {shown(activation)}; minisafe runs silu only")
         if self.data.get("partial_rotary_factor", 1.0) != 1.0:
             raise self.fail("partial_rotary_factor is not supported; expected 1.0")
 
     def dtype(self) -> str | None:
         dtype = self.data.get("dtype", self.data.get("torch_dtype"))
         if dtype is not None and dtype not in DTYPES:
-            raise self.fail(f"dtype is {dtype!r}; minisafe runs {', '.join(DTYPES)}")
+            raise self.fail(f"dtype is {shown(dtype)}; minisafe runs {', '.join(DTYPES)}")
         return dtype
 
     def rope(self) -> tuple[float, RopeScaling | None]:
@@ -232,7 +247,7 @@ class _Reader:
         old = self.data.get("rope_scaling")
         for key, value in (("rope_parameters", new), ("rope_scaling", old)):
             if value is not None and not isinstance(value, dict):
-                raise self.fail(f"{key} is {value!r}; expected an object or null")
+                raise self.fail(f"{key} is {shown(value)}; expected an object or null")
         rope: dict[str, Any] = new or old or {}
         theta = self.number("rope_theta", self.number("rope_theta", 10000.0), rope)
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -243,7 +258,7 @@ class _Reader:
                 raise self.fail("partial_rotary_factor is not supported; expected 1.0")
             return theta, None
         if kind != "llama3":
-            raise self.fail(f"rope_type is {kind!r}; minisafe runs 'default' and 'llama3'")
+            raise self.fail(f"rope_type is {shown(kind)}; minisafe runs 'default' and 'llama3'")
         missing = [
             key
             for key in (
@@ -261,7 +276,7 @@ class _Reader:
             factor=self.number("factor", 1.0, rope),
             low_freq_factor=low,
             high_freq_factor=high,
-            original_max_positions=int(self.number("original_max_position_embeddings", 1, rope)),
+            original_max_positions=self.integer("original_max_position_embeddings", None, rope),
         )
 
     def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
@@ -278,7 +293,7 @@ class _Reader:
             return (window,) * n_layers
         kinds = self.data.get("layer_types")
         if kinds is None:
-            first = self.integer("max_window_layers", 28, least=0)
+            first = self.integer("max_window_layers", 28)
             return tuple(window if layer >= first else None for layer in range(n_layers))
         known = ("full_attention", "sliding_attention")
         if (
