@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minisafe import limits
+from minisafe.display import harmless
 from minisafe.errors import ConfigError
+from minisafe.files import read_json
 
 FAMILIES = ("llama", "mistral", "qwen2")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -114,26 +115,13 @@ class LlamaConfig:
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim * size
 
 
-def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """The JSON object in `path`; raises `ConfigError` with `hint` where there is none."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; {hint}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
-
-
 def shown(value: object) -> str:
     """A foreign value as an error message quotes it, in at most about 60 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # of very long numbers, of very deep lists
         text = type(value).__name__
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return harmless(text, 60)
 
 
 class _Reader:

@@ -47,6 +47,10 @@ class SafetyError(BadInput):
     """Safe decoding was asked for and cannot be given in full, so nothing is answered."""
 
 
+class OutputError(MinisafeError):
+    """A file could not be written: no room, no permission. What was there before is untouched."""
+
+
 class SlotError(MinisafeError):
     """A slot names a place that does not exist, or was given and never applied."""
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.cache import CACHE_DTYPES
-from minisafe.checkpoint import write_text
-from minisafe.config import DTYPES, LlamaConfig, read_json
+from minisafe.config import DTYPES, LlamaConfig
 from minisafe.errors import CheckpointError, ConfigError, SafetyError, SettingError
+from minisafe.files import read_json, write_text
 from minisafe.gate import Calibration
 from minisafe.guidance import RULES, check_guidance, check_rule
 from minisafe.prepare import WEIGHTS

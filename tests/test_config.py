@@ -256,7 +256,7 @@ def test_directories(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
         ("[1]", "expected a JSON object, got list"),
-        ("[" * 100_000, "not valid JSON"),
+        ("[" * 100_000, "nested too deep"),
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message) as raised:

@@ -35,9 +35,7 @@ def read_npy(path: Path) -> Floats:
         raise VectorError(f"{path}: not a NumPy array{zipped}; expected one saved with np.save")
     shape, dtype, start = npy_header(path, content)
     if len(shape) != 2 or shape[0] != 1 or dtype.kind != "f" or dtype.itemsize not in FLOATS:
-        raise VectorError(
-            f"{path}: {dtype} array of shape {shape}; expected floats of (1, hidden)"
-        )
+        raise VectorError(f"{path}: {dtype} array of shape {shape}; expected floats of (1, hidden)")
     if not 1 <= shape[1] <= limits.WIDTH or len(content) - start != shape[1] * dtype.itemsize:
         raise VectorError(
             f"{path}: not a NumPy array of the {shape[1]} values that its header states; is the "
