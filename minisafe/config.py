@@ -10,6 +10,7 @@ from minisafe import limits
 from minisafe.display import harmless
 from minisafe.errors import ConfigError
 from minisafe.files import read_json
+from minisafe.files.foreign import no_config, no_model
 
 FAMILIES = ("llama", "mistral", "qwen2")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -62,11 +63,10 @@ class LlamaConfig:
         """Read `directory/config.json`; raises `ConfigError`."""
         directory = Path(directory)
         if not directory.is_dir():
-            raise ConfigError(
-                f"{directory}: no such directory; expected a Hugging Face model directory"
-            )
+            raise ConfigError(no_model(directory))
         path = directory / "config.json"
-        return cls.from_json(read_json(path, "a Hugging Face model directory has one"), str(path))
+        hint = "" if path.is_file() else no_config(directory)
+        return cls.from_json(read_json(path, hint), str(path))
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` that reads back as this config, here and in transformers."""
@@ -107,6 +107,16 @@ class LlamaConfig:
             data |= {"use_sliding_window": bool(windows), "layer_types": kinds}
             data["sliding_window"] = windows[0] if windows else None
         return data
+
+    @property
+    def n_parameters(self) -> int:
+        """How many values the checkpoint's tensors hold."""
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        layer = self.hidden * (2 * q + 2 * kv + 3 * self.intermediate + 2)
+        biases = self.qkv_bias * (q + 2 * kv) + self.o_bias * self.hidden
+        biases += self.mlp_bias * (2 * self.intermediate + self.hidden)
+        tables = self.vocab_size * self.hidden * (1 if self.tied else 2)
+        return self.n_layers * (layer + biases) + tables + self.hidden
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -211,12 +221,14 @@ class _Reader:
         return str(family)
 
     def refuse_what_is_not_run(self) -> None:
-        if self.data.get("quantization_config") is not None:
-            method = self.data["quantization_config"]
-            method = method.get("quant_method") if isinstance(method, dict) else method
-            raise self.fail(
-                f"quantization_config ({method}) is not supported; use the unquantised checkpoint"
-            )
+        for key in ("quantization_config", "quantization"):  # the second is MLX's
+            method = self.data.get(key)
+            if method is not None:
+                method = method.get("quant_method", "") if isinstance(method, dict) else method
+                raise self.fail(
+                    f"{key} ({harmless(str(method), 60)}) is not supported; use the unquantised "
+                    "checkpoint"
+                )
         activation = self.data.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):
             raise self.fail(f"hidden_act is {shown(activation)}; minisafe runs silu only")

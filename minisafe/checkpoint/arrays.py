@@ -60,7 +60,7 @@ def npy_header(path: Path, content: bytes) -> tuple[tuple[int, ...], np.dtype[An
 
 
 def as_float32(values: NDArray[Any]) -> Floats:
-    """As float32; a value beyond its range becomes infinite, which the reader of vectors refuses."""
+    """As float32; what is beyond its range becomes infinite, and that is refused later."""
     with np.errstate(all="ignore"):
         return values.astype(np.float32)
 

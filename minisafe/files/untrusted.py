@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.errors import BadInput, ConfigError
+from minisafe.files.foreign import LFS, LFS_WORDS
 
 MAX_JSON_BYTES = 64 << 20  # the largest tokenizer files are near 20 MB
 MAX_DEPTH = 64  # nested objects and lists
@@ -83,6 +84,8 @@ def read_bytes(
             data = file.read(limit + 1)
     except OSError as wrong:
         raise error(f"{path}: cannot be read ({wrong.strerror or wrong})") from None
+    if data.startswith(LFS):
+        raise error(f"{path}: {LFS_WORDS}")
     if len(data) > limit:
         raise error(f"{path}: has more than {limit:,} bytes, the limit for such a file")
     return data
