@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from minisafe import limits
 from minisafe.errors import VectorError
+from minisafe.files import read_bytes
 
 Floats = NDArray[np.float32]
 
@@ -29,7 +30,7 @@ FLOATS = (2, 4, 8)  # bytes per value
 
 def read_npy(path: Path) -> Floats:
     """The array (1, hidden) of a `.npy` file, as float32; raises `VectorError`."""
-    content = read_bytes(path)
+    content = read_bytes(path, limits.VECTOR_BYTES, VectorError)
     if content[:6] != NPY:
         zipped = "; a .npz archive holds several" if content[:2] == b"PK" else ""
         raise VectorError(f"{path}: not a NumPy array{zipped}; expected one saved with np.save")
@@ -63,19 +64,6 @@ def as_float32(values: NDArray[Any]) -> Floats:
     """As float32; what is beyond its range becomes infinite, and that is refused later."""
     with np.errstate(all="ignore"):
         return values.astype(np.float32)
-
-
-def read_bytes(path: Path) -> bytes:
-    """All of a file, unless it is larger than a vector's can be."""
-    try:
-        size = path.stat().st_size
-        if size > limits.VECTOR_BYTES:
-            raise VectorError(
-                f"{path}: {size:,} bytes; a safety vector has at most {limits.VECTOR_BYTES:,}"
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise VectorError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 # ---- GGUF --------------------------------------------------------------------------------------
@@ -153,7 +141,7 @@ def read_gguf(path: Path) -> dict[str, Floats]:
     F32, F16, BF16, F64 and Q8_0 are read; raises `VectorError` for other types and shapes, and for
     what is no whole GGUF file.
     """
-    content = read_bytes(path)
+    content = read_bytes(path, limits.VECTOR_BYTES, VectorError)
     if content[:4] != GGUF:
         raise VectorError(f"{path}: not a GGUF file")
     try:
