@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minisafe import limits
 from minisafe.checkpoint.arrays import read_gguf, read_npy
-from minisafe.checkpoint.header import BYTES, read_header
+from minisafe.checkpoint.header import FLOATS, read_header
 from minisafe.errors import ConfigError, SettingError, VectorError
 from minisafe.files import parse_json, whole_file
 from minisafe.slots import Add, Slot, Span
@@ -127,7 +127,7 @@ def _read_npy(path: Path) -> SafetyVector:
 def _read_safetensors(path: Path) -> SafetyVector:
     header = read_header(path, VectorError)
     for name, stated in header.tensors.items():
-        if stated.dtype not in BYTES or len(stated.shape) != 1:
+        if stated.dtype not in FLOATS or len(stated.shape) != 1:
             raise VectorError(
                 f"{path}: tensor {name} is {stated.dtype} of shape {stated.shape}; expected floats "
                 f"of shape (hidden,) under the name {PREFIX}N"

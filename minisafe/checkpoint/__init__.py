@@ -33,6 +33,7 @@ from minisafe.checkpoint.files import (
     read_tensors,
     save_tensors,
     short,
+    stated_in,
     stated_tensors,
     unread,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "save_adapter",
     "save_model",
     "save_tensors",
+    "stated_in",
     "stated_tensors",
 ]
 

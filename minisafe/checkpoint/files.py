@@ -6,8 +6,10 @@ Pickle is never read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,11 +41,18 @@ def stated_tensors(directory: Path) -> dict[str, Stated]:
     """Every tensor of a model directory, by name, as the files' headers state it."""
     found: dict[str, Stated] = {}
     for file, names in weight_files(directory).items():
-        tensors = read_header(file).tensors
+        tensors = stated_in(file)
         if names is not None:
             check_shard(file, names, tensors.keys())
         found |= tensors
     return found
+
+
+def stated_in(path: Path) -> Mapping[str, Stated]:
+    """The tensors that one whole safetensors file states, by name; none of them is read."""
+    tensors = read_header(path).tensors
+    with opened(path):  # the library checks that they lie in the file
+        return tensors
 
 
 def weight_files(directory: Path) -> dict[Path, frozenset[str] | None]:
@@ -108,11 +117,18 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor, Path]]:
     mapping reads the header anew, so a file of very many tensors is mapped once.
     """
     apart = len(read_header(path).tensors) <= MAPPED_APART
+    with opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            alone = mapped_alone(path, name) if apart else None
+            yield name, file.get_tensor(name) if alone is None else alone, path
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file as the library opens it; raises `CheckpointError` in its words."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                alone = mapped_alone(path, name) if apart else None
-                yield name, file.get_tensor(name) if alone is None else alone, path
+            yield file
     except SafetensorError as error:
         raise CheckpointError(
             f"{path}: {NOT_WHOLE} ({first_line(error)}); is the download complete?"

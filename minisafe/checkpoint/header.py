@@ -7,6 +7,7 @@ tensors are sensible, names given twice, and what to say of files that are none 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from minisafe.errors import BadInput, CheckpointError
 from minisafe.files import parse_json
 from minisafe.files.foreign import LFS, LFS_WORDS
 
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # of the dtypes that are read
+FLOATS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}  # bits of the dtypes that are read
+BITS = re.compile(r"[A-Z]+([0-9]{1,2})(?:_.*)?")  # as in U8, F32, F8_E4M3
 NOT_WHOLE = "not a whole safetensors file"
 
 
@@ -34,6 +36,21 @@ class Stated:
     def size(self) -> int:
         """How many values."""
         return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes its values take; BOOL has 8 bits, as has what is not known."""
+        bits = BITS.fullmatch(self.dtype)
+        return self.size * (int(bits[1]) if bits else 8) // 8
+
+    @property
+    def torch_dtype(self) -> str:
+        """The dtype as torch spells it."""
+        known = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
+        kind, digits = self.dtype.rstrip("0123456789"), self.dtype.lstrip("ABFIU")
+        if kind in known and digits.isdecimal():
+            return known[kind] + digits
+        return {"F8_E4M3": "float8_e4m3fn"}.get(self.dtype, self.dtype.lower())
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from minisafe.checkpoint.files import DTYPES
-from minisafe.checkpoint.header import BYTES, Stated
+from minisafe.checkpoint.files import DTYPES, short
+from minisafe.checkpoint.header import Stated
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory
 
@@ -88,9 +88,9 @@ def check_stated(
     tensor: Stated, shape: tuple[int, ...], config: LlamaConfig, stated: Mapping[str, Stated]
 ) -> None:
     """Raise `CheckpointError` for another shape or dtype than can be loaded."""
-    if tensor.dtype not in ("F32", "F16", "BF16"):
+    if tensor.torch_dtype not in DTYPES:
         raise CheckpointError(
-            f"{tensor.file}: {tensor.name} is {spelt(tensor.dtype)}{quantised(stated)}; expected "
+            f"{tensor.file}: {tensor.name} is {tensor.torch_dtype}{quantised(stated)}; expected "
             f"one of {', '.join(DTYPES)}"
         )
     if tensor.shape != shape:
@@ -101,14 +101,6 @@ def check_stated(
             f"{tensor.file}: {tensor.name} has shape {tensor.shape}; the config asks for "
             f"{shape}{sizes}"
         )
-
-
-def spelt(dtype: str) -> str:
-    """A header's dtype as torch spells it."""
-    known = {"I": "int", "U": "uint", "F": "float"}
-    if dtype[:1] in known and dtype[1:].isdecimal():
-        return known[dtype[0]] + dtype[1:]
-    return {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}.get(dtype, dtype)
 
 
 def quantised(stated: Mapping[str, Stated]) -> str:
@@ -129,12 +121,11 @@ def check_room(stated: Mapping[str, Stated], dtype: torch.dtype | None, device: 
     """
     if device != "cpu" or dtype is None:
         return
-    kept = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[str(dtype).split(".")[-1]]
-    needs = sum(each.size for each in stated.values() if each.dtype != kept) * dtype.itemsize
+    name = short(dtype)
+    needs = sum(each.size for each in stated.values() if each.torch_dtype != name) * dtype.itemsize
     room = memory()
     if room is not None and needs > room:
-        name = str(dtype).split(".")[-1]
-        total = sum(each.size * BYTES.get(each.dtype, 0) for each in stated.values())
+        total = sum(each.n_bytes for each in stated.values())
         raise OutOfMemory(
             f"the weights take {needs / 2**30:.1f} GiB as {name}, and the machine has "
             f"{room / 2**30:.1f} GiB; keep the checkpoint's own dtype ({total / 2**30:.1f} GiB, "
