@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.cache import CACHE_DTYPES
-from minisafe.config import DTYPES, LlamaConfig
+from minisafe.config import DTYPES, LlamaConfig, shown
 from minisafe.errors import CheckpointError, ConfigError, SafetyError, SettingError
 from minisafe.files import read_json, write_text
 from minisafe.gate import Calibration
@@ -268,17 +268,25 @@ def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], 
 
 def from_generation_config(directory: Path) -> tuple[dict[str, Any], frozenset[int]]:
     """Sampling defaults and end-of-text ids of a model directory."""
-    LlamaConfig.from_directory(directory)  # fails first where this is no model's directory
+    vocab_size = LlamaConfig.from_directory(directory).vocab_size
     data: dict[str, Any] = {}
     path = directory / "generation_config.json"
     if path.is_file():
         data = read_json(path, "sampling defaults")
-    eos = data.get("eos_token_id")
+    eos, source = data.get("eos_token_id"), path
     if eos is None:
-        eos = read_json(directory / "config.json", "a model has one").get("eos_token_id")
+        source = directory / "config.json"
+        eos = read_json(source, "a model has one").get("eos_token_id")
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    if not all(isinstance(id_, int) for id_ in ids):
-        raise ConfigError(f"{path}: eos_token_id is {eos!r}; expected a token id or several")
+    if not all(type(id_) is int and 0 <= id_ < vocab_size for id_ in ids):
+        raise ConfigError(
+            f"{source}: eos_token_id is {shown(eos)}; expected a token id or several, 0 to "
+            f"{vocab_size - 1}"
+        )
+    if not isinstance(data.get("do_sample") or False, bool):
+        raise ConfigError(
+            f"{path}: do_sample is {shown(data['do_sample'])}; expected true or false"
+        )
     settings: dict[str, Any] = {}
     if data.get("do_sample"):
         names = ("temperature", "top_k", "top_p", "min_p")
@@ -287,6 +295,10 @@ def from_generation_config(directory: Path) -> tuple[dict[str, Any], frozenset[i
             for name in names
             if data.get(name) is not None
         }
+    try:
+        Sampling(**settings)
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}") from None
     return settings, frozenset(ids)
 
 

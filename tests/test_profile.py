@@ -164,7 +164,23 @@ def test_end_ids(world: World, tmp_path: Path, generation: Any, config: Any, eos
 
 
 @pytest.mark.parametrize(
-    "said", [{"eos_token_id": "</s>"}, {"do_sample": True, "temperature": "hot"}, [1], "x"], ids=str
+    "said",
+    [
+        {"eos_token_id": "</s>"},
+        {"eos_token_id": True},
+        {"eos_token_id": -1},
+        {"eos_token_id": [3, 99_999]},
+        {"eos_token_id": [[3]]},
+        {"eos_token_id": 2**70},
+        {"eos_token_id": 3.0},
+        {"do_sample": "yes"},
+        {"do_sample": True, "temperature": "hot"},
+        {"do_sample": True, "top_p": 7},
+        {"do_sample": True, "top_k": -1},
+        [1],
+        "x",
+    ],
+    ids=str,
 )
 def test_a_generation_config_that_cannot_be_read(world: World, tmp_path: Path, said: Any) -> None:
     base = world.copy(world.base, tmp_path)
