@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -66,12 +66,23 @@ class Row:
         self.memory_mb = max(self.memory_mb, memory / 2**20)
 
 
-def all_targets() -> dict[str, Target]:
-    """Every target of every `targets_*.py` here, by name."""
-    names = sorted(path.stem for path in HERE.glob("targets_*.py"))
+def all_targets(where: Path = HERE) -> dict[str, Target]:
+    """Every target of every `targets_*.py` in a directory, by name; what the corpus holds for one
+    is added to its seeds."""
+    sys.path.insert(0, str(where))
+    names = sorted(path.stem for path in where.glob("targets_*.py"))
     found = [target for name in names for target in import_module(name).TARGETS]
     assert len({target.name for target in found}) == len(found), "two targets of one name"
-    return {target.name: target for target in found}
+    return {
+        target.name: replace(target, seeds=(*target.seeds, *corpus(where, target.name).values()))
+        for target in found
+    }
+
+
+def corpus(where: Path, reader: str) -> dict[str, bytes]:
+    """Files that once failed, by name."""
+    files = sorted((where / "corpus" / reader).glob("*"))
+    return {path.name: path.read_bytes() for path in files}
 
 
 def input_of(target: Target, seed: int, index: int) -> bytes:
@@ -85,14 +96,14 @@ def input_of(target: Target, seed: int, index: int) -> bytes:
 
 
 def child(
-    names: Sequence[str], state: Path, start: tuple[int, int], inputs: int, seed: int
+    names: Sequence[str], state: Path, start: tuple[int, int], inputs: int, seed: int, where: Path
 ) -> None:
     """Read inputs from reader `start[0]`'s number `start[1]` on; findings go to standard output."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     quiet = os.open(os.devnull, os.O_WRONLY)
     for standard in (1, 2):  # libraries print what the parent need not see
         os.dup2(quiet, standard)
-    targets = all_targets()
+    targets = all_targets(where)
     limit_memory()
     with state.open("r+b") as file, tempfile.TemporaryDirectory() as directory:
         memory = mmap.mmap(file.fileno(), 0)
@@ -100,7 +111,8 @@ def child(
             target = targets[names[number]]
             first = start[1] if number == start[0] else 0
             path = Path(directory) / f"input{target.suffix}"
-            for finding in tries(target, number, range(first, inputs), seed, path, memory):
+            numbers = range(first, max(inputs, len(target.seeds)))
+            for finding in tries(target, number, numbers, seed, path, memory):
                 out.write(json.dumps(finding) + "\n")
 
 
@@ -188,40 +200,41 @@ def reset_peak() -> int:
 # ---- the parent --------------------------------------------------------------------------------
 
 
-def run(names: Sequence[str], inputs: int, seed: int = 0, quiet: bool = True) -> list[Row]:
-    """Try `inputs` inputs on each reader, one after another, in a child that is made anew where it
-    hangs or dies."""
+def run(
+    names: Sequence[str], inputs: int, seed: int = 0, quiet: bool = True, where: Path = HERE
+) -> list[Row]:
+    """Try `inputs` inputs on each reader of `where`, all seeds among them, one after another, in a
+    child that is made anew where it hangs or dies."""
     rows = [Row(name) for name in names]
     start, began = (0, 0), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         state = Path(directory) / "state"
         while start[0] < len(names):
             state.write_bytes(bytes(NOW.size + COUNTS.size * len(names)))
-            where, ended = one_child(names, state, start, inputs, seed, rows, quiet, began)
+            settings = [list(names), str(state), start, inputs, seed, str(where)]
+            (number, index), ended = one_child(settings, rows, quiet, began)
             for number, row in enumerate(rows):
                 place = NOW.size + number * COUNTS.size
                 row.add(state.read_bytes()[place : place + COUNTS.size])
             if ended is None:
                 break
-            number, index = where
             rows[number].findings.append({"index": index, "kind": ended, "said": ended})
             rows[number].inputs += 1
             rows[number].tracebacks += 1
             if ended == "hang":
                 rows[number].slowest_s = max(rows[number].slowest_s, SECONDS)
-            start = (number, index + 1) if index + 1 < inputs else (number + 1, 0)
+            start = (number, index + 1)
     return rows
 
 
 def one_child(
-    names: Sequence[str], state: Path, start: tuple[int, int], inputs: int, seed: int,
-    rows: list[Row], quiet: bool, began: float,
-) -> tuple[tuple[int, int], str | None]:  # fmt: skip
+    settings: list[Any], rows: list[Row], quiet: bool, began: float
+) -> tuple[tuple[int, int], str | None]:
     """Run a child to its end; returns where it stood, and "hang" or "crash" where it is cut off."""
-    settings = json.dumps([list(names), str(state), start, inputs, seed])
+    names, state, inputs = settings[0], Path(settings[1]), settings[3]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "harness.py"), "--child", settings],
+            [sys.executable, str(HERE / "harness.py"), "--child", json.dumps(settings)],
             stdout=output, stderr=subprocess.PIPE if quiet else None, start_new_session=True,
         )  # fmt: skip
         ended, shown = None, 0.0
@@ -296,8 +309,8 @@ def main() -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        names, state, start, inputs, seed = json.loads(given.child)
-        child(names, Path(state), tuple(start), inputs, seed)
+        names, state, start, inputs, seed, where = json.loads(given.child)
+        child(names, Path(state), tuple(start), inputs, seed, Path(where))
         return 0
     targets = all_targets()
     names = given.only or list(targets)
