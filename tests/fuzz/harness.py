@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -96,8 +96,9 @@ def input_of(target: Target, seed: int, index: int) -> bytes:
 
 
 def child(
-    names: Sequence[str], state: Path, start: tuple[int, int], inputs: int, seed: int, where: Path
-) -> None:
+    names: Sequence[str], state: Path, start: tuple[int, int], inputs: int, most_s: float,
+    seed: int, where: Path,
+) -> None:  # fmt: skip
     """Read inputs from reader `start[0]`'s number `start[1]` on; findings go to standard output."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
     quiet = os.open(os.devnull, os.O_WRONLY)
@@ -112,14 +113,18 @@ def child(
             first = start[1] if number == start[0] else 0
             path = Path(directory) / f"input{target.suffix}"
             numbers = range(first, max(inputs, len(target.seeds)))
-            for finding in tries(target, number, numbers, seed, path, memory):
+            for finding in tries(target, number, numbers, most_s, seed, path, memory):
                 out.write(json.dumps(finding) + "\n")
 
 
 def tries(
-    target: Target, number: int, numbers: range, seed: int, path: Path, memory: mmap.mmap
-) -> Any:
-    """Read each input, keep count, and yield what fails for the first few times in its place."""
+    target: Target, number: int, numbers: range, most_s: float, seed: int, path: Path,
+    memory: mmap.mmap,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Read each input, keep count, and yield what fails for the first few times in its place.
+
+    After `most_s` seconds only the seeds that are left are read.
+    """
     place = NOW.size + number * COUNTS.size
     refused = accepted = failed = most = largest = 0
     slowest = 0.0
@@ -130,8 +135,10 @@ def tries(
     NOW.pack_into(memory, 0, number, numbers.start, time.monotonic())
     with suppress(BaseException):  # what is loaded or made once is not an input's
         target.read(path)
-    base = reset_peak()
+    base, end = reset_peak(), time.monotonic() + most_s
     for index in numbers:
+        if index >= len(target.seeds) and time.monotonic() > end:
+            break
         data = input_of(target, seed, index)
         path.write_bytes(data)
         largest = max(largest, len(data))
@@ -201,17 +208,19 @@ def reset_peak() -> int:
 
 
 def run(
-    names: Sequence[str], inputs: int, seed: int = 0, quiet: bool = True, where: Path = HERE
-) -> list[Row]:
+    names: Sequence[str], inputs: int, seed: int = 0, quiet: bool = True, where: Path = HERE,
+    most_s: float = float("inf"),
+) -> list[Row]:  # fmt: skip
     """Try `inputs` inputs on each reader of `where`, all seeds among them, one after another, in a
-    child that is made anew where it hangs or dies."""
+    child that is made anew where it hangs or dies. most_s: seconds after which a reader gets no
+    more of them."""
     rows = [Row(name) for name in names]
     start, began = (0, 0), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         state = Path(directory) / "state"
         while start[0] < len(names):
             state.write_bytes(bytes(NOW.size + COUNTS.size * len(names)))
-            settings = [list(names), str(state), start, inputs, seed, str(where)]
+            settings = [list(names), str(state), start, inputs, most_s, seed, str(where)]
             (number, index), ended = one_child(settings, rows, quiet, began)
             for number, row in enumerate(rows):
                 place = NOW.size + number * COUNTS.size
@@ -309,8 +318,8 @@ def main() -> int:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        names, state, start, inputs, seed, where = json.loads(given.child)
-        child(names, Path(state), tuple(start), inputs, seed, Path(where))
+        names, state, start, inputs, most_s, seed, where = json.loads(given.child)
+        child(names, Path(state), tuple(start), inputs, most_s, seed, Path(where))
         return 0
     targets = all_targets()
     names = given.only or list(targets)
