@@ -1,3 +1,4 @@
+# ruff: noqa: F811 (the fixture `run` comes from another file)
 """Never half-safe: every way to make a part inert, reversed, foreign or unvouched is refused.
 
 One table. Each way is tried with each kind of expert it is for, and at each door: `load`, the
@@ -373,7 +374,7 @@ def test_a_stage_that_hardly_acts_beside_another_is_warned_of(
 def test_an_empty_list_of_hashes_vouches_for_nothing_and_says_so(
     origin: World,
     tmp_path: Path,
-    run: Run,  # noqa: F811
+    run: Run,
 ) -> None:
     place = place_for(origin, "adapter", tmp_path)
     place.set(sha256={})
@@ -388,7 +389,7 @@ def test_an_empty_list_of_hashes_vouches_for_nothing_and_says_so(
 def test_research_may_steer_towards_harm_and_it_is_stated(
     origin: World,
     tmp_path: Path,
-    run: Run,  # noqa: F811
+    run: Run,
 ) -> None:
     place = place_for(origin, "adapter", tmp_path)
     args = ("--profile", place.profile, "--sa-scale", -3, "--reverse-sa", "--json", "The fox")
@@ -452,7 +453,7 @@ def test_a_shut_gate_leaves_no_rule_that_acted(
 def test_guidance_of_the_first_tokens_only_is_stated(
     origin: World,
     tmp_path: Path,
-    run: Run,  # noqa: F811
+    run: Run,
 ) -> None:
     place = place_for(origin, "adapter", tmp_path)
     found = run("generate", "--profile", place.profile, "--first-tokens", 1, "--json", "The fox")
