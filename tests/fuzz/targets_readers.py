@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -33,6 +35,7 @@ from minisafe.checkpoint import (
 )
 from minisafe.cli.inspect import as_lines, describe_path
 from minisafe.display import CONTROLS
+from minisafe.errors import SettingError
 from minisafe.files import read_json
 from minisafe.gate import Calibration
 from minisafe.profile import decide_safe, from_generation_config, load_profile, resolve
@@ -192,10 +195,17 @@ def vector_gguf() -> Target:
 
 # ---- profiles ----------------------------------------------------------------------------------
 
-CALIBRATION = {
-    "threshold": 0.4, "epsilon": 0.05, "made_for": "0" * 16, "data": "0" * 64, "n": 100,
-    "touched": 0.05, "n_harmful": 50, "missed": 0.0, "missed_low": 0.0, "missed_high": 0.07,
-}  # fmt: skip
+CALIBRATION = Calibration(
+    threshold=0.4, epsilon=0.05, made_for="0" * 16, data="0" * 64, n=100, touched=0.05,
+    n_harmful=50, missed=0.0, missed_low=0.0, missed_high=0.07, max_miss=0.1,
+).to_json()  # fmt: skip
+
+
+def sealed(data: dict[str, object]) -> dict[str, object]:
+    """With a seal that fits, as one may make who knows how: the ranges must hold by themselves."""
+    plain = {name: value for name, value in data.items() if name != "seal"}
+    text = json.dumps(plain, sort_keys=True)
+    return plain | {"seal": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def profile() -> Target:
@@ -215,10 +225,13 @@ def profile() -> Target:
 
 def calibration() -> Target:
     def read(path: Path) -> object:
-        return Calibration.from_json(read_json(path, ""), str(path)).gate
+        data = read_json(path, "")
+        with suppress(SettingError):
+            return Calibration.from_json(data, str(path)).gate
+        return Calibration.from_json(sealed(data), str(path)).gate
 
-    seeds = (spelt(CALIBRATION), spelt(CALIBRATION | {"threshold": 0, "missed": 1}))
-    return Target("calibration", seeds, ".json", read)
+    seeds = (CALIBRATION, sealed(CALIBRATION | {"threshold": 0, "missed_high": 1}))
+    return Target("calibration", tuple(map(spelt, seeds)), ".json", read)
 
 
 # ---- tokenizers --------------------------------------------------------------------------------
