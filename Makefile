@@ -2,13 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-.PHONY: chat test weights setup setup-dev lint clean
+FUZZ_INPUTS ?= 20000
+.PHONY: chat test fuzz weights setup setup-dev lint clean
 
 chat: setup
 	$(BIN)/python cli.py chat --safe
 
 test: setup-dev lint
 	$(BIN)/python -m pytest -q
+
+# every reader of foreign files, on this many mutated ones each; the table is for docs/trust.md
+fuzz: setup-dev
+	$(BIN)/python tests/fuzz/harness.py --inputs $(FUZZ_INPUTS)
 
 # everything under weights/tiny, from nothing: about a quarter of an hour on one core of two
 weights: setup
