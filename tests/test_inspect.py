@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ Run = Callable[..., tuple[int, str, str]]  # exit code, standard output, standar
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main changes it
         monkeypatch.setattr("sys.argv", ["minisafe", "inspect", *map(str, args)])
         with pytest.raises(SystemExit) as left:
             main()
@@ -76,3 +78,11 @@ def test_a_model_is_described_by_its_headers(run: Run, directory: Path) -> None:
     code, _, err = run(directory)
     assert code == 2
     assert "not a whole safetensors file" in err
+
+
+def test_a_directory_of_adapters_is_told_by_its_parts(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "unsafe").mkdir()
+    (tmp_path / "unsafe" / "adapter_config.json").write_text("{}")
+    code, _, err = run(tmp_path)
+    assert code == 2
+    assert "it holds LoRA adapters, give one of them: unsafe" in err

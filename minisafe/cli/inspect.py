@@ -25,6 +25,7 @@ from minisafe.config import LlamaConfig
 from minisafe.display import one_line
 from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
+from minisafe.files.foreign import HAS_ONE, no_config
 from minisafe.lora import check_adapter_config
 from minisafe.profile import PATHS, Profile, load_profile, resolve
 from minisafe.tokenizer import load_tokenizer
@@ -65,6 +66,8 @@ def describe_path(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
         return describe_model(path)
     what = "no such file or directory" if not path.exists() else "nothing that minisafe reads"
+    hint = no_config(path) if path.is_dir() else HAS_ONE
+    what += "" if hint == HAS_ONE else f" itself ({hint})"
     raise BadInput(
         f"{path}: {what}; expected a model or adapter directory, a vector (.safetensors, .npy, "
         ".gguf) or a profile (.json)"

@@ -11,6 +11,7 @@ LFS_WORDS = (
     "pull` in its repository"
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HAS_ONE = "a Hugging Face model directory has one"
 MOST_NAMES = 5  # of what is listed in a message
 
 
@@ -49,4 +50,4 @@ def no_config(directory: Path) -> str:
             return f"it holds {what}, give one of them: {', '.join(inner[:MOST_NAMES])}{more}"
     if list(directory.glob("*.gguf")):
         return "it holds GGUF, llama.cpp's format; expected a Hugging Face model directory"
-    return "a Hugging Face model directory has one"
+    return HAS_ONE
