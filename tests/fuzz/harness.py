@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from random import Random
+from traceback import extract_tb, print_exception
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
@@ -56,8 +57,10 @@ class Row:
     memory_mb: float = 0.0
     findings: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, counts: bytes) -> None:
-        inputs, refused, accepted, failed, slowest, memory = COUNTS.unpack(counts)
+    def add(
+        self, inputs: int, refused: int, accepted: int, failed: int, slowest: float, memory: int
+    ) -> None:
+        """Counts of one child, as `COUNTS` has them."""
         self.inputs += inputs
         self.refused += refused
         self.accepted += accepted
@@ -100,7 +103,8 @@ def child(
     seed: int, where: Path,
 ) -> None:  # fmt: skip
     """Read inputs from reader `start[0]`'s number `start[1]` on; findings go to standard output."""
-    out = os.fdopen(os.dup(1), "w", buffering=1)
+    out, errors = (os.fdopen(os.dup(each), "w", buffering=1) for each in (1, 2))
+    sys.excepthook = lambda kind, error, trace: print_exception(error, file=errors)
     quiet = os.open(os.devnull, os.O_WRONLY)
     for standard in (1, 2):  # libraries print what the parent need not see
         os.dup2(quiet, standard)
@@ -169,9 +173,7 @@ def tries(
 
 def told(error: BaseException) -> str:
     """An error's type, the innermost place in minisafe, and how its text begins."""
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = extract_tb(error.__traceback__)
     ours = [f for f in frames if "minisafe" in f.filename] or frames[-1:]
     where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
     return f"{type(error).__name__} at {where}: {str(error)[:80]!r}"
@@ -222,9 +224,9 @@ def run(
             state.write_bytes(bytes(NOW.size + COUNTS.size * len(names)))
             settings = [list(names), str(state), start, inputs, most_s, seed, str(where)]
             (number, index), ended = one_child(settings, rows, quiet, began)
-            for number, row in enumerate(rows):
-                place = NOW.size + number * COUNTS.size
-                row.add(state.read_bytes()[place : place + COUNTS.size])
+            counts = state.read_bytes()[NOW.size :]
+            for row, each in zip(rows, COUNTS.iter_unpack(counts), strict=True):
+                row.add(*each)
             if ended is None:
                 break
             rows[number].findings.append({"index": index, "kind": ended, "said": ended})
