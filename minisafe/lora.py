@@ -113,12 +113,7 @@ def check_adapter_config(config: dict[str, Any], path: Path) -> None:
     check_number(config.get("lora_alpha", 8), "lora_alpha", float, path)
     check_patterns(config, "rank_pattern", int, path)
     check_patterns(config, "alpha_pattern", float, path)
-    layers = config.get("layers_to_transform") or []
-    layers = layers if isinstance(layers, list) else [layers]
-    if not all(isinstance(layer, int) for layer in layers):
-        raise AdapterError(
-            f"{path}: layers_to_transform is {short(layers)}; expected layer numbers"
-        )
+    layers_of(config, path)
 
 
 def check_number(value: Any, key: str, kind: type[int] | type[float], path: Path) -> None:
@@ -209,11 +204,17 @@ def targeted_modules(modules: Iterable[str], config: dict[str, Any], path: Path)
         chosen = Selection.of(target, "target_modules", path).of_modules(modules)
     if excluded:
         chosen -= Selection.of(excluded, "exclude_modules", path).of_modules(modules)
-    layers = config.get("layers_to_transform")
-    if layers in (None, []):
-        return chosen
-    wanted = {layers} if isinstance(layers, int) else set(layers)
-    return {name for name in chosen if layer_of(name) in wanted}
+    layers = layers_of(config, path)
+    return {name for name in chosen if not layers or layer_of(name) in layers}
+
+
+def layers_of(config: dict[str, Any], path: Path) -> set[int]:
+    """The layers that are meant, a number or a list of them; none for all."""
+    given = config.get("layers_to_transform")
+    layers = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(type(layer) is int for layer in layers):
+        raise AdapterError(f"{path}: layers_to_transform is {short(given)}; expected layer numbers")
+    return set(layers)
 
 
 def layer_of(name: str) -> int | None:

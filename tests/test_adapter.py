@@ -283,6 +283,8 @@ def test_no_adapter_there(tmp_path: Path, base: Llama, adapter_directory: Path) 
         ({"rank_pattern": ["q_proj"]}, ("rank_pattern",)),
         ({"alpha_pattern": {"q_proj": None}}, ("alpha_pattern",)),
         ({"layers_to_transform": ["0"]}, ("layers_to_transform",)),
+        ({"layers_to_transform": 0.0}, ("layers_to_transform is 0.0",)),
+        ({"layers_to_transform": False}, ("layers_to_transform is False",)),
     ],
     ids=str,
 )
