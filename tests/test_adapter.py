@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from spoil import Bomb, raised, refuses, restore
 from torch import Tensor
 
-from minisafe.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+from minisafe.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    load_adapter,
+    save_adapter,
+    save_model,
+)
 from minisafe.errors import AdapterError, BadInput, CheckpointError, ConfigError
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
@@ -189,6 +195,23 @@ def test_copies_of_the_bases_own_tensors_are_passed_over_where_they_are_equal(
     restore_adapter(tmp_path, {HEAD_COPY: changed})
     words = (HEAD_COPY, "not this base's", "merge_and_unload", "save_embedding_layers=False")
     refuses(AdapterError, lambda: load_adapter(tmp_path, model), *words)
+
+
+@pytest.mark.live
+def test_an_adapter_of_the_head_as_peft_saves_it(tiny_model, tmp_path: Path) -> None:
+    transformers, peft = (pytest.importorskip(name) for name in ("transformers", "peft"))
+    model = tiny_model()
+    save_model(model, tmp_path / "base")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    theirs = peft.get_peft_model(theirs, settings)
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        theirs.save_pretrained(tmp_path / "adapter")
+    adapter = load_adapter(tmp_path / "adapter", model)
+    ids = random_ids(model, 1, 8)
+    with torch.no_grad():
+        ours = model(ids, adapters=(Applied(adapter, slice(0, 1)),))
+        torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_an_untrained_adapter_is_zero(tiny_model, tmp_path: Path) -> None:
