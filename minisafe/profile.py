@@ -181,6 +181,8 @@ def load_profile(path: str | Path) -> Profile:
     vouched = data.get("sha256") or {}
     if not isinstance(vouched, dict):
         raise ConfigError(f"{path}: sha256 is {vouched!r}; expected file names and their SHA-256")
+    for name in vouched:
+        check_path(name, "sha256", str(path))
     gate = data.get("calibration")
     calibration = None if gate is None else Calibration.from_json(gate, str(path))
     profile = Profile(settings, vouched, path, calibration)
@@ -324,12 +326,26 @@ def checked(name: str, value: Any, source: str) -> Any:
     wanted, make = value_type(name, kind)
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise SettingError(f"{source}: {name} is {value!r}; expected {kind}")
+    if name in PATHS:
+        check_path(str(value), name, source)
     if name == "stop" and not all(isinstance(each, str) for each in make(value)):
         raise SettingError(f"{source}: stop is {value!r}; expected strings")
     try:
         return make(value)
     except OverflowError:
         raise SettingError(f"{source}: {name} is too large; expected {kind}") from None
+
+
+def check_path(text: str, name: str, source: str) -> None:
+    """Raise `SettingError` for a path that no system can have, before one is asked for it."""
+    if (
+        "\0" in text
+        or max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/")) > 255
+        or len(text) > 4000
+    ):
+        raise SettingError(
+            f"{source}: {name} names {shown(text)}; expected a path of names up to 255 bytes each"
+        )
 
 
 def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], Any]]:

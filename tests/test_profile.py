@@ -572,3 +572,11 @@ def test_an_edit_is_merged_into_the_base(world: World) -> None:
     )
     with pytest.warns(SafetyWarning, match="other weights"):
         load(**world.flags(edit=world.adapter))
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "a/" * 3000], ids=["null", "name", "long"])
+@pytest.mark.parametrize("key", ["base", "expert", "vector", "sha256"])
+def test_paths_that_no_system_can_have(profile: Callable[..., Path], key: str, path: str) -> None:
+    value: Any = {path: "0" * 64} if key == "sha256" else path
+    with pytest.raises(SettingError, match=rf"p.json: {key} names .*; expected a path of names"):
+        load_profile(profile("p.json", **{key: value}))
