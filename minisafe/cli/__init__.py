@@ -26,7 +26,18 @@ from minisafe.errors import MinisafeError
 
 
 class Commands(click.Group):
-    """Ends in peace when the reader, such as `head`, has seen enough; click would exit with 1."""
+    """Ends in peace when the reader, such as `head`, has seen enough; click would exit with 1.
+
+    An option that counts once may be given once: click would take the last and drop the others.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            check_once(command, rest, ctx)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -48,6 +59,16 @@ def cli() -> None:
     Example:
       minisafe chat --safe
     """
+
+
+def check_once(command: click.Command, args: list[str], parent: click.Context) -> None:
+    """Raise `click.UsageError` for an option that is given twice and does not say `multiple`."""
+    context = click.Context(command, info_name=command.name, parent=parent, resilient_parsing=True)
+    _, _, given = command.make_parser(context).parse_args(args=list(args))
+    for option in given:
+        if isinstance(option, click.Option) and not option.multiple and given.count(option) > 1:
+            names = " or ".join((*option.opts, *option.secondary_opts))
+            raise click.UsageError(f"{names} is given more than once; expected it once", parent)
 
 
 COMMANDS = (
