@@ -20,6 +20,7 @@ from minisafe.cli.evaluate import evaluate_command
 from minisafe.cli.finetune import finetune
 from minisafe.cli.generate import generate
 from minisafe.cli.inspect import inspect
+from minisafe.cli.once import check_once
 from minisafe.cli.sweep import sweep
 from minisafe.display import one_line
 from minisafe.errors import MinisafeError
@@ -59,16 +60,6 @@ def cli() -> None:
     Example:
       minisafe chat --safe
     """
-
-
-def check_once(command: click.Command, args: list[str], parent: click.Context) -> None:
-    """Raise `click.UsageError` for an option that is given twice and does not say `multiple`."""
-    context = click.Context(command, info_name=command.name, parent=parent, resilient_parsing=True)
-    _, _, given = command.make_parser(context).parse_args(args=list(args))
-    for option in given:
-        if isinstance(option, click.Option) and not option.multiple and given.count(option) > 1:
-            names = " or ".join((*option.opts, *option.secondary_opts))
-            raise click.UsageError(f"{names} is given more than once; expected it once", parent)
 
 
 COMMANDS = (

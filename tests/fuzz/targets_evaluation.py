@@ -89,6 +89,20 @@ def fields(read: Callable[[object, str], Any]) -> Callable[[Path], None]:
     return run
 
 
+def responses(path: Path) -> None:
+    """Whatever is accepted is as it was written."""
+    for _, response in read_responses(path):
+        assert replace(response, id=RESPONSE.id) == RESPONSE
+
+
+def judgements(path: Path) -> None:
+    assert all(each == JUDGED for each in read_known(path).values())
+
+
+def cache(path: Path) -> None:
+    assert read_replies(path).items() <= {"a": "REFUSED"}.items()
+
+
 def reply(path: Path) -> None:
     with suppress(Unanswered):
         read_reply(reply_text(path.read_bytes()))
@@ -121,12 +135,12 @@ ALL = (
     Target("choices.jsonl", (lines(MMLU, TRUTHFUL),), ".jsonl", load_choices),
     Target("responses.jsonl",
            (b"".join(sealed(replace(RESPONSE, id=i).to_json()) for i in "ab"),),
-           ".jsonl", lambda path: list(read_responses(path))),
+           ".jsonl", responses),
     Target("response", (as_bytes(RESPONSE.to_json()),), ".json", fields(Response.from_json)),
-    Target("judgements.jsonl", (sealed(JUDGED.to_json()) * 2,), ".jsonl", read_known),
+    Target("judgements.jsonl", (sealed(JUDGED.to_json()) * 2,), ".jsonl", judgements),
     Target("judgement", (as_bytes(JUDGED.to_json()),), ".json", fields(Judged.from_json)),
     Target("endpoint-cache.jsonl", (sealed({"key": "a", "reply": "REFUSED"}) * 2,), ".jsonl",
-           read_replies),
+           cache),
     Target("judge reply", (as_bytes(REPLY), as_bytes(ERROR)), ".json", reply),
     Target("style.txt", (b"Please: {question}\n",), ".txt", read_template),
     Target("layout.txt", (b"{question}\n{answer}\n",), ".txt", read_layout),
