@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from minisafe.answer import Result
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.distributed import Group
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
@@ -129,16 +130,23 @@ def answer(session: Session, method: Method, batch: Sequence[Job], about: MadeBy
     drawn = session.settings.temperature != 0
     made = []
     for job, result in zip(batch, results, strict=True):
-        gate = result.applied.get("gate")
         made.append(Response(
             method.name, job.style, job.prompt.id, job.prompt.kind, job.prompt.category,
             job.prompt.text, job.asked, job.number if drawn else None,
             result.text, result.finish_reason, len(result.tokens),
             round(seconds * len(result.tokens) / max(1, tokens), 6),
-            None if gate is None else Gated(gate["threshold"], gate["variation"], gate["open"]),
+            seen_by_gate(result),
             about,
         ))  # fmt: skip
     return made
+
+
+def seen_by_gate(result: Result) -> Gated | None:
+    """What the gate saw of an answer's prompt; None where there was no gate."""
+    gate = result.applied.gate
+    if gate is None or gate.variation is None:
+        return None
+    return Gated(gate.threshold, gate.variation, gate.open is True)
 
 
 # ---- checks ------------------------------------------------------------------------------------
