@@ -268,7 +268,7 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "deep record": ("a.json", '[{"goal": "a", "target": ' + "[" * 70 + "]" * 70 + "}]", "too deep"),
     "a key twice": ("a.json", '[{"goal": "a", "goal": "c"}]', "'goal' is given twice"),
     "not a number": ("a.jsonl", '{"goal": "a", "target": NaN}', "line 1: it holds NaN"),
-    "long id": ("a.json", json.dumps([{"id": "i" * 2000, "goal": 1}]), "id has 2,000 characters"),
+    "long id": ("a.json", '[{"id": "%s", "prompt": "a"}]' % ("i" * 2000), "has 2,000 characters"),
     "huge number": ("a.json", "[" + "1" * 5000 + "]", "not valid JSON"),
     "nul": ("a.csv", b"goal,target\na\x00b,c\n", r"line 2: (control character U\+0000|malformed)"),
     "escape": ("a.json", '[{"id": 1, "prompt": "a\\u001b[2J"}]', r"row 1: control .* U\+001B"),
