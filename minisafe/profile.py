@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from minisafe.about import About
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES, LlamaConfig
 from minisafe.errors import CheckpointError, ConfigError, SafetyError, SettingError
@@ -177,17 +178,23 @@ def load_profile(path: str | Path) -> Profile:
         raise ConfigError(f"{path}: sha256 is {vouched!r}; expected file names and their SHA-256")
     gate = data.get("calibration")
     calibration = None if gate is None else Calibration.from_json(gate, str(path))
+    About.from_json(data.get("about"), str(path))
     profile = Profile(settings, vouched, path, calibration)
     check_files(profile)
     return profile
 
 
 def save_profile(
-    settings: Mapping[str, Any], path: str | Path, files: tuple[Path, ...] = ()
+    settings: Mapping[str, Any],
+    path: str | Path,
+    files: tuple[Path, ...] = (),
+    about: About | None = None,
 ) -> None:
     """Write a profile; paths in `settings` are kept relative to it, `files` get their SHA-256."""
     path = Path(path)
     data: dict[str, Any] = {"minisafe_profile": VERSION}
+    if about is not None:
+        data["about"] = about.to_json()
     for name, value in settings.items():
         data[name] = relative(Path(value), path.parent) if name in PATHS and value else value
     data["sha256"] = {relative(file, path.parent): sha256(file) for file in sorted(files)}
