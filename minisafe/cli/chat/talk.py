@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -24,7 +24,8 @@ SHOWN = 10_000  # characters of one message to the user
 
 def tell(text: str) -> None:
     """A message to the user, who may have named things in it that command a terminal."""
-    click.echo(harmless(text, SHOWN), err=True)
+    wrap = Wrap(width(sys.stderr))
+    click.echo(wrap.push(harmless(text, SHOWN)) + wrap.finish(), err=True)
 
 
 def complain(error: Exception | str) -> None:
@@ -59,7 +60,7 @@ class Talk:
             tell("(stopped)")
 
     def _show(self, pieces: Iterator[str]) -> None:
-        wrap, shown = Wrap(None if self.as_json else width()), False
+        wrap, shown = Wrap(None if self.as_json else width(sys.stdout)), False
         try:
             for piece in pieces:
                 if not self.as_json:
@@ -82,6 +83,6 @@ class Talk:
         return self.chat.applied()
 
 
-def width() -> int | None:
-    """The terminal's columns; None where the output is no terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+def width(stream: TextIO) -> int | None:
+    """A terminal's columns; None for a stream that is no terminal."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
