@@ -125,10 +125,11 @@ class Chat:
     def undo(self) -> str:
         """Take the last message and its answer back, as though they were never said; returns the
         message. Raises `PromptError` where nothing was said."""
-        before = self.conversation()
-        if not before.exchanges:
-            raise PromptError("nothing was said yet, so there is nothing to take back")
-        self.restore(Conversation(before.exchanges[:-1], max(0, before.turn - 1)))
+        with self._alone():
+            before = self.conversation()
+            if not before.exchanges:
+                raise PromptError("nothing was said yet, so there is nothing to take back")
+            self._take(Conversation(before.exchanges[:-1], max(0, before.turn - 1)))
         return before.exchanges[-1].question
 
     def regenerate(self) -> Iterator[str]:

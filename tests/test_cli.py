@@ -64,8 +64,9 @@ Run = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """`run("generate", "--base", path, "text", stdin=b"")`: the command line in this process."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
     def call(*args: object, stdin: bytes | str = b"", terminal: bool = False) -> Outcome:
         data = stdin.encode() if isinstance(stdin, str) else stdin

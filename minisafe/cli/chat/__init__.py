@@ -21,14 +21,14 @@ from minisafe.cli.options import common_options, describe, session_from_flags
 from minisafe.errors import MinisafeError, PromptError
 
 
-@click.command()
+@click.command("chat")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object an answer.")
 @click.option(
     "--history/--no-history", default=True, show_default=True,
     help="Keep what is typed at a terminal for later chats.",
 )  # fmt: skip
 @common_options
-def chat(as_json: bool, history: bool) -> None:
+def chat_command(as_json: bool, history: bool) -> None:
     """Talk with the model. Without --profile or --base, with the shipped tiny one.
 
     \b
