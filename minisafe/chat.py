@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from minisafe.acted import Acted
 from minisafe.answer import Answer, Result
 from minisafe.conversation import Conversation, Exchange
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.guidance import Guidance, Plain
-from minisafe.loaded import Loaded, acted, user
+from minisafe.loaded import Loaded, user
 from minisafe.lockstep import Lockstep
 from minisafe.slots import Span, covered
 from minisafe.speculate import make_generation
@@ -190,12 +191,13 @@ class Chat:
         answer = session.answer(())
         self.messages, self.turn = messages, self.turn + 1
         try:
-            for event in generation:
-                piece = answer.push(event)
-                if answer.stops.stopped:
-                    generation.cancel(0, "stop_string")
-                if piece:
-                    yield piece
+            with session.running.during(generation):
+                for event in generation:
+                    piece = answer.push(event)
+                    if answer.stops.stopped:
+                        generation.cancel(0, "stop_string")
+                    if piece:
+                        yield piece
         except (NonFiniteError, KeyboardInterrupt):
             self._restart()  # what the caches hold can no longer be trusted
             raise
@@ -252,10 +254,9 @@ class Chat:
     ) -> None:
         """Keep the answer, whole or broken off, and what each cache now holds."""
         gate = self.session.gate if self.safe else None
-        applied = acted(self.applied(), gate, row)
+        applied = self.applied().on_answer(row, gate)
         self.result = answer.result(len(chats[0].ids), applied)
-        rule = self.safe and self.session.guidance.n_streams > 1
-        self.why = Why.of(row, self.safe, rule, steering is not None, gate)
+        self.why = Why.of(self.applied(), applied, row)
         if not answer.tokens:
             self.messages = self.messages[:-1]
         else:
@@ -271,7 +272,6 @@ class Chat:
                 ids, self._marks(len(ids), spans, steering if not stream else None)
             )
 
-    def applied(self) -> dict[str, Any]:
+    def applied(self) -> Acted:
         """What safety acts on the next answer."""
-        off = {"safe": False, "sa": None, "sgds": None}
-        return dict(self.session.applied) if self.safe else off
+        return self.session.applied if self.safe else Acted()

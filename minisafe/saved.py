@@ -26,7 +26,7 @@ VERSION = 1
 MAX_BYTES = 4 << 20  # about ten bytes a token: more than any context that runs here holds
 DECIDES_SAFETY = (
     "rule", "sgds_lambda", "margin", "alpha", "first_tokens", "common_tokens", "expert_system",
-    "anti_system", "sa_scale", "sa_positions", "sa_layer",
+    "anti_system", "expert_kind", "sa_scale", "sa_positions", "sa_layer", "reverse_sa",
 )  # fmt: skip
 TAKEN = tuple(name for name in SETTABLE if name not in DECIDES_SAFETY)
 EXCHANGE = {"question": str, "answer": str, "ids": list, "guided": bool}

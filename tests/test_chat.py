@@ -14,6 +14,7 @@ from torch import Tensor
 from worlds import E, World
 
 import minisafe
+from minisafe.acted import Acted
 from minisafe.cache import KVCache
 from minisafe.chat import Chat
 from minisafe.conversation import Conversation
@@ -22,6 +23,7 @@ from minisafe.errors import (
     NonFiniteError,
     OutOfMemory,
     PromptError,
+    SafetyWarning,
     SettingError,
 )
 from minisafe.gate import Gate
@@ -143,7 +145,7 @@ actions = st.lists(
         st.tuples(st.just("break off"), st.integers(1, 4)),
         st.tuples(st.just("safe"), st.booleans()),
         st.tuples(st.just("sa_positions"), st.sampled_from(POSITIONS)),
-        st.tuples(st.just("sa_scale"), st.sampled_from((0.5, 1.5, -1.0))),
+        st.tuples(st.just("sa_scale"), st.sampled_from((0.5, 1.5, 0.25))),
         st.tuples(st.just("sgds_lambda"), st.sampled_from((0.5, 0.9))),
         st.tuples(st.just("margin"), st.sampled_from((0.0, 0.3))),
         st.tuples(st.just("system"), st.sampled_from(("You are a bird.", ""))),
@@ -207,7 +209,7 @@ def test_switching_safety_midway_is_a_fresh_chat_in_that_state(
         other = fresh(chat)
         tokens.append(say(chat, "Hello there!"))
         assert say(other, "Hello there!") == tokens[-1]
-        assert chat.result.applied["safe"] is on
+        assert chat.result.applied.to_json()["safe"] is on
         assert other.reused == 0
 
 
@@ -371,7 +373,7 @@ def test_an_end_token_ends_the_turn_and_stands_once(world: World) -> None:
     session = chat.session
     chat = Session(
         session.settings, session.streams, session.tokenizer, frozenset({free[2]}),
-        session.guidance, session.steering, session.applied, session.n_ids,
+        session.guidance, session.steering, session.kinds, session.n_ids,
     ).chat()  # fmt: skip
     assert say(chat, "Hello there!") == free[: free.index(free[2]) + 1]
     assert chat.result.finish_reason == "stop"
@@ -518,7 +520,7 @@ def test_safety_that_was_not_loaded_cannot_be_switched_on(world: World) -> None:
     chat.set_safe(False)
     with pytest.raises(SettingError, match="nothing safe was loaded; start again with --safe"):
         chat.set_safe(True)
-    assert chat.applied() == {"safe": False, "sa": None, "sgds": None}
+    assert chat.applied() == Acted()
 
 
 def test_settings_that_cannot_be_set_change_nothing(world: World) -> None:
@@ -535,9 +537,9 @@ def test_what_is_applied_is_what_was_set(world: World) -> None:
     chat.set("sgds_lambda", 0.25)
     chat.set("sa_positions", "all")
     say(chat, "Hello there!")
-    assert chat.result.applied["sgds"]["lambda"] == 0.25
-    assert chat.result.applied["sa"]["positions"] == "all"
-    assert chat.result.applied["sa"]["scale"] == 1.5
+    assert chat.result.applied.to_json()["sgds"]["lambda"] == 0.25
+    assert chat.result.applied.to_json()["sa"]["positions"] == "all"
+    assert chat.result.applied.to_json()["sa"]["scale"] == 1.5
 
 
 def test_one_stage_alone(world: World) -> None:
@@ -547,9 +549,9 @@ def test_one_stage_alone(world: World) -> None:
         say(chat, "Hello there!")
         say(chat, "Why?")
         applied = chat.result.applied
-        assert applied["safe"]
-        assert (applied["sa"] is None) == ("sa_scale" in changes)
-        assert (applied["sgds"] is None) == ("sgds_lambda" in changes)
+        assert applied.safe
+        assert (applied.sa is None) == ("sa_scale" in changes)
+        assert (applied.sgds is None) == ("sgds_lambda" in changes)
 
 
 # ---- one answer at a time ----------------------------------------------------------------------
@@ -676,7 +678,7 @@ def test_why_counts_what_guidance_changed(
     why = chat.why
     assert (why.tokens, why.judged) == (12, 12)
     assert why.changed == changed_by_hand(chat, "Hello there!", tokens)
-    assert (why.safe, why.rule, why.vector, why.steered, why.guided) == (True,) * 5
+    assert why.asked == chat.applied()
     assert why.line().startswith(
         f"guidance changed the likeliest choice at {why.changed or 'none'} of the 12 tokens; the "
         "vector was added; base and expert differed by 0."
@@ -700,7 +702,7 @@ def test_why_with_a_gate(world: World) -> None:
         chat.reset()
         chat.session = replace(chat.session, gate=Gate(threshold))
         say(chat, "Hello there!")
-        assert chat.why.guided is open_
+        assert chat.why.acted.gate.open is open_
         seen = f"{chat.why.variation:.2f}"
         expected = f"the gate was open ({seen} > 0.00)" if open_ else (
             f"the gate stayed shut ({seen} <= 1.00); nothing acted, and the answer is the model's "
@@ -708,7 +710,7 @@ def test_why_with_a_gate(world: World) -> None:
         )  # fmt: skip
         assert chat.why.line().endswith(expected)
     say(chat, "Why?")  # later turns know no gate
-    assert chat.why.threshold is None
+    assert chat.why.acted.gate is None
     assert chat.why.judged == chat.why.tokens
 
 
@@ -725,9 +727,10 @@ def test_why_where_little_acts(world: World) -> None:
         lines[name] = chat.why.line()
     assert "; no vector; base and expert differed by" in lines["sa_scale"]
     assert lines["sgds_lambda"] == "no guidance; the vector was added"
-    short = new_chat(world, sgds_lambda=0.0, sa_positions="generated", max_new_tokens=1)
+    with pytest.warns(SafetyWarning, match="answers of one token"):
+        short = new_chat(world, sa_positions="generated", max_new_tokens=1)
     say(short, "Hello there!")
-    assert short.why.line() == "no guidance; the vector had no token to act on"
-    few = new_chat(world, rule="safedecoding", alpha=3.0, first_tokens=2)
+    assert " of the 1 token; the vector had no token to act on; " in short.why.line()
+    few = new_chat(world, rule="safedecoding", alpha=3.0, first_tokens=2, expert_kind="safe")
     say(few, "Hello there!")
     assert "of the first 2 tokens; " in few.why.line()

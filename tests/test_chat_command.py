@@ -11,11 +11,12 @@ import pytest
 from test_cli import Outcome, Run, api, flags, run, talk  # noqa: F401 (run is a fixture)
 from worlds import World, write_json
 
+from minisafe.chat import Chat
 from minisafe.cli.chat.commands import COMMANDS
 from minisafe.display import harmless
 from minisafe.errors import NonFiniteError
 from minisafe.loaded import SETTABLE
-from minisafe.model import Llama
+from minisafe.tokenizer import TextStream
 
 pytest_plugins = ["world_fixtures"]
 Typed = Callable[..., Outcome]
@@ -81,27 +82,32 @@ def test_errors_at_a_terminal_go_on(
     typed: Typed, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever fails is one line, and the conversation is still there."""
-    forward, calls = Llama.forward, []
+    push, send, sent = TextStream.push, Chat.send, []
 
-    def failing(self: Llama, *args: Any, **options: Any) -> Any:
-        calls.append(self)
-        if len(calls) == 10:
+    def counted(self: Chat, text: str) -> Any:
+        sent.append(0)
+        return send(self, text)
+
+    def failing(self: TextStream, id_: int) -> str:
+        sent[-1] += 1
+        if len(sent) == 2 and sent[-1] == 2:
             raise NonFiniteError("NaN")
-        if len(calls) == 11:
+        if len(sent) == 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore")
-        return forward(self, *args, **options)
+        return push(self, id_)
 
-    monkeypatch.setattr(Llama, "forward", failing)
+    monkeypatch.setattr(Chat, "send", counted)
+    monkeypatch.setattr(TextStream, "push", failing)
     found = typed(
         "Hello there!", "Why?", "Why?", "/nonsense", "/set temperature hot", "/save", "/load none",
         "x" * (1 << 20) + "x", "caf\udcff", UnicodeDecodeError("utf-8", b"\xff", 0, 1, ""),
-        KeyboardInterrupt(), "/undo", "/undo", "Hello there!",
+        KeyboardInterrupt(), "/undo", "/undo", "/undo", "Hello there!",
     )  # fmt: skip
     monkeypatch.undo()
     assert found.code == 0
     assert len(found.errors) == 9
     assert "Traceback" not in found.err
-    assert found.err.count("taken back: ") == 2  # the second answer had begun
+    assert found.err.count("taken back: ") == 3  # the answers had begun
     assert found.out.endswith(answers(world, "Hello there!")[0] + "\n")
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisafe.about import About, read_about
+from minisafe.acted import Acted, Amplification, OtherRule, SafetyGuidance
 from minisafe.cli.chat import keyboard as keyboards
 from minisafe.cli.chat.banner import banner, in_plain_words
 from minisafe.cli.chat.commands import COMMANDS, complete
@@ -293,29 +295,30 @@ def test_lines_that_wait(monkeypatch: pytest.MonkeyPatch, pipe: tuple[int, int])
 
 # ---- what a chat says first --------------------------------------------------------------------
 
-PLAIN = {"safe": False, "sa": None, "sgds": None}
+SA = Amplification("v", (1,), 1.0, "prompt")
+RULE = SafetyGuidance("adapter", "e", 0.99, 0.0)
 
 
 def test_plain_words() -> None:
     off = "Safe decoding is off: the model answers as it is."
-    assert in_plain_words(PLAIN) == off
-    both = in_plain_words({"safe": True, "sa": {"scale": 1}, "sgds": {"lambda": 1}})
-    assert both == (
+    assert in_plain_words(Acted()) == off
+    assert in_plain_words(Acted(True, SA, RULE)) == (
         "Safe decoding is on: words are held back that an unsafe version of the model would "
         "choose, and the model is turned towards safe answers."
     )
-    assert " and the model" not in in_plain_words({"safe": True, "sa": None, "sgds": {"x": 1}})
-    assert "a second model" in in_plain_words({"safe": True, "sa": None, "sgds": None,
-                                               "rule": {"name": "rose"}})  # fmt: skip
+    assert " and the model" not in in_plain_words(Acted(True, None, RULE))
+    other = OtherRule("rose", {}, ("system prompt",))
+    assert "a second model" in in_plain_words(Acted(True, rule=other))
+    assert "TOWARDS HARM" in in_plain_words(Acted(True, replace(SA, reversed=True)))
 
 
 def test_a_banner() -> None:
     about = About("It knows foxes.", ("One?", "Two?", "Three?", "Four?"))
-    assert banner(PLAIN, about).splitlines()[1:] == [
+    assert banner(Acted(), about).splitlines()[1:] == [
         "It knows foxes.", "Try:  One?", "      Two?", "      Three?",
         "/help lists commands and settings; Ctrl-C ends an answer, Ctrl-D the chat.",
     ]  # fmt: skip
-    assert len(banner(PLAIN, About()).splitlines()) == 2
+    assert len(banner(Acted(), About()).splitlines()) == 2
 
 
 def test_the_shipped_profile_says_what_it_knows() -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from minisafe.about import About, read_about
+from minisafe.acted import Acted
 from minisafe.cli.options import common_flags
 from minisafe.profile import default_profile
 
 RULE = "words are held back that an unsafe version of the model would choose"
 OTHER_RULE = "a second model corrects the words that are chosen"
 VECTOR = "the model is turned towards safe answers"
+REVERSED = "the model is turned TOWARDS HARM, for research"
 QUESTIONS = 3
 
 
@@ -23,19 +22,16 @@ def about_of_flags() -> About:
     return read_about(flags.get("profile") or default_profile())
 
 
-def in_plain_words(applied: Mapping[str, Any]) -> str:
+def in_plain_words(applied: Acted) -> str:
     """What safety does, for a person who knows nothing of it."""
-    if not applied["safe"]:
+    if not applied.safe:
         return "Safe decoding is off: the model answers as it is."
-    parts = [
-        (RULE, applied.get("sgds")),
-        (OTHER_RULE, applied.get("rule")),
-        (VECTOR, applied.get("sa")),
-    ]
+    vector = REVERSED if applied.sa is not None and applied.sa.reversed else VECTOR
+    parts = [(RULE, applied.sgds), (OTHER_RULE, applied.rule), (vector, applied.sa)]
     return f"Safe decoding is on: {', and '.join(text for text, acts in parts if acts)}."
 
 
-def banner(applied: Mapping[str, Any], about: About) -> str:
+def banner(applied: Acted, about: About) -> str:
     """The lines that a chat at a terminal begins with."""
     lines = [in_plain_words(applied)]
     if about.knows:

@@ -57,7 +57,7 @@ def show_help(talk: Talk, rest: str) -> None:
         "Settings and their present values; /set NAME VALUE changes one:",
         *rows(settings, indent=2),
         "",
-        f"Now: {describe(talk.applied())}.",
+        f"Now: {describe(talk.chat.applied())}.",
     ]))  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def set_safe(talk: Talk, rest: str) -> None:
         raise SettingError(f"/safe {rest[:80]!r} is not how it is used; expected /safe on or off")
     if rest:
         talk.chat.set_safe(rest == "on")
-    tell(describe(talk.applied()))
+    tell(describe(talk.chat.applied()))
 
 
 def reset(talk: Talk, rest: str) -> None:

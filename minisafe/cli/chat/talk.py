@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
 
@@ -77,10 +77,6 @@ class Talk:
             click.echo(json.dumps(self.chat.result.to_json()))
         elif not shown and not self.as_json:
             click.echo()
-
-    def applied(self) -> dict[str, Any]:
-        """What safety acts on the next answer."""
-        return self.chat.applied()
 
 
 def width(stream: TextIO) -> int | None:
