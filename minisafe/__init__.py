@@ -5,7 +5,7 @@
         print(piece, end="")
 
 For those who embed the parts: `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`,
-`Stream`, `Generation`, `Request`, `safe_log_probs`.
+`Stream`, `Generation`, `Request`, `safe_log_probs`. Everything here is described in docs/api.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minisafe.answer import Result
     from minisafe.cache import KVCache
+    from minisafe.chat import Chat
     from minisafe.checkpoint import load_adapter, load_model
     from minisafe.config import LlamaConfig
     from minisafe.engine import Generation, Request
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from minisafe.guidance import SGDS, safe_log_probs
     from minisafe.lockstep import Lockstep, Stream
     from minisafe.model import Llama
+    from minisafe.profile import Settings
     from minisafe.sampling import Sampling
     from minisafe.session import Session, load
     from minisafe.tokenizer import load_tokenizer
@@ -31,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SGDS",
+    "Chat",
     "Generation",
     "KVCache",
     "Llama",
@@ -38,9 +42,11 @@ __all__ = [
     "Lockstep",
     "MinisafeError",
     "Request",
+    "Result",
     "SafetyVector",
     "Sampling",
     "Session",
+    "Settings",
     "Steering",
     "Stream",
     "load",
@@ -53,7 +59,9 @@ __all__ = [
 
 # where each name lives: a name is imported when it is first asked for, since torch takes seconds
 HOMES = {
+    "answer": ("Result",),
     "cache": ("KVCache",),
+    "chat": ("Chat",),
     "checkpoint": (
         "load_adapter",
         "load_model",
@@ -73,6 +81,7 @@ HOMES = {
         "Stream",
     ),
     "model": ("Llama",),
+    "profile": ("Settings",),
     "sampling": ("Sampling",),
     "session": (
         "Session",

@@ -316,7 +316,7 @@ def test_a_banner() -> None:
     about = About("It knows foxes.", ("One?", "Two?", "Three?", "Four?"))
     assert banner(Acted(), about).splitlines()[1:] == [
         "It knows foxes.", "Try:  One?", "      Two?", "      Three?",
-        "/help lists commands and settings; Ctrl-C ends an answer, Ctrl-D the chat.",
+        "/help lists commands; Ctrl-C ends an answer, Ctrl-D the chat.",
     ]  # fmt: skip
     assert len(banner(Acted(), About()).splitlines()) == 2
 

@@ -38,5 +38,5 @@ def banner(applied: Acted, about: About) -> str:
         lines.append(about.knows)
     for number, question in enumerate(about.questions[:QUESTIONS]):
         lines.append(("Try:  " if number == 0 else "      ") + question)
-    lines.append("/help lists commands and settings; Ctrl-C ends an answer, Ctrl-D the chat.")
+    lines.append("/help lists commands; Ctrl-C ends an answer, Ctrl-D the chat.")
     return "\n".join(lines)

@@ -52,7 +52,7 @@ def show_help(talk: Talk, rest: str) -> None:
     settings = table(talk.chat.session.settings, talk.helps)
     tell("\n".join([
         *rows(commands),
-        '"""              begins and ends a message of several lines; \\ at a line\'s end goes on',
+        '"""  begins and ends a message of several lines; or let each end in \\',
         "",
         "Settings and their present values; /set NAME VALUE changes one:",
         *rows(settings, indent=2),
