@@ -173,7 +173,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Keyboard]:
         readline = None if doc is None else Readline(doc)
         monkeypatch.setattr("builtins.input", ask)
         monkeypatch.setattr(keyboards, "find_readline", lambda: readline)
-        monkeypatch.setattr(keyboards, "more_waits", lambda: left[0] > 0)
+        monkeypatch.setattr(keyboards, "more_waits", lambda: left[0] > 1)
         return Keyboard(history or History(None), complete)
 
     return make
@@ -188,6 +188,8 @@ def test_gnu_readline_knows_pastes(typed: Callable[..., Keyboard]) -> None:
 @pytest.mark.parametrize("doc", [None, "libedit"])
 def test_elsewhere_lines_that_wait_are_a_paste(typed: Callable[..., Keyboard], doc: Any) -> None:
     assert typed(["one", "two", "three"], doc)("> ") == "one\ntwo\nthree"
+    assert typed(["one", "two", ""], doc)("> ") == "one\ntwo"
+    assert typed(["one"], doc)("> ") == "one"
 
 
 def test_bytes_that_are_no_text(typed: Callable[..., Keyboard]) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from minisafe.cli.chat.history import History
+from minisafe.cli.chat.typed import MORE
 from minisafe.errors import PromptError
 
 Complete = Callable[[str], Sequence[str]]  # what is typed so far -> what its last word may become
@@ -63,13 +64,23 @@ class Keyboard:
         for bytes that are no UTF-8."""
         try:
             text = input(prompt)
-            while not self.knows_pastes and more_waits():
-                text += "\n" + input()
+            if not self.knows_pastes and more_waits():
+                text = rest_of_paste(text)
         except UnicodeDecodeError:
             raise PromptError(
                 "what was typed is not valid UTF-8, so it was not sent; expected UTF-8 text"
             ) from None
         return text
+
+
+def rest_of_paste(first: str) -> str:
+    """A pasted text whose first line has been read. Enter ends it: its last line may not be whole,
+    and nothing tells whether it is."""
+    lines = [first]
+    while more_waits():
+        lines.append(input())
+    last = input(MORE)
+    return "\n".join([*lines, last] if last else lines)
 
 
 def find_readline() -> ModuleType | None:
