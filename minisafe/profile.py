@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from minisafe.about import About
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES, LlamaConfig, shown
 from minisafe.errors import (
@@ -185,6 +186,7 @@ def load_profile(path: str | Path) -> Profile:
         check_path(name, "sha256", str(path))
     gate = data.get("calibration")
     calibration = None if gate is None else Calibration.from_json(gate, str(path))
+    About.from_json(data.get("about"), str(path))
     profile = Profile(settings, vouched, path, calibration)
     check_files(profile)
     if vouched == {} and "sha256" in data:
@@ -220,11 +222,16 @@ def profile_settings(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def save_profile(
-    settings: Mapping[str, Any], path: str | Path, files: tuple[Path, ...] = ()
+    settings: Mapping[str, Any],
+    path: str | Path,
+    files: tuple[Path, ...] = (),
+    about: About | None = None,
 ) -> None:
     """Write a profile; paths in `settings` are kept relative to it, `files` get their SHA-256."""
     path = Path(path)
     data: dict[str, Any] = {"minisafe_profile": VERSION}
+    if about is not None:
+        data["about"] = about.to_json()
     for name, value in settings.items():
         data[name] = relative(Path(value), path.parent) if name in PATHS and value else value
     data["sha256"] = hashes(files, path.parent)

@@ -13,7 +13,7 @@ from minisafe import __version__
 from minisafe.checkpoint import first_line, is_out_of_memory
 from minisafe.cli.amplify import amplify_command
 from minisafe.cli.calibrate import calibrate
-from minisafe.cli.chat import chat
+from minisafe.cli.chat import chat_command
 from minisafe.cli.convert import convert
 from minisafe.cli.edit import edit_command
 from minisafe.cli.evaluate import evaluate_command
@@ -64,8 +64,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    chat, generate, inspect, amplify_command, finetune, convert, edit_command, evaluate_command,
-    calibrate, sweep, vouch_command,
+    chat_command, generate, inspect, amplify_command, finetune, convert, edit_command,
+    evaluate_command, calibrate, sweep, vouch_command,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)
