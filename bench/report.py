@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import minisafe
-from minisafe.checkpoint import write_text
+from minisafe.files import write_text
 
 Row = dict[str, Any]  # name, value, unit, target (as "<= 1.3", or None), holds
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minisafe.errors import ConfigError
+from minisafe.files import read_json
 
 FAMILIES = ("llama", "mistral", "qwen2")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -111,19 +111,6 @@ class LlamaConfig:
         """Bytes of keys and values that one token takes in a cache of the checkpoint's dtype."""
         size = 4 if self.dtype in (None, "float32") else 2
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim * size
-
-
-def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """The JSON object in `path`; raises `ConfigError` with `hint` where there is none."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; {hint}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a JSON object, got {type(data).__name__}")
-    return data
 
 
 class _Reader:

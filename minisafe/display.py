@@ -12,9 +12,23 @@ CONTROLS = re.compile(
 )
 
 
-def harmless(text: str) -> str:
-    """The text with its control characters shown, not sent; as many characters as before."""
+LONGEST = 4000  # characters of one message: a name or an error may hold a file's whole content
+
+
+def harmless(text: str, limit: int | None = None) -> str:
+    """The text with its control characters shown, not sent; as many characters as before.
+
+    limit: most characters; of a longer text the middle is left out.
+    """
+    if limit is not None and len(text) > limit:
+        half = max(1, (limit - 5) // 2)
+        text = f"{text[:half]} ... {text[-half:]}"
     return CONTROLS.sub(_shown, text)
+
+
+def one_line(text: str, limit: int = LONGEST) -> str:
+    """A message for a terminal: one line, no control characters, bounded."""
+    return harmless(" ".join(text.split()), limit)
 
 
 def _shown(match: re.Match[str]) -> str:

@@ -47,6 +47,14 @@ class SafetyError(BadInput):
     """Safe decoding was asked for and cannot be given in full, so nothing is answered."""
 
 
+class OutputError(MinisafeError):
+    """A file could not be written: no room, no permission. What was there before is untouched."""
+
+
+class SafetyWarning(UserWarning):
+    """Something about the safety parts that is allowed, and that one should know."""
+
+
 class SlotError(MinisafeError):
     """A slot names a place that does not exist, or was given and never applied."""
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minisafe.errors import SettingError, VectorError
+from minisafe.files import whole_file
 from minisafe.slots import Add, Slot, Span
 
 PREFIX = "layer."
@@ -156,17 +157,14 @@ def _decoded(value: str) -> Any:
 
 def save_vector(vector: SafetyVector, path: str | Path) -> None:
     """Write minisafe's format, whole or not at all: tensors `layer.N`, metadata as JSON values."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "minisafe-vector"} | {
         # a string stands as it is, unless it would be read as something else, such as "1e5"
         key: value if isinstance(value, str) and _decoded(value) == value else json.dumps(value)
         for key, value in vector.metadata.items()
     }
     tensors = {f"{PREFIX}{layer}": values.contiguous() for layer, values in vector.at(None).items()}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 def save_npy(vector: SafetyVector, path: str | Path) -> None:
@@ -174,11 +172,8 @@ def save_npy(vector: SafetyVector, path: str | Path) -> None:
     if len(vector.layers) != 1:
         raise VectorError(f"{path}: .npy holds one layer; the vector has {len(vector.layers)}")
     (values,) = vector.layers.values()
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with whole_file(path) as temporary, temporary.open("wb") as file:
         np.save(file, values.numpy()[None])
-    temporary.replace(path)
 
 
 def save_gguf(vector: SafetyVector, path: str | Path) -> None:
@@ -192,18 +187,16 @@ def save_gguf(vector: SafetyVector, path: str | Path) -> None:
         raise VectorError(
             f"{path}: a GGUF control vector starts at layer 1; one for layer 0 cannot be exported"
         )
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    writer = gguf.GGUFWriter(str(temporary), "controlvector")
-    writer.add_string("controlvector.model_hint", "llama")
-    writer.add_uint32("controlvector.layer_count", len(layers))
-    for layer, values in sorted(layers.items()):
-        writer.add_tensor(f"{GGUF_PREFIX}{layer}", values.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        writer = gguf.GGUFWriter(str(temporary), "controlvector")
+        writer.add_string("controlvector.model_hint", "llama")
+        writer.add_uint32("controlvector.layer_count", len(layers))
+        for layer, values in sorted(layers.items()):
+            writer.add_tensor(f"{GGUF_PREFIX}{layer}", values.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
 
 def _read_gguf(path: Path) -> SafetyVector:

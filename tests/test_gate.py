@@ -241,7 +241,7 @@ def test_a_gate_needs_a_threshold_of_a_share() -> None:
 
 
 def test_a_calibration_is_read_back_or_refused() -> None:
-    made = Calibration(0.25, 0.02, "abc", "def", 200, 0.02, 100, 0.05, 0.02, 0.1)
+    made = Calibration(0.25, 0.02, "abc", "def", 200, 0.02, 100, 0.05, 0.02, 0.1, 0.05)
     assert Calibration.from_json(made.to_json(), "p") == made
     for spoiled in (
         {}, [], 3, made.to_json() | {"more": 1}, made.to_json() | {"threshold": "0.2"},

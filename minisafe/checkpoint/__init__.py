@@ -34,10 +34,10 @@ from minisafe.checkpoint.files import (
     save_tensors,
     short,
     unread,
-    write_text,
 )
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory, SettingError
+from minisafe.files import write_text
 from minisafe.model import Llama
 
 __all__ = [
@@ -63,7 +63,6 @@ __all__ = [
     "save_adapter",
     "save_model",
     "save_tensors",
-    "write_text",
 ]
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from minisafe.checkpoint.files import check_finite, read_file, save_tensors, write_text
-from minisafe.config import read_json
+from minisafe.checkpoint.files import check_finite, read_file, save_tensors
 from minisafe.errors import AdapterError
+from minisafe.files import read_json, write_text
 from minisafe.lora import (
     LoraAdapter,
     LoraDelta,

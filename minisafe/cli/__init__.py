@@ -21,6 +21,8 @@ from minisafe.cli.finetune import finetune
 from minisafe.cli.generate import generate
 from minisafe.cli.inspect import inspect
 from minisafe.cli.sweep import sweep
+from minisafe.cli.vouch import vouch_command
+from minisafe.display import one_line
 from minisafe.errors import MinisafeError
 
 
@@ -51,7 +53,7 @@ def cli() -> None:
 
 COMMANDS = (
     chat, generate, inspect, amplify_command, finetune, convert, edit_command, evaluate_command,
-    calibrate, sweep,
+    calibrate, sweep, vouch_command,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)
@@ -68,7 +70,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         fail("stopped", 130)
     except MinisafeError as error:
-        fail(" ".join(str(error).split()), error.exit_code)
+        fail(str(error), error.exit_code)
     except OSError as error:
         fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except (RuntimeError, MemoryError) as error:
@@ -80,7 +82,7 @@ def main() -> None:
 
 def fail(message: str, code: int) -> None:
     """Say why in one line, and leave."""
-    click.echo(f"minisafe: {message}", err=True)
+    click.echo(one_line(f"minisafe: {message}"), err=True)
     sys.exit(code)
 
 
@@ -93,4 +95,4 @@ def show_warning(
     line: str | None = None,
 ) -> None:
     """Warnings as one line; where in the code they come from is nothing to a user."""
-    click.echo(f"minisafe: warning: {message}", err=True)
+    click.echo(one_line(f"minisafe: warning: {message}"), err=True)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from minisafe import __version__
-from minisafe.checkpoint import as_dtype, fingerprint, save_model, write_text
+from minisafe.checkpoint import as_dtype, fingerprint, save_model
 from minisafe.cli.finetune import BESIDE, base_directory, extra_keys, load_base
 from minisafe.cli.options import (
     PATH,
@@ -28,6 +28,7 @@ from minisafe.cli.options import (
 )
 from minisafe.editing import Edit, Edited, Editing, edit
 from minisafe.errors import PromptError, SettingError
+from minisafe.files import write_text
 from minisafe.model import Llama
 from minisafe.profile import default_profile
 from minisafe.rome import Descent

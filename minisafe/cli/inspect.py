@@ -19,8 +19,9 @@ from minisafe.checkpoint import (
     read_tensors,
 )
 from minisafe.cli.options import PATH
-from minisafe.config import LlamaConfig, read_json
+from minisafe.config import LlamaConfig
 from minisafe.errors import BadInput, TokenizerError
+from minisafe.files import read_json
 from minisafe.lora import check_adapter_config
 from minisafe.profile import PATHS, Profile, load_profile, resolve
 from minisafe.tokenizer import load_tokenizer

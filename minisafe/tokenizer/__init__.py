@@ -17,8 +17,8 @@ from typing import Any
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from minisafe.config import read_json
 from minisafe.errors import TokenizerError
+from minisafe.files import read_json
 from minisafe.tokenizer.templates import Marks, Message, template_environment
 
 __all__ = [

@@ -1,0 +1,25 @@
+"""Files, read with suspicion and written whole."""
+
+from minisafe.files.untrusted import (
+    MAX_DEPTH,
+    MAX_JSON_BYTES,
+    json_lines,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+)
+from minisafe.files.whole import whole_file, write_bytes, write_text
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_JSON_BYTES",
+    "json_lines",
+    "parse_json",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "whole_file",
+    "write_bytes",
+    "write_text",
+]
