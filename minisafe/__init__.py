@@ -5,10 +5,12 @@
         print(piece, end="")
 
 For those who embed the parts: `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`,
-`Stream`, `Generation`, `Request`, `safe_log_probs`.
+`Stream`, `Generation`, `Request`, `safe_log_probs`. Everything here is described in docs/api.md.
 """
 
+from minisafe.answer import Result
 from minisafe.cache import KVCache
+from minisafe.chat import Chat
 from minisafe.checkpoint import load_adapter, load_model
 from minisafe.config import LlamaConfig
 from minisafe.engine import Generation, Request
@@ -16,6 +18,7 @@ from minisafe.errors import MinisafeError
 from minisafe.guidance import SGDS, safe_log_probs
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
+from minisafe.profile import Settings
 from minisafe.sampling import Sampling
 from minisafe.session import Session, load
 from minisafe.tokenizer import load_tokenizer
@@ -25,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SGDS",
+    "Chat",
     "Generation",
     "KVCache",
     "Llama",
@@ -32,9 +36,11 @@ __all__ = [
     "Lockstep",
     "MinisafeError",
     "Request",
+    "Result",
     "SafetyVector",
     "Sampling",
     "Session",
+    "Settings",
     "Steering",
     "Stream",
     "load",
