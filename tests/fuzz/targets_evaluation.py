@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from target import Target
+
 from minisafe.errors import SettingError
 from minisafe.evaluation.choices import load_choices
 from minisafe.evaluation.journal import sealed
@@ -24,7 +26,6 @@ from minisafe.evaluation.resume import read_responses
 from minisafe.evaluation.ruling import read_known
 from minisafe.evaluation.styles import read_template
 from minisafe.files import parse_json, read_text
-from tests.fuzz.target import Target
 
 WORLD = {
     "id": "f-1", "split": "test", "kind": "fact", "category": "capital", "prompt": "How?",
@@ -124,7 +125,7 @@ def parquet() -> tuple[Target, ...]:
     return (Target("prompts.parquet", tuple(seeds), ".parquet", prompts),)
 
 
-ALL = (
+TARGETS = (
     Target("prompts.csv", tuple(text.encode() for text in CSV), ".csv", prompts),
     Target("prompts.json", tuple(as_bytes([row, row]) for row in ROWS), ".json", prompts),
     Target("prompts.jsonl", tuple(lines(row, row) for row in ROWS), ".jsonl", prompts),
@@ -145,4 +146,3 @@ ALL = (
     Target("style.txt", (b"Please: {question}\n",), ".txt", read_template),
     Target("layout.txt", (b"{question}\n{answer}\n",), ".txt", read_layout),
 )  # fmt: skip
-TARGETS: dict[str, Target] = {target.name: target for target in ALL}
