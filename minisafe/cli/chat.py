@@ -40,7 +40,7 @@ def chat(as_json: bool) -> None:
     """
     session = session_from_flags()
     conversation = Chat(session)
-    session.tokenizer.template  # noqa: B018 (fails now, not at the first message, if there is none)
+    session.tokenizer.template.check()  # fails now, not at the first message
     click.echo(f"{describe(session.applied)}. /help lists commands.", err=True)
     for line in lines():
         if line.startswith("/"):
