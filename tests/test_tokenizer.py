@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 from worlds import GOLDENS, KINDS, backend, tokenizer, write_json, write_tokenizer
 
 from minisafe.config import LlamaConfig
-from minisafe.errors import BadInput, ConfigError, TokenizerError
+from minisafe.errors import BadInput, ConfigError, PromptError, TokenizerError
 from minisafe.tokenizer import (
     Tokenizer,
     check_same_vocabulary,
@@ -502,6 +502,80 @@ def test_malformed_tokenizers(tmp_path: Path, text: str) -> None:
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(TokenizerError, match="not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def spoilt(directory: Path, path: str, value: Any) -> Path:
+    """A directory whose `tokenizer.json` has another value at `path`, such as "model.vocab.a"."""
+    *outer, last = path.split(".")
+    data = json.loads((GOLDENS / "tokenizers" / "byte_level.json").read_text(encoding="utf-8"))
+    part = data
+    for name in outer:
+        part = part[int(name)] if isinstance(part, list) else part[name]
+    part[int(last) if isinstance(part, list) else last] = value
+    write_json(directory / "tokenizer.json", data)
+    return directory
+
+
+WRONG = [
+    ("model.vocab.a", 2**31, r"the id of 'a' is 2147483648; expected 0 to 4,194,303"),
+    ("model.vocab.a", 1 << 22, "the id of 'a' is 4194304; expected 0 to"),
+    ("model.vocab.a", True, "the id of 'a' is True"),
+    ("model.vocab.a", -1, "the id of 'a' is -1"),
+    ("added_tokens.0.id", 2**31, "the id of '<pad>' is 2147483648"),
+    ("added_tokens.0.id", 10**400, "the id of '<pad>' is 1000"),
+    ("added_tokens.0.content", "x" * 5000, "a token has 5,000 characters; expected at most 4,096"),
+    ("added_tokens.0", 3, "its parts are not as expected"),
+    ("model.continuing_subword_prefix", "x" * 50, "no part that begins with continuing_subword"),
+    ("post_processor.special_tokens", {}, "names '<|begin|>' and does not define it"),
+    ("post_processor.special_tokens", {"<|begin|>": {"id": "<|begin|>", "ids": [1, 1],
+      "tokens": ["a"]}}, "gives '<|begin|>' too few tokens"),
+    ("post_processor.single", [3], "its parts are not as expected"),
+    ("post_processor", {"type": "Sequence", "processors": [{"type": "TemplateProcessing",
+      "single": [{"SpecialToken": {"id": "q", "type_id": 0}}], "pair": [], "special_tokens": {}}]},
+     "names 'q' and does not define it"),
+    ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "charsmap is damaged"),
+    ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "BAAAAA=="}, "is damaged"),
+    ("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "a"}, "empty text"),
+    ("normalizer", {"type": "Prepend", "prepend": ""}, "an empty text before each text"),
+    ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "the length 0; expected 1 or more"),
+    ("decoder", {"type": "Strip", "content": "a", "start": 1, "stop": 1}, "strips 1 from a token"),
+    ("decoder", {"type": "Nonsense"}, "did not match any variant"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "value", "says"), WRONG)
+def test_files_on_which_the_library_panics_or_hangs(
+    tmp_path: Path, path: str, value: Any, says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Found before it gets the text: a panic would write to the terminal by itself."""
+    with pytest.raises(TokenizerError, match=f"tokenizer.json: not a tokenizer.*{re.escape(says)}"):
+        load_tokenizer(spoilt(tmp_path, path, value))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"model": {}, "model": {}}', '{"model": NaN}', '{"model": "\\ud800"}'],
+)
+def test_json_that_is_not_to_be_trusted(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: not a tokenizer: "):
+        load_tokenizer(tmp_path)
+
+
+def test_a_panic_is_a_named_error() -> None:
+    """Of the library's own exception, which is no `Exception`."""
+    known = Tokenizer(backend("byte_level"), {}, "here")
+    decoder = {"type": "Strip", "content": "a", "start": 1, "stop": 1}
+    data = json.loads(known.backend.to_str()) | {"decoder": decoder}
+    known = Tokenizer(Backend.from_str(json.dumps(data)), {}, "here")
+    with pytest.raises(TokenizerError, match="here: not a tokenizer that the tokenizers library"):
+        known.decode([known.id_of("a")])
+
+
+def test_text_that_is_none_is_no_fault_of_the_tokenizer() -> None:
+    with pytest.raises(PromptError, match="half of a surrogate pair"):
+        tokenizer("llama3").encode("a\ud800")
 
 
 def test_a_tokenizer_that_is_no_text(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ others. What is known to lead there is looked for before it gets the text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import base64
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,12 @@ def check_file(data: Any, source: str) -> None:
     try:
         check_tokens(data)
         check_merges(data["model"])
-        check_post_processor(data.get("post_processor"))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            for part in parts_of(data.get(name)):
+                check = CHECKS.get((name, part.get("type")))
+                if check is not None:
+                    check(part)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         why = str(error) if isinstance(error, Malformed) else "its parts are not as expected"
         raise TokenizerError(f"{source}: not a tokenizer ({why})") from None
 
@@ -119,21 +124,74 @@ def check_merges(model: Mapping[str, Any]) -> None:
             )
 
 
-def check_post_processor(processor: Any) -> None:
+def parts_of(part: Any) -> Iterator[Mapping[str, Any]]:
+    """A normalizer, pre-tokenizer, post-processor or decoder, and those that it is made of."""
+    if isinstance(part, dict):
+        yield part
+        for name in ("normalizers", "pretokenizers", "processors", "decoders"):
+            for inner in part.get(name) or []:
+                yield from parts_of(inner)
+
+
+def check_special_tokens(processor: Mapping[str, Any]) -> None:
     """Raise `Malformed` for a template of special tokens that names one that it does not define."""
-    if not isinstance(processor, dict):
-        return
-    for inner in processor.get("processors") or []:
-        check_post_processor(inner)
-    if processor.get("type") != "TemplateProcessing":
-        return
     known = processor.get("special_tokens") or {}
+    for name, token in known.items():
+        if len(token["ids"]) != len(token["tokens"]):
+            raise Malformed(f"its post_processor gives {one_line(repr(name), 80)} too few tokens")
     for piece in [*(processor.get("single") or []), *(processor.get("pair") or [])]:
         name = piece["SpecialToken"]["id"] if "SpecialToken" in piece else None
         if name is not None and name not in known:
             raise Malformed(
                 f"its post_processor names {one_line(repr(name), 80)} and does not define it"
             )
+
+
+def check_strip(decoder: Mapping[str, Any]) -> None:
+    """Raise `Malformed` for a decoder that strips a token's end: it fails on short tokens."""
+    if decoder["stop"] > 0:
+        raise Malformed(f"its decoder strips {decoder['stop']} from a token's end; expected 0")
+
+
+def check_charsmap(normalizer: Mapping[str, Any]) -> None:
+    """Raise `Malformed` unless SentencePiece's map of characters is whole: the size of a table, the
+    table, and text."""
+    data = base64.b64decode(normalizer["precompiled_charsmap"])
+    size = int.from_bytes(data[:4], "little")
+    try:
+        data[4 + size :].decode()
+    except UnicodeDecodeError:
+        size = len(data)
+    if len(data) < 4 + size:
+        raise Malformed("its normalizer's precompiled_charsmap is damaged")
+
+
+def check_replaced(normalizer: Mapping[str, Any]) -> None:
+    """Raise `Malformed` where nothing would be replaced, everywhere."""
+    if normalizer["pattern"].get("String") == "":
+        raise Malformed("its normalizer replaces an empty text")
+
+
+def check_prepended(normalizer: Mapping[str, Any]) -> None:
+    """Raise `Malformed` where nothing would be put before a text."""
+    if not normalizer["prepend"]:
+        raise Malformed("its normalizer puts an empty text before each text")
+
+
+def check_length(pre_tokenizer: Mapping[str, Any]) -> None:
+    """Raise `Malformed` for pieces of no length."""
+    if pre_tokenizer["length"] < 1:
+        raise Malformed(f"its pieces have the length {pre_tokenizer['length']}; expected 1 or more")
+
+
+CHECKS: dict[tuple[str, Any], Callable[[Mapping[str, Any]], None]] = {
+    ("post_processor", "TemplateProcessing"): check_special_tokens,
+    ("decoder", "Strip"): check_strip,
+    ("normalizer", "Precompiled"): check_charsmap,
+    ("normalizer", "Replace"): check_replaced,
+    ("normalizer", "Prepend"): check_prepended,
+    ("pre_tokenizer", "FixedLength"): check_length,
+}
 
 
 # ---- whether it fits ---------------------------------------------------------------------------
