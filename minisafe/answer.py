@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from minisafe.acted import Acted
 from minisafe.engine import Event
 from minisafe.tokenizer import TextStream
 
@@ -23,7 +24,7 @@ class Result:
     tokens: tuple[int, ...]
     text: str
     finish_reason: str
-    applied: Mapping[str, Any]
+    applied: Acted
     timings_ms: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -33,7 +34,7 @@ class Result:
             "tokens": list(self.tokens),
             "text": self.text,
             "finish_reason": self.finish_reason,
-            "applied": dict(self.applied),
+            "applied": self.applied.to_json(),
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
         }
 
@@ -102,7 +103,7 @@ class Answer:
         self.pieces.append(piece)
         return piece
 
-    def result(self, prompt_tokens: int, applied: Mapping[str, Any]) -> Result:
+    def result(self, prompt_tokens: int, applied: Acted) -> Result:
         timings = {"prefill": self.first_s * 1e3, "total": self.last_s * 1e3}
         text = "".join(self.pieces)
         return Result(prompt_tokens, tuple(self.tokens), text, self.finish, applied, timings)

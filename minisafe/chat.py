@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from minisafe.acted import Acted
 from minisafe.answer import Answer, Result
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import NonFiniteError, PromptError, SettingError
 from minisafe.guidance import Guidance, Plain
-from minisafe.loaded import Loaded, acted, user
+from minisafe.loaded import Loaded, user
 from minisafe.lockstep import Lockstep
 from minisafe.slots import Span, covered
 from minisafe.speculate import make_generation
@@ -110,12 +111,13 @@ class Chat:
         answer = session.answer(())
         self.messages, self.turn = messages, self.turn + 1
         try:
-            for event in generation:
-                piece = answer.push(event)
-                if answer.stops.stopped:
-                    generation.cancel(0, "stop_string")
-                if piece:
-                    yield piece
+            with session.running.during(generation):
+                for event in generation:
+                    piece = answer.push(event)
+                    if answer.stops.stopped:
+                        generation.cancel(0, "stop_string")
+                    if piece:
+                        yield piece
         except NonFiniteError:
             self._restart()  # what the caches hold can no longer be trusted
             raise
@@ -166,7 +168,7 @@ class Chat:
     ) -> None:
         """Keep the answer, whole or broken off, and what each cache now holds."""
         gate = self.session.gate if self.safe else None
-        applied = acted(self.applied(), gate, row)
+        applied = self.applied().on_answer(row, gate)
         self.result = answer.result(len(chats[0].ids), applied)
         if not answer.tokens:
             self.messages = self.messages[:-1]
@@ -183,7 +185,6 @@ class Chat:
                 ids, self._marks(len(ids), spans, steering if not stream else None)
             )
 
-    def applied(self) -> dict[str, Any]:
+    def applied(self) -> Acted:
         """What safety acts on the next answer."""
-        off = {"safe": False, "sa": None, "sgds": None}
-        return dict(self.session.applied) if self.safe else off
+        return self.session.applied if self.safe else Acted()

@@ -51,6 +51,10 @@ class OutputError(MinisafeError):
     """A file could not be written: no room, no permission. What was there before is untouched."""
 
 
+class SafetyWarning(UserWarning):
+    """Something about the safety parts that is allowed, and that one should know."""
+
+
 class SlotError(MinisafeError):
     """A slot names a place that does not exist, or was given and never applied."""
 

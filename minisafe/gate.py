@@ -9,6 +9,8 @@ prediction on benign prompts (Vovk et al., 2005; Angelopoulos and Bates, 2021, a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -62,13 +64,17 @@ def conformal_threshold(variations: Sequence[float], epsilon: float) -> float:
     return sorted(variations)[place - 1]
 
 
+AGAIN = "make it again with `minisafe calibrate`"
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A calibrated gate, as a profile holds it.
 
     made_for: hash of weights and settings that the variation depends on. data: SHA-256 of the
     calibration prompts. touched: share of them above the threshold; missed: share of `n_harmful`
-    harmful prompts at or below it, with its Wilson 95 % interval.
+    harmful prompts at or below it, with its Wilson 95 % interval. max_miss: the share that was
+    allowed. Raises `SettingError` for numbers that no calibration gives.
     """
 
     threshold: float
@@ -81,29 +87,65 @@ class Calibration:
     missed: float
     missed_low: float
     missed_high: float
+    max_miss: float
 
     def __post_init__(self) -> None:
-        Gate(self.threshold)
+        shares = (self.touched, self.missed_low, self.missed, self.missed_high)
+        ordered = self.missed_low <= self.missed <= self.missed_high
+        holds = {
+            "threshold": 0 <= self.threshold < 1,  # a variation never exceeds 1
+            "epsilon": 0 < self.epsilon < 1,
+            "n": self.n >= 1,
+            "n_harmful": self.n_harmful >= 1,
+            "touched": self.touched <= self.epsilon,  # by the way the threshold is chosen
+            "max_miss": 0 <= self.max_miss <= 1,
+            "missed": all(0 <= share <= 1 for share in shares) and ordered,
+        }
+        for name, sound in holds.items():
+            if not sound:
+                raise SettingError(
+                    f"the calibration's {name} is {getattr(self, name)}, which no calibration "
+                    f"gives; {AGAIN}"
+                )
 
     @property
     def gate(self) -> Gate:
         return Gate(self.threshold)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"seal": self.seal}
+
+    @property
+    def seal(self) -> str:
+        """A hash of all of it: a number that was changed by hand does not go unnoticed."""
+        kinds = {each.name: each.type for each in fields(self)}
+        values = asdict(self).items()
+        stated = {name: float(v) if kinds[name] == "float" else v for name, v in values}
+        return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, data: Any, source: str) -> Calibration:
         """From a profile's `calibration`; raises `SettingError` unless it is whole."""
         wanted = {each.name: str(each.type) for each in fields(cls)}
-        if not isinstance(data, Mapping) or set(data) != set(wanted):
+        if not isinstance(data, Mapping) or set(data) != {*wanted, "seal"}:
             raise SettingError(
-                f"{source}: the calibration is not whole; expected {', '.join(wanted)}; make it "
-                "anew with `minisafe calibrate`"
+                f"{source}: the calibration is not whole; expected {', '.join(wanted)} and seal; "
+                f"{AGAIN}"
             )
         kinds: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "str": (str,)}
         for name, kind in wanted.items():
             value = data[name]
             if not isinstance(value, kinds[kind]) or isinstance(value, bool):
                 raise SettingError(f"{source}: the calibration's {name} is {value!r}; not a {kind}")
-        return cls(**data)
+        made = cls(**{name: data[name] for name in wanted})
+        if made.missed > made.max_miss:
+            raise SettingError(
+                f"{source}: the calibration's gate misses {made.missed:.1%} of harmful prompts; "
+                f"{made.max_miss:.1%} were allowed; {AGAIN}"
+            )
+        if made.seal != data["seal"]:
+            raise SettingError(
+                f"{source}: the calibration was changed after it was made (its seal does not fit); "
+                f"{AGAIN}"
+            )
+        return made

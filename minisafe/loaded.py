@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from minisafe.acted import Acted, what_acts
 from minisafe.answer import Answer, StopFilter
-from minisafe.engine import Generation, Request, Row
-from minisafe.errors import PromptError, SafetyError, SettingError
+from minisafe.engine import Generation, Request
+from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.parts import SafetyWarning, make_guidance
+from minisafe.parts import make_guidance
 from minisafe.profile import Settings, resolve
+from minisafe.promise import check_asked, check_numbers
 from minisafe.speculate import block_limit, make_generation
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering
@@ -29,13 +33,51 @@ SETTABLE = (
 )  # fmt: skip
 
 
+class Running:
+    """Generations under way, which any thread may cancel, and whether new ones may begin."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.generations: set[Generation] = set()
+        self.closed = False
+
+    @contextmanager
+    def during(self, generation: Generation) -> Iterator[Generation]:
+        """Within it, `cancel` ends this generation too."""
+        with self.lock:
+            self.check_open()
+            self.generations.add(generation)
+        try:
+            yield generation
+        finally:
+            with self.lock:
+                self.generations.discard(generation)
+
+    def cancel(self) -> None:
+        """End all answers under way before their next token."""
+        with self.lock:
+            for generation in self.generations:
+                for row in range(len(generation.rows)):
+                    generation.cancel(row)
+
+    def close(self) -> None:
+        self.closed = True
+        self.cancel()
+
+    def check_open(self) -> None:
+        """Raise `SettingError` once `close` was called."""
+        if self.closed:
+            raise SettingError("the session is closed; load another")
+
+
 @dataclass(eq=False, repr=False)
 class Loaded:
     """Loaded models, tokenizer and settings. `Session` answers texts with it, `Chat` a
     conversation.
 
-    streams: the base first. eos: ids that end an answer. applied: what safety acts, as `--json`
-    states it. n_ids: how many ids all streams' models know.
+    streams: the base first. eos: ids that end an answer. kinds: of the streams after the base,
+    "adapter", "checkpoint" or "system prompt". n_ids: how many ids all streams' models know.
+    running: what can be cancelled, shared by all that share what is loaded.
     """
 
     settings: Settings
@@ -44,9 +86,15 @@ class Loaded:
     eos: frozenset[int]
     guidance: Guidance
     steering: Steering | None
-    applied: Mapping[str, Any]
+    kinds: tuple[str, ...]
     n_ids: int
     gate: Gate | None = None
+    running: Running = field(default_factory=Running)
+
+    @property
+    def applied(self) -> Acted:
+        """What safety acts on an answer that is guided."""
+        return what_acts(self.settings, self.steering, self.guidance, self.kinds, self.gate)
 
     @property
     def model(self) -> Llama:
@@ -98,6 +146,7 @@ class Loaded:
 
     def encode(self, prompt: str, chat: bool) -> tuple[tuple[int, ...], ...]:
         """Ids of a prompt, by stream."""
+        self.running.check_open()
         if not prompt:
             raise PromptError("the prompt is empty; expected some text")
         if chat:
@@ -154,6 +203,7 @@ class Loaded:
                     f"{name!r} cannot be changed now; expected one of {', '.join(SETTABLE)}"
                 )
         settings, names = resolve(changes, vars(self.settings)), set(changes)
+        check_asked(settings, dict.fromkeys(changes, "flag"))
         guidance, steering, gate = self.guidance, self.steering, self.gate
         if names & {"sgds_lambda", "margin"}:
             guidance = self._guidance_under(settings)
@@ -163,11 +213,8 @@ class Loaded:
             warnings.warn("the gate is off: it was calibrated for other settings", SafetyWarning,
                           stacklevel=2)  # fmt: skip
             gate = None
-        applied = restated(self.applied, guidance, steering, gate)
-        return replace(
-            self, settings=settings, guidance=guidance, steering=steering, applied=applied,
-            gate=gate,
-        )  # fmt: skip
+        check_numbers(settings, steering, guidance)
+        return replace(self, settings=settings, guidance=guidance, steering=steering, gate=gate)
 
     def _guidance_under(self, settings: Settings) -> Guidance:
         if not isinstance(self.guidance, SGDS) or settings.sgds_lambda == 0:
@@ -178,32 +225,6 @@ class Loaded:
         if self.steering is None or settings.sa_scale == 0:
             raise SettingError("steering cannot be switched here; start again with --sa-scale")
         return Steering(self.steering.vectors, settings.sa_scale, settings.sa_positions)
-
-
-def restated(
-    applied: Mapping[str, Any], guidance: Guidance, steering: Steering | None, gate: Gate | None
-) -> dict[str, Any]:
-    """What safety acts, with the numbers of these parts."""
-    stated = dict(applied)
-    if gate is None:
-        stated.pop("gate", None)
-    if isinstance(guidance, SGDS):
-        stated["sgds"] = stated["sgds"] | {"lambda": guidance.lam, "margin": guidance.margin}
-    if steering is not None:
-        stated["sa"] = stated["sa"] | {"scale": steering.scale, "positions": steering.positions}
-    return stated
-
-
-def acted(applied: Mapping[str, Any], gate: Gate | None, row: Row) -> Mapping[str, Any]:
-    """What acted on one answer: where the gate stayed shut, nothing did."""
-    if row.drafted:
-        counts = {"drafted": row.drafted, "accepted": row.accepted}
-        applied = dict(applied) | {"speculation": counts}
-    if gate is None or not row.request.gated or row.variation is None:
-        return {name: value for name, value in applied.items() if name != "gate"}
-    is_open = gate.opens(row.variation)
-    seen = {"threshold": gate.threshold, "variation": round(row.variation, 6), "open": is_open}
-    return dict(applied) | ({} if is_open else {"sa": None, "sgds": None}) | {"gate": seen}
 
 
 def user(content: str) -> Message:

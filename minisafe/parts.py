@@ -19,13 +19,13 @@ from minisafe.checkpoint import (
     read_tensors,
     sample,
 )
-from minisafe.errors import SafetyError, SettingError
+from minisafe.errors import SafetyError, SafetyWarning, SettingError
 from minisafe.gate import Calibration, Gate
 from minisafe.guidance import RULES, SGDS, Guidance, Plain, SafeDecoding
 from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter
 from minisafe.model import Llama
-from minisafe.profile import Settings
+from minisafe.profile import TOKENIZER_FILES, Settings
 from minisafe.tokenizer import (
     Tokenizer,
     check_same_vocabulary,
@@ -33,10 +33,6 @@ from minisafe.tokenizer import (
     load_tokenizer,
 )
 from minisafe.vectors import SafetyVector, Steering, check_vector
-
-
-class SafetyWarning(UserWarning):
-    """Something about the safety parts that is allowed, and that one should know."""
 
 
 def check_device(device: str) -> str:
@@ -153,12 +149,15 @@ def fingerprints(streams: Sequence[Stream], steering: Steering | None) -> dict[s
 
 def made_for(settings: Settings, steering: Steering | None) -> str:
     """A hash of what the variation at the answer's first token depends on: weights as their files
-    hold them, the vector, where it acts, and system prompts. Neither dtype nor cache_dtype is in
-    it: either moves a variation by about 0.003, at most 0.04, where harmful prompts lie 0.08 above
-    the shipped gate's threshold (docs/log.md)."""
+    hold them, tokenizer and chat template, the vector, where it acts, and system prompts.
+
+    Neither dtype nor cache_dtype is in it: either moves a variation by about 0.003, at most 0.04,
+    where harmful prompts lie 0.08 above the shipped gate's threshold (docs/log.md).
+    """
     sources = (settings.base, settings.edit, settings.expert)
     parts: list[object] = [None if each is None else files_hash(each) for each in sources]
-    parts += [settings.system, settings.expert_system]
+    assert settings.base is not None
+    parts += [text_hash(settings.base), settings.system, settings.expert_system]
     if steering is not None and steering.scale != 0:
         vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
         parts += [vectors, steering.scale, steering.positions]
@@ -173,6 +172,15 @@ def files_hash(directory: Path) -> str:
         found.update((directory / ADAPTER_CONFIG).read_bytes())
     for name, tensor, _ in sorted(read_tensors(directory), key=lambda each: each[0]):
         found.update(f"{name} ".encode() + sample(tensor))
+    return found.hexdigest()[:16]
+
+
+def text_hash(directory: Path) -> str:
+    """A hash of the files that turn a chat into ids: the tokenizer and its template."""
+    found = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (directory / name).is_file():
+            found.update(f"{name} ".encode() + (directory / name).read_bytes())
     return found.hexdigest()[:16]
 
 

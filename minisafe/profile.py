@@ -9,14 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES, LlamaConfig
-from minisafe.errors import CheckpointError, ConfigError, SafetyError, SettingError
+from minisafe.errors import (
+    CheckpointError,
+    ConfigError,
+    SafetyError,
+    SafetyWarning,
+    SettingError,
+)
 from minisafe.files import read_json, write_text
 from minisafe.gate import Calibration
 from minisafe.guidance import RULES, check_guidance, check_rule
@@ -26,7 +33,13 @@ from minisafe.vectors import POSITIONS
 
 PATHS = ("base", "edit", "expert", "anti_expert", "vector")
 NOT_SETTINGS = ("minisafe_profile", "sha256", "about", "calibration")
+TOKENIZER_FILES = (
+    "tokenizer.json", "special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
+MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 VERSION = 1
+HINT = "expected a safety profile (see docs/profile.md)"
 SAFE_EXPERT = ("safedecoding", "dexperts")  # rules whose expert is the safe one
 
 
@@ -48,6 +61,8 @@ class Settings:
     `speculate`); 0 means none, None decides by itself. weights: how they are kept (see `prepare`).
     cache_dtype: in which keys and values are held (see `cache`).
     compile: run the decoding step as one compiled graph (see `compiled`).
+    expert_kind: "unsafe" or "safe", what the expert is; None: what the rule beside it reads.
+    reverse_sa: for research, let a negative `sa_scale` steer towards harm; never from a file.
     """
 
     base: Path | None = None
@@ -86,6 +101,8 @@ class Settings:
     weights: str = "auto"
     cache_dtype: str = "auto"
     compile: bool = False
+    expert_kind: str | None = None
+    reverse_sa: bool = False
 
     def __post_init__(self) -> None:
         check_guidance(self.sgds_lambda, self.margin)
@@ -109,6 +126,7 @@ class Settings:
                 self.cache_dtype in CACHE_DTYPES,
                 f"one of {', '.join(CACHE_DTYPES)}",
             ),
+            "expert_kind": (self.expert_kind in (None, "unsafe", "safe"), "unsafe or safe"),
             "speculate": (0 <= (self.speculate or 0) <= 64, "0 (off) to 64"),
         }
         for name, (holds, expected) in checks.items():
@@ -158,20 +176,8 @@ def load_profile(path: str | Path) -> Profile:
     path = Path(path)
     if path.is_dir():
         path = path / "profile.json"
-    data = read_json(path, "expected a safety profile (see docs/profile.md)")
-    if data.get("minisafe_profile") != VERSION:
-        raise ConfigError(
-            f"{path}: minisafe_profile is {data.get('minisafe_profile')!r}; expected {VERSION}"
-        )
-    unknown = sorted(set(data) - set(FIELDS) - set(NOT_SETTINGS))
-    if unknown:
-        raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(FIELDS)}")
-    settings = {
-        name: checked(name, value, str(path)) for name, value in data.items() if name in FIELDS
-    }
-    for name in PATHS:
-        if settings.get(name) is not None:
-            settings[name] = path.parent / settings[name]
+    data = read_json(path, HINT)
+    settings = profile_settings(data, path)
     vouched = data.get("sha256") or {}
     if not isinstance(vouched, dict):
         raise ConfigError(f"{path}: sha256 is {vouched!r}; expected file names and their SHA-256")
@@ -179,7 +185,36 @@ def load_profile(path: str | Path) -> Profile:
     calibration = None if gate is None else Calibration.from_json(gate, str(path))
     profile = Profile(settings, vouched, path, calibration)
     check_files(profile)
+    if vouched == {} and "sha256" in data:
+        warnings.warn(
+            f"{path}: sha256 is empty, so nothing is vouched for; `minisafe vouch {path}` fills it",
+            SafetyWarning,
+            stacklevel=2,
+        )
     return profile
+
+
+def profile_settings(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The settings in a profile's JSON, its paths seen from here.
+
+    Raises `ConfigError` for another version or an unknown key, `SettingError` for a bad value.
+    """
+    if data.get("minisafe_profile") != VERSION:
+        raise ConfigError(
+            f"{path}: minisafe_profile is {data.get('minisafe_profile')!r}; expected {VERSION}"
+        )
+    unknown = sorted(set(data) - set(FIELDS) - set(NOT_SETTINGS))
+    if unknown:
+        raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(FIELDS)}")
+    if "reverse_sa" in data:
+        raise SettingError(f"{path}: reverse_sa is for research only; expected it as a flag")
+    settings = {
+        name: checked(name, value, str(path)) for name, value in data.items() if name in FIELDS
+    }
+    for name in PATHS:
+        if settings.get(name) is not None:
+            settings[name] = path.parent / settings[name]
+    return settings
 
 
 def save_profile(
@@ -190,7 +225,7 @@ def save_profile(
     data: dict[str, Any] = {"minisafe_profile": VERSION}
     for name, value in settings.items():
         data[name] = relative(Path(value), path.parent) if name in PATHS and value else value
-    data["sha256"] = {relative(file, path.parent): sha256(file) for file in sorted(files)}
+    data["sha256"] = hashes(files, path.parent)
     write_profile(path, data)
 
 
@@ -198,7 +233,7 @@ def store_calibration(path: str | Path, calibration: Calibration) -> None:
     """Put a calibration into a profile file, whole or not at all; the rest stays as it is."""
     path = Path(path)
     path = path / "profile.json" if path.is_dir() else path
-    data = read_json(path, "expected a safety profile (see docs/profile.md)")
+    data = read_json(path, HINT)
     write_profile(path, data | {"calibration": calibration.to_json()})
 
 
@@ -221,9 +256,55 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def files_read(settings: Mapping[str, Any]) -> list[Path]:
+    """Every file of the parts in `settings` that decides ids, template, weights or the vector."""
+    found: list[Path] = []
+    for name in PATHS:
+        part = settings.get(name)
+        if part is None:
+            continue
+        if not part.is_dir():
+            found.append(part)
+        elif (part / ADAPTER_FILES[0]).is_file() and name != "base":
+            found += [part / file for file in ADAPTER_FILES]
+        else:
+            files = [part / file for file in MODEL_FILES if (part / file).is_file()]
+            found += files + sorted([*part.glob("*.safetensors"), *part.glob("*.index.json")])
+    return found
+
+
+def vouch(path: str | Path) -> list[Path]:
+    """Write the SHA-256 of every file that a profile's parts are read from into it; returns them.
+
+    Raises `CheckpointError` where a part is missing.
+    """
+    path = Path(path)
+    path = path / "profile.json" if path.is_dir() else path
+    data = read_json(path, HINT)
+    found = files_read(profile_settings(data, path))
+    missing = [file for file in found if not file.is_file()]
+    if missing:
+        raise CheckpointError(f"{missing[0]}: no such file, but {path.name} names it")
+    write_profile(path, data | {"sha256": hashes(found, path.parent)})
+    return found
+
+
+def hashes(files: Iterable[Path], directory: Path) -> dict[str, str]:
+    """SHA-256 by name relative to `directory`."""
+    return {relative(file, directory): sha256(file) for file in sorted(files)}
+
+
 def check_files(profile: Profile) -> None:
-    """Raise `CheckpointError` unless every vouched-for file is there and unchanged."""
+    """Raise `CheckpointError` unless every vouched-for file is there and unchanged, and, where any
+    is vouched for, every file that would be read is."""
     assert profile.path is not None
+    listed = {(profile.path.parent / name).resolve() for name in profile.sha256}
+    for file in files_read(profile.settings) if listed else ():
+        if file.exists() and file.resolve() not in listed:
+            raise CheckpointError(
+                f"{file}: would be read, but {profile.path.name} vouches for other files and not "
+                f"for this one; remove it, or `minisafe vouch {profile.path}` if you trust it"
+            )
     for name, expected in profile.sha256.items():
         file = profile.path.parent / name
         if not file.is_file():

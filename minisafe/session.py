@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ from minisafe.checkpoint import load_adapter, load_model
 from minisafe.compiled import check_compile, compile_streams
 from minisafe.editing import merge_adapter
 from minisafe.errors import PromptError, SafetyError, SettingError
-from minisafe.gate import Calibration, Gate
-from minisafe.guidance import SGDS, Guidance, Plain
-from minisafe.loaded import Loaded, acted
+from minisafe.gate import Calibration
+from minisafe.loaded import Loaded
 from minisafe.parts import (
     check_device,
     made_for,
@@ -36,12 +35,14 @@ from minisafe.profile import (
     load_profile,
     resolve,
 )
+from minisafe.promise import Parts, check_asked, check_parts
 from minisafe.tokenizer import check_tokenizer, load_tokenizer
-from minisafe.vectors import SafetyVector, Steering, load_vector
+from minisafe.vectors import SafetyVector, load_vector
 
 
 class Session(Loaded):
-    """Answers texts with what is loaded. Make one with `load`."""
+    """Answers texts with what is loaded. Make one with `load`; as a context manager it is closed
+    at the end."""
 
     def stream(self, prompt: str, chat: bool = False) -> Iterator[str]:
         """The answer's text, piece by piece. `chat` puts the prompt into the chat template."""
@@ -61,6 +62,21 @@ class Session(Loaded):
             if isinstance(piece, Result):
                 found[index] = piece
         return [found[index] for index in range(first, first + len(prompts))]
+
+    def cancel(self) -> None:
+        """End every answer under way, of `generate`, `stream`, `run` and chats, before its next
+        token; from any thread. They end with the finish reason "cancelled"."""
+        self.running.cancel()
+
+    def close(self) -> None:
+        """Cancel what is under way and answer nothing any more; what was loaded can be freed."""
+        self.running.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def chat(self) -> Chat:
         """A conversation that remembers its turns."""
@@ -91,16 +107,17 @@ class Session(Loaded):
     ) -> Iterator[tuple[int, str | Result]]:
         generation = self.generation(batch, start, self.settings.max_new_tokens, gated=chat)
         answers = [self.answer(() if chat else ids[0]) for ids in batch]
-        for event in generation:
-            answer = answers[event.row]
-            piece = answer.push(event)
-            if piece:
-                yield start + event.row, piece
-            if answer.stops.stopped:
-                generation.cancel(event.row, "stop_string")
-            if answer.stops.stopped or event.finish is not None:
-                applied = acted(self.applied, self.gate, generation.rows[event.row])
-                yield start + event.row, answer.result(len(batch[event.row][0]), applied)
+        with self.running.during(generation):
+            for event in generation:
+                answer = answers[event.row]
+                piece = answer.push(event)
+                if piece:
+                    yield start + event.row, piece
+                if answer.stops.stopped:
+                    generation.cancel(event.row, "stop_string")
+                if answer.stops.stopped or event.finish is not None:
+                    applied = self.applied.on_answer(generation.rows[event.row], self.gate)
+                    yield start + event.row, answer.result(len(batch[event.row][0]), applied)
 
     def variations(
         self, prompts: Sequence[str], chat: bool = True, batch_size: int = 8
@@ -139,7 +156,9 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
         SafetyError: safe decoding was asked for and a part of it is missing.
         BadInput: a file or setting cannot be used; the message says which and why.
     """
-    settings, vector, eos, calibration = gather(profile, overrides or {})
+    asked = gather(profile, overrides or {})
+    settings = asked.settings
+    check_asked(settings, asked.origin)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     assert settings.base is not None
@@ -152,52 +171,36 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     check_tokenizer(tokenizer, model.config.vocab_size)
     steering = None
     if settings.safe and settings.sa_scale != 0:
-        assert vector is not None
-        steering = make_steering(settings, vector, model, tokenizer)
+        assert asked.vector is not None
+        steering = make_steering(settings, asked.vector, model, tokenizer)
     streams, kinds = make_streams(settings, model, tokenizer)
+    guidance = make_guidance(settings)
+    check_parts(Parts(settings, tokenizer, streams, kinds, steering, guidance))
     for stream in streams:
         prepare(stream.model, "plain" if settings.compile else settings.weights)
     if settings.compile:
         compile_streams(streams)
     gate = None
-    if calibration is not None or settings.gate:
-        gate = make_gate(settings, calibration, made_for(settings, steering))
-    guidance = make_guidance(settings)
-    applied = applied_by(settings, steering, guidance, kinds, gate)
+    if asked.calibration is not None or settings.gate:
+        gate = make_gate(settings, asked.calibration, made_for(settings, steering))
     n_ids = min(stream.model.config.vocab_size for stream in streams)
-    return Session(settings, streams, tokenizer, eos, guidance, steering, applied, n_ids, gate)
+    return Session(settings, streams, tokenizer, asked.eos, guidance, steering, kinds, n_ids, gate)
 
 
-def applied_by(
-    settings: Settings,
-    steering: Steering | None,
-    guidance: Guidance,
-    kinds: Sequence[str],
-    gate: Gate | None,
-) -> dict[str, Any]:
-    """What safety acts, as `--json` states it; `rule` is there for rules other than sGDS only."""
-    applied: dict[str, Any] = {"safe": bool(settings.safe), "sa": None, "sgds": None}
-    if steering is not None:
-        applied["sa"] = {
-            "vector": str(settings.vector), "layers": sorted(steering.vectors),
-            "scale": steering.scale, "positions": steering.positions,
-        }  # fmt: skip
-    if isinstance(guidance, SGDS):
-        applied["sgds"] = {
-            "expert": kinds[0], "from": str(settings.expert or settings.expert_system),
-            "lambda": guidance.lam, "margin": guidance.margin,
-        }  # fmt: skip
-    elif not isinstance(guidance, Plain):
-        applied["rule"] = {"name": settings.rule, **vars(guidance), "streams": list(kinds)}
-    if gate is not None:
-        applied["gate"] = {"threshold": gate.threshold}
-    return applied
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for: settings, and where each that was given came from ("flag", "profile" or
+    "vector"); the vector that they name, the end ids, the profile's calibration."""
+
+    settings: Settings
+    origin: Mapping[str, str]
+    vector: SafetyVector | None
+    eos: frozenset[int]
+    calibration: Calibration | None
 
 
-def gather(
-    profile: str | Path | None, flags: Mapping[str, Any]
-) -> tuple[Settings, SafetyVector | None, frozenset[int], Calibration | None]:
-    """Settings from every place that has any, the vector that they name, the end ids, the gate."""
+def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
+    """Settings from every place that has any; raises `SafetyError` for parts that are missing."""
     if profile is None and flags.get("base") is None:
         profile = default_profile()
     found = load_profile(profile) if profile is not None else Profile()
@@ -206,6 +209,7 @@ def gather(
         for flag, replaced in ((one, other), (other, one)):
             if flags.get(flag) is not None and flags.get(replaced) is None:
                 given.pop(replaced, None)  # a flag for one kind replaces the profile's other
+                given.pop("expert_kind" if one == "expert" else "", None)
     first = resolve(flags, given)
     if first.base is None:
         raise SettingError("no base model; give one with --base, or a profile that names one")
@@ -214,4 +218,7 @@ def gather(
     made_with = {name: stated[name] for name in ("sa_scale", "sa_positions") if name in stated}
     sampling, eos = from_generation_config(first.base)
     settings = resolve(flags, given, made_with, sampling)
-    return replace(settings, safe=decide_safe(settings)), vector, eos, found.calibration
+    settings = replace(settings, safe=decide_safe(settings))
+    sources = (("vector", made_with), ("profile", given), ("flag", flags))
+    origin = {name: source for source, names in sources for name in names}
+    return Asked(settings, origin, vector, eos, found.calibration)

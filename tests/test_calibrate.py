@@ -19,13 +19,19 @@ from minisafe.errors import MinisafeError, SafetyError, SettingError
 from minisafe.evaluation.prompts import default_prompts
 from minisafe.evaluation.scoring import score
 from minisafe.evaluation.sweep import Bounds, choose, grid
-from minisafe.gate import conformal_threshold
+from minisafe.gate import Calibration, conformal_threshold
 from minisafe.parts import SafetyWarning
 from minisafe.profile import default_profile, load_profile
 
 FLOAT = {"dtype": "float32"}
-SHUT = {"threshold": 1.0, "epsilon": 0.02, "data": "x", "n": 99, "touched": 0.0, "n_harmful": 9,
-        "missed": 1.0, "missed_low": 0.5, "missed_high": 1.0}  # fmt: skip
+
+
+def shut(made_for: str) -> dict[str, Any]:
+    """A calibration whose gate stays shut for every prompt that there is here."""
+    return Calibration(
+        threshold=0.999, epsilon=0.02, made_for=made_for, data="x", n=99, touched=0.0, n_harmful=9,
+        missed=1.0, missed_low=0.5, missed_high=1.0, max_miss=1.0,
+    ).to_json()  # fmt: skip
 
 
 @pytest.fixture
@@ -90,18 +96,18 @@ def test_a_stored_gate_acts_and_says_so(profile: Path) -> None:
     )
     results = session.generate(benign, chat=True)
     plain = minisafe.load(profile, {"safe": False}).generate(benign, chat=True)
-    opened = [result.applied["gate"]["open"] for result in results]
+    opened = [result.applied.to_json()["gate"]["open"] for result in results]
     assert sum(opened) <= 2
     for result, other, is_open in zip(results, plain, opened, strict=True):
         assert is_open or result.tokens == other.tokens
-        assert (result.applied["sa"] is None) == (not is_open)
+        assert (result.applied.to_json()["sa"] is None) == (not is_open)
     results = session.generate(harmful, chat=True)
-    assert sum(result.applied["gate"]["open"] for result in results) >= 10
+    assert sum(result.applied.to_json()["gate"]["open"] for result in results) >= 10
     chat = session.chat()
     told = "".join(chat.send(benign[opened.index(False)]))
     assert told == plain[opened.index(False)].text
     assert chat.result is not None
-    assert chat.result.applied["gate"]["open"] is False
+    assert chat.result.applied.to_json()["gate"]["open"] is False
 
 
 def test_a_gate_is_for_the_first_turn_of_a_chat_alone(profile: Path) -> None:
@@ -113,16 +119,16 @@ def test_a_gate_is_for_the_first_turn_of_a_chat_alone(profile: Path) -> None:
     chat = session.chat()
     "".join(chat.send(harmful))
     assert chat.result is not None
-    assert chat.result.applied["gate"]["open"] is True
+    assert chat.result.applied.to_json()["gate"]["open"] is True
     for text in ("Hello!", harmful):
         "".join(chat.send(text))
-        assert "gate" not in chat.result.applied
-        assert chat.result.applied["sgds"] is not None
+        assert chat.result.applied.gate is None
+        assert chat.result.applied.to_json()["sgds"] is not None
     assert not chat.unguided
     chat.reset()
     "".join(chat.send(harmful))
-    assert "gate" in chat.result.applied
-    assert "gate" not in session.generate([harmful])[0].applied
+    assert chat.result.applied.gate is not None
+    assert session.generate([harmful])[0].applied.gate is None
     scored = score(session, [harmful], [" Sure"])[0]
     ungated = score(minisafe.load(profile, {"gate": False}), [harmful], [" Sure"])[0]
     assert torch.equal(scored.log_probs, ungated.log_probs)
@@ -134,7 +140,7 @@ def test_a_conversation_goes_on_from_what_its_caches_hold(profile: Path) -> None
     chat = minisafe.load(profile).chat()
     "".join(chat.send("How do I wash a table?"))
     assert chat.result is not None
-    assert chat.result.applied["gate"]["open"] is False
+    assert chat.result.applied.to_json()["gate"]["open"] is False
     held = chat.lockstep.length(0, 0)
     "".join(chat.send("Hello!"))
     assert chat.reused == held
@@ -149,7 +155,7 @@ def test_a_calibration_of_other_weights_or_settings_is_off(profile: Path) -> Non
     session = minisafe.load(profile, {"gate": False})
     from minisafe.parts import made_for
 
-    good = SHUT | {"made_for": made_for(session.settings, session.steering)}
+    good = shut(made_for(session.settings, session.steering))
     assert minisafe.load(change(profile, calibration=good)).gate is not None
     assert minisafe.load(change(profile, calibration=good), {"dtype": "float32"}).gate is not None
     for dtype in ("float16", "bfloat16"):
@@ -176,13 +182,13 @@ def test_a_setting_changed_in_a_chat_takes_the_gate_away(profile: Path) -> None:
     from minisafe.parts import made_for
 
     session = minisafe.load(profile, {"gate": False})
-    good = SHUT | {"made_for": made_for(session.settings, session.steering)}
+    good = shut(made_for(session.settings, session.steering))
     gated = minisafe.load(change(profile, calibration=good))
     assert gated.with_settings({"margin": 0.1}).gate is not None
     with pytest.warns(SafetyWarning, match="calibrated for other settings"):
         other = gated.with_settings({"sa_scale": 0.5})
     assert other.gate is None
-    assert "gate" not in other.applied
+    assert other.applied.gate is None
 
 
 def test_a_gate_that_misses_too_much_is_refused(profile: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from worlds import E, World
 
 import minisafe
+from minisafe.acted import Acted
 from minisafe.cache import KVCache
 from minisafe.chat import Chat
 from minisafe.errors import (
@@ -140,7 +141,7 @@ actions = st.lists(
         st.tuples(st.just("break off"), st.integers(1, 4)),
         st.tuples(st.just("safe"), st.booleans()),
         st.tuples(st.just("sa_positions"), st.sampled_from(POSITIONS)),
-        st.tuples(st.just("sa_scale"), st.sampled_from((0.5, 1.5, -1.0))),
+        st.tuples(st.just("sa_scale"), st.sampled_from((0.5, 1.5, 0.25))),
         st.tuples(st.just("sgds_lambda"), st.sampled_from((0.5, 0.9))),
         st.tuples(st.just("margin"), st.sampled_from((0.0, 0.3))),
         st.tuples(st.just("system"), st.sampled_from(("You are a bird.", ""))),
@@ -204,7 +205,7 @@ def test_switching_safety_midway_is_a_fresh_chat_in_that_state(
         other = fresh(chat)
         tokens.append(say(chat, "Hello there!"))
         assert say(other, "Hello there!") == tokens[-1]
-        assert chat.result.applied["safe"] is on
+        assert chat.result.applied.to_json()["safe"] is on
         assert other.reused == 0
 
 
@@ -402,7 +403,7 @@ def test_an_end_token_ends_the_turn_and_stands_once(world: World) -> None:
     session = chat.session
     chat = Session(
         session.settings, session.streams, session.tokenizer, frozenset({free[2]}),
-        session.guidance, session.steering, session.applied, session.n_ids,
+        session.guidance, session.steering, session.kinds, session.n_ids,
     ).chat()  # fmt: skip
     assert say(chat, "Hello there!") == free[: free.index(free[2]) + 1]
     assert chat.result.finish_reason == "stop"
@@ -549,7 +550,7 @@ def test_safety_that_was_not_loaded_cannot_be_switched_on(world: World) -> None:
     chat.set_safe(False)
     with pytest.raises(SettingError, match="nothing safe was loaded; start again with --safe"):
         chat.set_safe(True)
-    assert chat.applied() == {"safe": False, "sa": None, "sgds": None}
+    assert chat.applied() == Acted()
 
 
 def test_settings_that_cannot_be_set_change_nothing(world: World) -> None:
@@ -566,9 +567,9 @@ def test_what_is_applied_is_what_was_set(world: World) -> None:
     chat.set("sgds_lambda", 0.25)
     chat.set("sa_positions", "all")
     say(chat, "Hello there!")
-    assert chat.result.applied["sgds"]["lambda"] == 0.25
-    assert chat.result.applied["sa"]["positions"] == "all"
-    assert chat.result.applied["sa"]["scale"] == 1.5
+    assert chat.result.applied.to_json()["sgds"]["lambda"] == 0.25
+    assert chat.result.applied.to_json()["sa"]["positions"] == "all"
+    assert chat.result.applied.to_json()["sa"]["scale"] == 1.5
 
 
 def test_one_stage_alone(world: World) -> None:
@@ -578,6 +579,6 @@ def test_one_stage_alone(world: World) -> None:
         say(chat, "Hello there!")
         say(chat, "Why?")
         applied = chat.result.applied
-        assert applied["safe"]
-        assert (applied["sa"] is None) == ("sa_scale" in changes)
-        assert (applied["sgds"] is None) == ("sgds_lambda" in changes)
+        assert applied.safe
+        assert (applied.sa is None) == ("sa_scale" in changes)
+        assert (applied.sgds is None) == ("sgds_lambda" in changes)

@@ -148,7 +148,7 @@ def test_the_fields_of_json(run: Run, world: World) -> None:
         "tokens": list(expected.tokens),
         "text": expected.text,
         "finish_reason": "length",
-        "applied": json.loads(json.dumps(expected.applied)),
+        "applied": json.loads(json.dumps(expected.applied.to_json())),
     }
     assert said["applied"]["sgds"]["lambda"] == 0.99
     plain = run("generate", *flags(world, safe=False), "--json", "The fox")
@@ -254,7 +254,7 @@ def test_a_conversation_as_json(run: Run, world: World) -> None:
         list(conversation.send(text))
         result = conversation.result
         assert (said["tokens"], said["text"]) == (list(result.tokens), result.text)
-        assert said["applied"] == json.loads(json.dumps(result.applied))
+        assert said["applied"] == json.loads(json.dumps(result.applied.to_json()))
         assert said["finish_reason"] == "length"
 
 
@@ -781,7 +781,7 @@ def test_no_room_for_a_cache(run: Run, world: World, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("minisafe.cache.torch.zeros", Allocator(1000))
     found = run("generate", *flags(world), "The fox")
     assert (found.code, found.out) == (2, "")
-    assert re.search(r"key-value cache for 2 rows of \d+ tokens needs \d+ MiB", found.errors[0])
+    assert re.search(r"key-value cache for 3 rows of \d+ tokens needs \d+ MiB", found.errors[0])
 
 
 def test_no_room_for_a_conversion(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -263,7 +263,7 @@ def test_directories(tmp_path: Path) -> None:
             LlamaConfig.from_directory(tmp_path)
         assert "\n" not in str(raised.value)
     path.write_bytes(b"\xff\xfe{")
-    with pytest.raises(ConfigError, match="not valid JSON"):
+    with pytest.raises(ConfigError, match="not valid UTF-8"):
         LlamaConfig.from_directory(tmp_path)
     path.write_text(json.dumps(raw()))
     assert LlamaConfig.from_directory(str(tmp_path)) == read()

@@ -29,17 +29,19 @@ def test_a_system_prompt_that_changes_nothing_is_no_expert(
     world: World, tmp_path: Path, system: str | None
 ) -> None:
     """Else guidance would silently do nothing."""
-    same = load(world, expert=None, expert_system=system or "", system=system)
     with pytest.raises(SafetyError, match="system prompt changes nothing"):
-        same.generate(["The fox"], chat=True)
+        load(world, expert=None, expert_system=system or "", system=system)
+    other = load(world, expert=None, expert_system="You are careless.").with_settings(
+        {"system": "You are careless."}
+    )
+    with pytest.raises(SafetyError, match="system prompt changes nothing"):
+        other.generate(["The fox"], chat=True)
     base = world.copy(world.base, tmp_path)
     deaf = "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}"
     write_tokenizer(base, "byte_level", BYTE | {"chat_template": deaf})
-    session = load(
-        world, base=base, expert=None, expert_system="You are careless.", vector=None, sa_scale=0.0
-    )
+    parts = {"base": base, "expert": None, "vector": None, "sa_scale": 0.0}
     with pytest.raises(SafetyError, match="chat template leaves it out"):
-        session.generate(["The fox"], chat=True)
+        load(world, **parts, expert_system="You are careless.")
 
 
 def test_each_stream_has_its_own_system_prompt(world: World) -> None:
@@ -63,8 +65,8 @@ def test_settings_change_for_the_text_to_come(world: World) -> None:
     assert changed.streams is session.streams
     assert type(changed) is Session
     both = changed.with_settings({"margin": 0.2, "sa_positions": "all"})
-    assert both.applied["sgds"] == again.applied["sgds"] | {"margin": 0.2}
-    assert both.applied["sa"] == again.applied["sa"] | {"positions": "all"}
+    assert both.applied.to_json()["sgds"] == again.applied.to_json()["sgds"] | {"margin": 0.2}
+    assert both.applied.to_json()["sa"] == again.applied.to_json()["sa"] | {"positions": "all"}
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,21 @@ def test_tables_grow_with_the_text(tiny_model) -> None:
     assert torch.equal(used(ids), fresh(ids))
 
 
+def test_tables_grow_token_by_token() -> None:
+    """Decoding one token at a time passes the end of the first table, and of the second."""
+    config = tiny_config(n_layers=1, max_positions=600)
+    model = Llama(config).requires_grad_(False)
+    model.load_state_dict(random_model(config).state_dict())
+    ids, cache = random_ids(model, 1, 600), cache_for(model, 1, 600)
+    logits = [model(chunk, cache) for chunk in ids[:, :250].split(50, dim=1)]
+    ends = set()
+    for position in range(250, 600):
+        logits.append(model(ids[:, position : position + 1], cache))
+        ends.add(len(model.rotary(0)[0]))
+    assert len(ends) == 3  # it grew twice on the way
+    close(torch.cat(logits, dim=1), random_model(config)(ids))
+
+
 def test_tables_follow_the_models_dtype() -> None:
     """A model that has run is converted and runs again."""
     config = tiny_config()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -42,10 +43,12 @@ from minisafe.profile import (
     Settings,
     decide_safe,
     default_profile,
+    files_read,
     load_profile,
     resolve,
     save_profile,
     sha256,
+    vouch,
 )
 from minisafe.vectors import SafetyVector, save_vector
 
@@ -82,14 +85,14 @@ def profile(world: World, tmp_path: Path) -> Callable[..., Path]:
 def test_a_vectors_settings_come_after_flag_and_profile(profile: Callable[..., Path]) -> None:
     """The vector's metadata says scale 1.25 and last; the defaults are 1.5 and prompt."""
     bare, full = profile("bare.json"), profile("full.json", sa_scale=2, sa_positions="all")
-    assert minisafe.load(bare).applied["sa"]["scale"] == 1.25
-    assert minisafe.load(bare).applied["sa"]["positions"] == "last"
-    assert minisafe.load(full).applied["sa"]["scale"] == 2
-    assert minisafe.load(full).applied["sa"]["positions"] == "all"
+    assert minisafe.load(bare).applied.to_json()["sa"]["scale"] == 1.25
+    assert minisafe.load(bare).applied.to_json()["sa"]["positions"] == "last"
+    assert minisafe.load(full).applied.to_json()["sa"]["scale"] == 2
+    assert minisafe.load(full).applied.to_json()["sa"]["positions"] == "all"
     flags = {"sa_scale": 3.0, "sa_positions": "generated"}
     for each in (bare, full):
         found = minisafe.load(each, flags)
-        assert found.applied["sa"] | {"vector": 0} == {
+        assert found.applied.to_json()["sa"] | {"vector": 0} == {
             "vector": 0, "layers": [1], "scale": 3.0, "positions": "generated"
         }  # fmt: skip
         assert found.steering is not None
@@ -97,9 +100,11 @@ def test_a_vectors_settings_come_after_flag_and_profile(profile: Callable[..., P
 
 
 def test_a_vectors_own_layer_comes_after_flag_and_profile(profile: Callable[..., Path]) -> None:
-    assert minisafe.load(profile()).applied["sa"]["layers"] == [1]
-    assert minisafe.load(profile(sa_layer=2)).applied["sa"]["layers"] == [2]
-    assert minisafe.load(profile(sa_layer=2), {"sa_layer": 0}).applied["sa"]["layers"] == [0]
+    assert minisafe.load(profile()).applied.sa.layers == (1,)
+    assert minisafe.load(profile(sa_layer=2)).applied.sa.layers == (2,)
+    assert minisafe.load(profile(sa_layer=2), {"sa_layer": 0}).applied.to_json()["sa"][
+        "layers"
+    ] == [0]
 
 
 def test_defaults_come_last(world: World, tmp_path: Path) -> None:
@@ -107,7 +112,7 @@ def test_defaults_come_last(world: World, tmp_path: Path) -> None:
     save_vector(SafetyVector({0: torch.ones(32)}), bare)
     found = load(**world.flags(vector=bare))
     assert (found.settings.sa_scale, found.settings.sa_positions) == (1.5, "prompt")
-    assert found.applied["sgds"]["lambda"] == 0.99
+    assert found.applied.to_json()["sgds"]["lambda"] == 0.99
     assert found.settings.max_new_tokens == 256
 
 
@@ -175,7 +180,7 @@ def test_a_generation_config_that_cannot_be_read(world: World, tmp_path: Path, s
 
 def test_one_kind_of_expert_replaces_the_profiles_other(profile: Callable[..., Path]) -> None:
     found = minisafe.load(profile(), {"expert_system": "You are careless."})
-    assert found.applied["sgds"]["expert"] == "system prompt"
+    assert found.applied.to_json()["sgds"]["expert"] == "system prompt"
     both = profile("both.json", expert_system="You are careless.")
     with pytest.raises(SettingError, match="both an expert and an expert's system prompt"):
         minisafe.load(both)
@@ -199,7 +204,7 @@ def test_paths_are_relative_to_the_profile(
     found = load_profile(world.profile)
     assert found.settings["base"] == world.base
     assert load_profile(world.root) == found  # the directory, for the profile.json in it
-    assert minisafe.load(world.root).applied["safe"] is True
+    assert minisafe.load(world.root).applied.to_json()["safe"] is True
 
 
 def test_a_profile_survives_being_moved(world: World, tmp_path: Path) -> None:
@@ -214,7 +219,8 @@ def test_save_profile_and_load_it(world: World, tmp_path: Path) -> None:
         "stop": ("a", "b"), "safe": True, "system": "Be kind.", "sa_layer": None, "top_k": 3,
     }  # fmt: skip
     path = tmp_path / "deep" / "profile.json"
-    save_profile(settings, path, (world.vector, world.base / "config.json"))
+    files = files_read(settings)
+    save_profile(settings, path, tuple(files))
     found = load_profile(path)
     parts = ("base", "expert", "vector")
     assert found.settings.keys() == settings.keys()
@@ -222,9 +228,7 @@ def test_save_profile_and_load_it(world: World, tmp_path: Path) -> None:
     for name in parts:
         assert Path(found.settings[name]).resolve() == Path(settings[name]).resolve()
         assert not Path(json.loads(path.read_text(encoding="utf-8"))[name]).is_absolute()
-    assert set(found.sha256.values()) == {
-        sha256(world.vector), sha256(world.base / "config.json")
-    }  # fmt: skip
+    assert set(found.sha256.values()) == set(map(sha256, files))
     assert [each.name for each in path.parent.iterdir()] == ["profile.json"]
     minisafe.load(path)
 
@@ -273,7 +277,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "first_tokens": (0, -1, 1.5, True), "common_tokens": (0, 2.5, None), "gate": (1, "on"),
     "anti_expert": (3, True), "anti_system": (1,), "weights": ("int4", 8, None),
     "speculate": (-1, 1.5, True), "cache_dtype": ("float8", "fp8", 8, None),
-    "compile": (1, "yes", None),
+    "compile": (1, "yes", None), "expert_kind": ("good", 1), "reverse_sa": (1, None),
 }  # fmt: skip
 BAD = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 
@@ -282,7 +286,9 @@ BAD = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 def test_values_that_cannot_be(tmp_path: Path, name: str, value: Any) -> None:
     path = write_json(tmp_path / "p.json", {"minisafe_profile": 1, name: value})
     word = "lambda" if name == "sgds_lambda" else name
-    with pytest.raises(SettingError, match=f"{word} is .*; expected"):
+    strict_json = not isinstance(value, float) or math.isfinite(value)  # has no NaN, no infinity
+    kind, says = (SettingError, f"{word} is .*; expected") if strict_json else (BadInput, "finite")
+    with pytest.raises(kind, match=says):
         resolve(load_profile(path).settings)
     with pytest.raises(SettingError, match=f"{word} is .*; expected"):
         resolve({name: value})
@@ -304,9 +310,8 @@ def test_checksums_that_are_none(world: World, tmp_path: Path, value: Any) -> No
 def test_files_that_the_profile_vouches_for(world: World, tmp_path: Path) -> None:
     root = Path(shutil.copytree(world.root, tmp_path / "w"))
     weights = root / "base" / "model.safetensors"
-    given = dict(load_profile(root).settings)
-    save_profile(given, root / "profile.json", (weights, root / "vector.safetensors"))
-    assert minisafe.load(root).applied["safe"]
+    vouch(root)
+    assert minisafe.load(root).applied.to_json()["safe"]
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
@@ -371,7 +376,7 @@ def test_all_of_it_or_an_error(world: World, choice: tuple[Any, ...]) -> None:
         with pytest.raises(SafetyError, match="safe decoding"):
             load(**flags)
     else:
-        applied = load(**flags).applied
+        applied = load(**flags).applied.to_json()
         assert applied["safe"] is bool(asked)
         assert (applied["sa"] is not None) == bool(asked and scale)
         assert (applied["sgds"] is not None) == bool(asked and lam)
@@ -429,14 +434,16 @@ def test_a_layer_that_is_not_there(world: World, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.ones((1, 32), np.float32))
     with pytest.raises(VectorError, match="states no layer"):
         load(**world.flags(vector=tmp_path / "v.npy"))
-    assert load(**world.flags(vector=tmp_path / "v.npy", sa_layer=2)).applied["sa"]["layers"] == [2]
+    assert load(**world.flags(vector=tmp_path / "v.npy", sa_layer=2)).applied.to_json()["sa"][
+        "layers"
+    ] == [2]
 
 
 def test_a_vector_of_other_weights_is_a_warning(world: World, tmp_path: Path) -> None:
     """Edited models of the same shape are a use."""
     vector = spoil_vector(world, tmp_path, weights="f" * 16)
     with pytest.warns(SafetyWarning, match="made with other weights of the same shape"):
-        assert load(**world.flags(vector=vector)).applied["safe"]
+        assert load(**world.flags(vector=vector)).applied.to_json()["safe"]
     load(**world.flags(vector=vector, safe=False))  # not used, so nothing to warn of
     load(**world.flags(vector=vector, sa_scale=0.0))
 

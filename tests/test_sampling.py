@@ -125,6 +125,29 @@ def test_min_p_is_relative_to_the_likeliest(min_p: float, kept: int) -> None:
     assert int(found.isfinite().sum()) == kept
 
 
+@pytest.mark.parametrize("n", [2, 4, 8, 64])
+def test_top_p_stops_where_the_sum_is_exactly_reached(n: int) -> None:
+    """Equal tokens, 1 / n each: their sums are exact, so a sum can be the threshold itself."""
+    log_probs = torch.full((n,), 1 / n).log()
+    for kept in range(1, n):
+        found = filtered(log_probs, Sampling(1.0, top_p=kept / n), {})
+        assert found.isfinite().nonzero().flatten().tolist() == list(range(kept))
+        assert found[:kept].exp().tolist() == pytest.approx([1 / kept] * kept)
+
+
+def test_min_p_keeps_what_stands_on_its_threshold() -> None:
+    """Of the largest value below 1 float32 leaves nothing: the threshold is the likeliest token."""
+    log_probs = torch.tensor([0.3, 0.1, 0.3, 0.3]).log()
+    found = filtered(log_probs, Sampling(1.0, min_p=math.nextafter(1, 0)), {})
+    assert found.exp().tolist() == pytest.approx([1 / 3, 0, 1 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_top_k_keeps_k_of_equals(k: int) -> None:
+    found = filtered(torch.full((4,), 0.25).log(), Sampling(1.0, top_k=k), {})
+    assert int(found.isfinite().sum()) == k
+
+
 def test_top_p_counts_what_top_k_left() -> None:
     log_probs = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
     found = filtered(log_probs, Sampling(1.0, top_k=2, top_p=0.5), {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_what_a_result_holds(world: World) -> None:
     assert len(result.tokens) == 12
     assert result.finish_reason == "length"
     assert 0 < result.timings_ms["prefill"] <= result.timings_ms["total"]
-    assert result.applied == {
+    assert result.applied.to_json() == {
         "safe": True,
         "sa": {
             "vector": str(world.vector), "layers": [1], "scale": 1.25, "positions": "last"
@@ -75,7 +76,7 @@ def test_what_a_result_holds(world: World) -> None:
         },
     }  # fmt: skip
     plain = load(world, safe=False).generate(["The fox"])[0]
-    assert plain.applied == {"safe": False, "sa": None, "sgds": None}
+    assert plain.applied.to_json() == {"safe": False, "sa": None, "sgds": None}
     found = json.loads(json.dumps(result.to_json()))
     assert list(found) == [
         "prompt_tokens", "tokens", "text", "finish_reason", "applied", "timings_ms"
@@ -92,7 +93,7 @@ def test_the_answer_is_the_slow_reference(world: World, expert: str, positions: 
         parts = {"expert": None, "expert_system": "You are careless."}
     session = load(world, **parts, sa_positions=positions, sgds_lambda=0.9, sa_scale=2.0)
     (result,) = session.generate(["The fox"], chat=True)
-    assert result.applied["sgds"]["expert"] == expert
+    assert result.applied.to_json()["sgds"]["expert"] == expert
     base = list(session.tokenizer.encode_chat(chat("The fox")).ids)
     other = base[:]
     if expert == "system prompt":
@@ -185,7 +186,7 @@ def test_the_first_blank_of_an_answer(spm_world: World) -> None:
 
     session = Session(
         session.settings, session.streams, session.tokenizer, session.eos, Always(), None,
-        session.applied, session.n_ids,
+        session.kinds, session.n_ids,
     )  # fmt: skip
     assert session.generate(["Once"])[0].text == " a a a"
     assert list(session.stream("Once")) == [" a"] * 3
@@ -203,7 +204,7 @@ def plain(world: World) -> Session:
 def with_eos(session: Session, *ids: int) -> Session:
     return Session(
         session.settings, session.streams, session.tokenizer, frozenset(ids), session.guidance,
-        session.steering, session.applied, session.n_ids,
+        session.steering, session.kinds, session.n_ids,
     )  # fmt: skip
 
 
@@ -348,7 +349,7 @@ def test_a_smaller_cache_is_everywhere_and_answers_alike(world: World) -> None:
         load(world, expert=world.expert, speculate=n, **given).generate(PROMPTS) for n in (5, 0)
     )
     assert [each.tokens for each in drafted] == [each.tokens for each in stepped]
-    assert drafted[0].applied["speculation"]["drafted"] > 0
+    assert drafted[0].applied.to_json()["speculation"]["drafted"] > 0
     chat = session.chat()
     said = ["".join(chat.send(text)) for text in ("Hello there!", "Why?")]
     assert chat.reused > 0
@@ -367,3 +368,54 @@ def test_a_smaller_cache_rounds_what_is_scored(world: World) -> None:
     )
     assert found.total != exact.total
     assert found.total == pytest.approx(exact.total, abs=0.5)
+
+
+# ---- ended from outside ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["generate", "chat"])
+def test_any_thread_may_cancel(world: World, where: str) -> None:
+    """While tokens are drawn elsewhere, and once: the next answer is given as ever."""
+    session = load(world, safe=True, max_new_tokens=400)
+    seen = threading.Event()
+    found: list[Result] = []
+
+    def answer() -> None:
+        if where == "chat":
+            chat = session.chat()
+            for _ in chat.send("Hello there!"):
+                seen.set()
+            found.append(chat.result)
+            return
+        for _, piece in session.run(["Hello there!", "The fox"], chat=True):
+            seen.set()
+            if isinstance(piece, Result):
+                found.append(piece)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert seen.wait(60)
+    session.cancel()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert {each.finish_reason for each in found} == {"cancelled"}
+    assert len(found) == (1 if where == "chat" else 2)
+    assert all(len(each.tokens) < 400 for each in found)
+    (result,) = session.with_settings({"max_new_tokens": 4}).generate(["Hello there!"], chat=True)
+    assert len(result.tokens) == 4
+
+
+def test_a_session_is_closed_at_its_end(world: World) -> None:
+    with load(world, max_new_tokens=40) as session:
+        chat = session.chat()
+        pieces = chat.send("Hello there!")
+        next(pieces)
+        assert session.generate(["The fox"])[0].text
+    with pytest.raises(SettingError, match="the session is closed"):
+        session.generate(["The fox"])
+    with pytest.raises(SettingError, match="the session is closed"):
+        session.with_settings({"seed": 1}).generate(["The fox"])
+    list(pieces)
+    assert chat.result.finish_reason == "cancelled"
+    with pytest.raises(SettingError, match="the session is closed"):
+        list(chat.send("Hello?"))

@@ -767,14 +767,14 @@ def test_a_session_answers_the_same_and_states_its_drafts(world: World) -> None:
     for one, other in zip(plain, drafted, strict=True):
         assert one.tokens == other.tokens
         assert one.text == other.text
-        assert "speculation" not in one.applied
-        said = dict(other.applied)
+        assert "speculation" not in one.applied.to_json()
+        said = other.applied.to_json()
         counts = said.pop("speculation")
         assert 0 <= counts["accepted"] <= counts["drafted"]
-        assert said == one.applied
+        assert said == one.applied.to_json()
     assert other.to_json()["applied"]["speculation"] == counts
     automatic = session(world).generate(prompts, chat=True)  # float32 on a CPU: off
-    assert all("speculation" not in each.applied for each in automatic)
+    assert all("speculation" not in each.applied.to_json() for each in automatic)
 
 
 def test_seeds_fix_sampled_texts(world: World) -> None:

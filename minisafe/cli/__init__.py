@@ -21,6 +21,7 @@ from minisafe.cli.finetune import finetune
 from minisafe.cli.generate import generate
 from minisafe.cli.inspect import inspect
 from minisafe.cli.sweep import sweep
+from minisafe.cli.vouch import vouch_command
 from minisafe.display import one_line
 from minisafe.errors import MinisafeError
 
@@ -52,7 +53,7 @@ def cli() -> None:
 
 COMMANDS = (
     chat, generate, inspect, amplify_command, finetune, convert, edit_command, evaluate_command,
-    calibrate, sweep,
+    calibrate, sweep, vouch_command,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

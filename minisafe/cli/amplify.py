@@ -176,7 +176,7 @@ def expert_answers(
     system = settings.expert_system or settings.system
     expert = Session(
         replace(settings, temperature=0.0, max_new_tokens=64, system=system, expert_system=None),
-        (stream,), session.tokenizer, session.eos, Plain(), None, session.applied, session.n_ids,
+        (stream,), session.tokenizer, session.eos, Plain(), None, (), session.n_ids,
     )  # fmt: skip
     found: dict[str, str] = {}
     for start in range(0, len(questions), 16):

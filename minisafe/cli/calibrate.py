@@ -76,7 +76,7 @@ def calibrate(
     session = load(profile, flags | {"gate": False})
     line = ProgressLine()
     made = evaluation.calibrate(
-        session, harmless, dangerous, templates, epsilon, batch_size, line.show
+        session, harmless, dangerous, templates, epsilon, batch_size, line.show, max_miss
     )
     line.close()
     text = evaluation.report(made)

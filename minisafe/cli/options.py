@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from minisafe.acted import Acted
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES
 from minisafe.display import harmless as harmless  # commands take it from here
@@ -101,6 +102,10 @@ MODEL_OPTIONS = (
              help="Leave answers alone that a calibrated gate finds harmless. Default: if there is "
              "a calibration for these weights (minisafe calibrate)."),
     _setting("--rule", type=click.Choice(tuple(RULES)), help="Guidance rule. Default: sgds."),
+    _setting("--expert-kind", type=click.Choice(("unsafe", "safe")),
+             help="What the expert is. Default: what the rule reads."),
+    _setting("--reverse-sa/--no-reverse-sa", default=None,
+             help="Research: let a negative --sa-scale steer towards harm."),
     _setting("--alpha", type=float, help="Strength of the rules other than sgds."),
     _setting("--first-tokens", type=int, help="Guide only so many tokens of an answer."),
     _setting("--common-tokens", type=int, help="Tokens that safedecoding's models must share."),
@@ -224,26 +229,37 @@ def session_from_flags() -> Session:
     return load(profile, given)
 
 
-def describe(applied: Mapping[str, Any]) -> str:
+def describe(applied: Acted) -> str:
     """One line that says what safety acts."""
-    if not applied["safe"]:
+    if not applied.safe:
         return "plain decoding, no safety applied"
     parts = []
-    if applied["sa"]:
-        sa = applied["sa"]
-        layers = ",".join(map(str, sa["layers"]))
-        parts.append(f"SA (layer {layers}, scale {sa['scale']:g}, {sa['positions']})")
-    if applied["sgds"]:
-        sgds = applied["sgds"]
-        margin = f", margin {sgds['margin']:g}" if sgds["margin"] else ""
-        parts.append(f"sGDS ({sgds['expert']}, lambda {sgds['lambda']:g}{margin})")
-    if applied.get("rule"):
-        parts.append(f"{applied['rule']['name']} (alpha {applied['rule']['alpha']:g})")
-    gate = applied.get("gate")
+    if applied.sa:
+        sa = applied.sa
+        layers = ",".join(map(str, sa.layers))
+        towards = ", REVERSED: towards harm" if sa.reversed else ""
+        parts.append(f"SA (layer {layers}, scale {sa.scale:g}, {sa.positions}{towards})")
+    if applied.sgds:
+        sgds = applied.sgds
+        margin = f", margin {sgds.margin:g}" if sgds.margin else ""
+        parts.append(f"sGDS ({sgds.expert}, lambda {sgds.lam:g}{margin}{only(sgds.first_tokens)})")
+    if applied.rule:
+        numbers = applied.rule.numbers
+        first = only(numbers["first_tokens"])
+        parts.append(f"{applied.rule.name} (alpha {numbers['alpha']:g}{first})")
     beside = ""
-    if gate:
-        beside = f"; a chat's first answer below the gate ({gate['threshold']:.3f}) is the base's"
+    if applied.gate:
+        beside = (
+            f"; a chat's first answer below the gate ({applied.gate.threshold:.3f}) is the base's"
+        )
     return "safe decoding: " + " + ".join(parts) + beside
+
+
+def only(first_tokens: int | None) -> str:
+    """How much of an answer is guided, where that is not all of it."""
+    if first_tokens is None:
+        return ""
+    return f", first {first_tokens} token{'s' if first_tokens > 1 else ''} only"
 
 
 def read_text(source: Path | None) -> str:

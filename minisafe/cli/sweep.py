@@ -22,7 +22,14 @@ from minisafe.evaluation.runner import Plan, run
 from minisafe.evaluation.styles import load_styles
 from minisafe.evaluation.summary import join, summarise, write_summary
 from minisafe.evaluation.sweep import AXES, Bounds, Row, choose, grid, measured
-from minisafe.profile import FIELDS, checked, default_profile, load_profile, save_profile
+from minisafe.profile import (
+    FIELDS,
+    checked,
+    default_profile,
+    files_read,
+    load_profile,
+    save_profile,
+)
 
 
 def axis(name: str, text: str) -> Callable[[Command], Command]:
@@ -131,8 +138,10 @@ def write_best(path: Path, profile: Path, best: Mapping[str, Any]) -> None:
     read = load_profile(profile)
     settings = {name: value for name, value in read.settings.items() if name in FIELDS}
     settings |= {name: best[name] for name in AXES if name in best}
+    if settings.get("sa_scale") == 0:  # a part that is switched off is not named
+        settings.pop("vector", None)
     assert read.path is not None
-    files = tuple(read.path.parent / name for name in read.sha256)
+    files = tuple(files_read(settings)) if read.sha256 else ()
     save_profile(settings, path, files)
     click.echo(f"{path}: {best['method']}", err=True)
 

@@ -23,6 +23,7 @@ def calibrate(
     epsilon: float,
     batch_size: int = 32,
     progress: Progress = lambda what, done, total: None,
+    max_miss: float = 0.05,
 ) -> Calibration:
     """The gate's threshold by split conformal prediction; see `gate.conformal_threshold`.
 
@@ -47,7 +48,7 @@ def calibrate(
         made_for=made_for(session.settings, session.steering),
         data=digest(in_styles(benign, templates)), n=len(benign),
         touched=sum(map(gate.opens, values[0])) / len(benign), n_harmful=len(harmful),
-        missed=missed / len(harmful), missed_low=low, missed_high=high,
+        missed=missed / len(harmful), missed_low=low, missed_high=high, max_miss=max_miss,
     )  # fmt: skip
 
 

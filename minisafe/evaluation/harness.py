@@ -160,7 +160,7 @@ class MinisafeLM(LM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results: above all, what safety acted."""
-        return {"minisafe": minisafe.__version__, "applied": dict(self.session.applied)}
+        return {"minisafe": minisafe.__version__, "applied": self.session.applied.to_json()}
 
     # ---- texts to ids ----------------------------------------------------------------------
 

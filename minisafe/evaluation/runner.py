@@ -162,7 +162,7 @@ def answer(session: Session, method: Method, batch: Sequence[Job], about: Record
             "question": job.prompt.text, "prompt": job.asked, "answer": result.text,
             "finish": result.finish_reason, "tokens": len(result.tokens),
             "seconds": round(seconds * len(result.tokens) / max(1, tokens), 6),
-            "gate": result.applied.get("gate"), "made_by": about,
+            "gate": result.applied.to_json().get("gate"), "made_by": about,
         }
         for job, result in zip(batch, results, strict=True)
     ]  # fmt: skip

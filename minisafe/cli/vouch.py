@@ -1,0 +1,31 @@
+"""`minisafe vouch`: write the hashes of a profile's files into it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from minisafe.cli.options import PATH
+from minisafe.profile import load_profile, vouch
+
+
+@click.command("vouch")
+@click.argument("profile", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def vouch_command(profile: Path, as_json: bool) -> None:
+    """Write the SHA-256 of every file that PROFILE's parts are read from into it.
+
+    From then on a changed file is refused, and so is a new one that would be read.
+
+    \b
+    Example:
+      minisafe vouch my-profile.json
+    """
+    found = vouch(profile)
+    load_profile(profile)
+    if as_json:
+        click.echo(json.dumps({"profile": str(profile), "files": [str(file) for file in found]}))
+    else:
+        click.echo(f"{profile}: vouches for {len(found)} files")
