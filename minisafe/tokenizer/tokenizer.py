@@ -52,10 +52,9 @@ class Tokenizer:
             token.content: (id_, token) for id_, token in added.items() if token.special
         }
         self.control_ids = {id_ for id_, _ in self.control.values()}
-        self.size = max([*backend.get_vocab(with_added_tokens=True).values(), -1]) + 1
-        self.byte_ids = {
-            id_ for text, id_ in backend.get_vocab().items() if BYTE_TOKEN.fullmatch(text)
-        }
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.size = max([*vocabulary.values(), -1]) + 1
+        self.byte_ids = {id_ for text, id_ in vocabulary.items() if BYTE_TOKEN.fullmatch(text)}
 
     @cached_property
     def fingerprint(self) -> str:
