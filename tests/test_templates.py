@@ -20,7 +20,8 @@ from worlds import backend
 
 from minisafe.errors import PromptError, SettingError, TokenizerError
 from minisafe.tokenizer import Tokenizer, child, runner
-from minisafe.tokenizer.templates import MOST_CHARACTERS, MOST_OPTIONS, check_options
+from minisafe.tokenizer.options import MOST_OPTIONS, check_options
+from minisafe.tokenizer.templates import MOST_CHARACTERS
 
 FORKS = hasattr(os, "fork")
 LIMITED = sys.platform == "linux"  # where an address space can be bounded

@@ -5,9 +5,10 @@ Control tokens that a user writes stay text: in a chat only the template's own b
 
 from minisafe.tokenizer.conversation import ChatIds
 from minisafe.tokenizer.marks import Marks
+from minisafe.tokenizer.options import check_options, parse_option
 from minisafe.tokenizer.reading import check_same_vocabulary, check_tokenizer, load_tokenizer
 from minisafe.tokenizer.stream import TextStream
-from minisafe.tokenizer.templates import Message, check_options
+from minisafe.tokenizer.templates import Message
 from minisafe.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "check_same_vocabulary",
     "check_tokenizer",
     "load_tokenizer",
+    "parse_option",
 ]

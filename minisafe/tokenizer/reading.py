@@ -19,7 +19,8 @@ from minisafe.display import one_line
 from minisafe.errors import TokenizerError
 from minisafe.files import parse_json, read_json, read_text
 from minisafe.tokenizer.backend import asked
-from minisafe.tokenizer.templates import MOST_CHARACTERS, Scalar
+from minisafe.tokenizer.options import Scalar
+from minisafe.tokenizer.templates import MOST_CHARACTERS
 from minisafe.tokenizer.tokenizer import Tokenizer
 
 MOST_IDS = 1 << 22  # the largest vocabularies have some 260,000

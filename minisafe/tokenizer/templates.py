@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minisafe.display import one_line
 from minisafe.errors import SettingError, TokenizerError
 from minisafe.tokenizer import runner
+from minisafe.tokenizer.options import GIVEN, Scalar
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 MOST_CHARACTERS = 1 << 20  # of a template; the longest in use has some 20,000
-MOST_OPTIONS, MOST_OPTION_CHARACTERS = 64, 4096
-# what a template is given, or has of its own: an option must not stand in for it
-GIVEN = frozenset(
-    {
-        "messages", "tools", "documents", "add_generation_prompt", "raise_exception",
-        "strftime_now", "range", "dict", "lipsum", "cycler", "joiner", "namespace", "loop", "self",
-        "varargs", "kwargs", "caller", "none", "true", "false", "continue_final_message",
-        "chat_template", "conversation",
-    }
-)  # fmt: skip
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 Part = runner.Part
-Scalar = str | int | float | bool | None
 
 
 class Template:
@@ -129,41 +116,3 @@ def the_default(source: Any, where: str) -> str:
             f"{where}: the chat template is malformed (it holds half of a surrogate pair)"
         ) from None
     return source
-
-
-def check_options(options: Mapping[str, Any], special: Sequence[str] = ()) -> dict[str, Scalar]:
-    """Template options as they may be given; raises `SettingError`."""
-    if len(options) > MOST_OPTIONS:
-        raise SettingError(
-            f"{len(options)} template options are given; expected at most {MOST_OPTIONS}"
-        )
-    for name, value in options.items():
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise SettingError(
-                f"the template option {one_line(str(name), 80)!r} is no name; expected letters, "
-                "digits and _, such as enable_thinking"
-            )
-        if name in GIVEN or name in special or name.endswith("_token"):
-            raise SettingError(f"the template option {name!r} is what every template is given")
-        check_option(name, value)
-    return dict(options)
-
-
-def check_option(name: str, value: Any) -> None:
-    """Raise `SettingError` unless the value is a number, a text, true, false or null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SettingError(f"the template option {name} is {value}; expected a finite number")
-    if isinstance(value, str):
-        if len(value) > MOST_OPTION_CHARACTERS:
-            raise SettingError(
-                f"the template option {name} has {len(value):,} characters; expected at most "
-                f"{MOST_OPTION_CHARACTERS:,}"
-            )
-    elif isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) >= 1 << 63:
-            raise SettingError(f"the template option {name} is too large a number")
-    elif value is not None and not isinstance(value, (bool, float)):
-        raise SettingError(
-            f"the template option {name} is a {type(value).__name__}; expected true, false, a "
-            "number, a text or null"
-        )

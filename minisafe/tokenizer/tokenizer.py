@@ -15,8 +15,9 @@ from tokenizers import Tokenizer as Backend
 from minisafe.tokenizer.backend import asked
 from minisafe.tokenizer.conversation import ChatIds, encode_conversation, find_answers
 from minisafe.tokenizer.marks import Marks, unused
+from minisafe.tokenizer.options import Scalar, check_options
 from minisafe.tokenizer.stream import TextStream
-from minisafe.tokenizer.templates import Message, Scalar, Template, check_options
+from minisafe.tokenizer.templates import Message, Template
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
