@@ -43,7 +43,7 @@ def main() -> None:
     send(sink, b"{}")  # ready
     while (request := receive(source)) is not None:
         # should the parent be gone, nobody else ends a template that does not
-        faulthandler.dump_traceback_later(SECONDS + 3, exit=True)
+        faulthandler.dump_traceback_later(SECONDS + 1, exit=True)
         limit_memory(len(request))
         send(sink, reply(environment, known, request))
         faulthandler.cancel_dump_traceback_later()

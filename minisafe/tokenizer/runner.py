@@ -93,11 +93,17 @@ class Runner:
 
 
 RUNNERS: weakref.WeakSet[Runner] = weakref.WeakSet()
+IN_USE: list[weakref.ref[Runner]] = []  # one, or none
 
 
 def shared() -> Runner:
-    """The program's runner: the one that is in use, or a new one."""
-    return next(iter(RUNNERS), None) or Runner()
+    """The program's runner: the one that is in use, or a new one. (Two threads that ask for the
+    first at once may get two, which does no harm.)"""
+    found = IN_USE[0]() if IN_USE else None
+    if found is None:
+        found = Runner()
+        IN_USE[:] = [weakref.ref(found)]
+    return found
 
 
 def packed(request: Mapping[str, Any]) -> bytes:

@@ -31,6 +31,13 @@ class Template:
         self.runner = runner.shared()
         self.checked = not options
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy, or another process: all but the runner, which is the program's own."""
+        return {name: value for name, value in vars(self).items() if name != "runner"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, runner=runner.shared())
+
     def check(self) -> None:
         """Compile it; raises `TokenizerError`."""
         self.ask([], [])
