@@ -30,6 +30,7 @@ from minisafe.gate import Calibration
 from minisafe.guidance import RULES, check_guidance, check_rule
 from minisafe.prepare import WEIGHTS
 from minisafe.sampling import Sampling
+from minisafe.tokenizer.options import Scalar, check_options
 from minisafe.vectors import POSITIONS
 
 PATHS = ("base", "edit", "expert", "anti_expert", "vector")
@@ -62,6 +63,8 @@ class Settings:
     `speculate`); 0 means none, None decides by itself. weights: how they are kept (see `prepare`).
     cache_dtype: in which keys and values are held (see `cache`).
     compile: run the decoding step as one compiled graph (see `compiled`).
+    template_options: names and values that the chat template is given, such as
+    {"enable_thinking": False}.
     expert_kind: "unsafe" or "safe", what the expert is; None: what the rule beside it reads.
     reverse_sa: for research, let a negative `sa_scale` steer towards harm; never from a file.
     """
@@ -102,10 +105,12 @@ class Settings:
     weights: str = "auto"
     cache_dtype: str = "auto"
     compile: bool = False
+    template_options: Mapping[str, Scalar] = field(default_factory=dict)
     expert_kind: str | None = None
     reverse_sa: bool = False
 
     def __post_init__(self) -> None:
+        check_options(self.template_options)
         check_guidance(self.sgds_lambda, self.margin)
         check_rule(self.alpha or 0.0, self.first_tokens)
         self.sampling()  # checks its own ranges
@@ -341,6 +346,8 @@ def checked(name: str, value: Any, source: str) -> Any:
         return make(value)
     except OverflowError:
         raise SettingError(f"{source}: {name} is too large; expected {kind}") from None
+    except SettingError as error:
+        raise SettingError(f"{source}: {error}") from None
 
 
 def check_path(text: str, name: str, source: str) -> None:
@@ -361,6 +368,8 @@ def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], 
         return (str, Path), Path
     if name == "stop":
         return (list, tuple), tuple
+    if name == "template_options":
+        return (dict,), check_options
     if "bool" in kind:
         return (bool,), bool
     if "int" in kind:

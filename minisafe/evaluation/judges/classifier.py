@@ -15,7 +15,7 @@ from minisafe.evaluation.prompts import Prompt
 from minisafe.parts import fingerprints
 from minisafe.session import Session, load
 from minisafe.tokenizer import Message, Tokenizer
-from minisafe.tokenizer.templates import Marks
+from minisafe.tokenizer.marks import Marks
 
 SHOWN = 300  # characters of a classifier's words that a ruling keeps
 
