@@ -101,10 +101,10 @@ class Chat:
             Exchange(
                 self.messages[number - 1]["content"],
                 self.messages[number]["content"],
-                tuple(self.answers.get(number, ())),
+                self.answers[number],
                 number not in self.unguided,
             )
-            for number in self._answered()
+            for number in sorted(self.answers)
         ]
         return Conversation(tuple(said), self.turn)
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -476,6 +476,8 @@ def test_a_calibration_is_for_one_tokenizer_and_template(
     place = place_for(origin, "adapter", tmp_path)
     session = minisafe.load(place.profile)
     before = made_for(session.settings, session.steering)
+    with_options = replace(session.settings, template_options={"enable_thinking": False})
+    assert made_for(with_options, session.steering) != before
     path = place.root / "base" / change
     path.write_text(path.read_text() + " ")
     assert made_for(session.settings, session.steering) != before
