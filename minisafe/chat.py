@@ -213,15 +213,9 @@ class Chat:
         """Steered positions: of every past turn, and of this one, whose answer is open."""
         if steering is None:
             return ()
-        past, numbers = list(chat.answers), self._answered()
-        if len(past) == len(numbers):  # a template may drop or rewrite earlier answers
-            kept = zip(numbers, past, strict=True)
-            past = [place for number, place in kept if number not in self.unguided]
+        places = zip(sorted(self.answers), chat.answers, strict=True)
+        past = [place for n, place in places if place is not None and n not in self.unguided]
         return steering.spans([*past, (len(chat.ids), None)])
-
-    def _answered(self) -> list[int]:
-        """Numbers of the assistant's messages."""
-        return [n for n, message in enumerate(self.messages) if message["role"] == "assistant"]
 
     @staticmethod
     def _marks(

@@ -32,7 +32,7 @@ from minisafe.lora import Applied
 from minisafe.model import Llama
 from minisafe.session import Session
 from minisafe.slots import Add
-from minisafe.tokenizer import Message
+from minisafe.tokenizer import Message, Tokenizer
 from minisafe.vectors import POSITIONS
 
 pytest_plugins = ["world_fixtures"]
@@ -92,12 +92,13 @@ class Notes:
         self.messages = [*messages, {"role": "assistant", "content": "?"}]
         self.answers[len(messages)] = tokens
 
-    def steered(self, answers: tuple[tuple[int, int], ...], length: int) -> list[int]:
+    def steered(self, answers: tuple[tuple[int, int] | None, ...], length: int) -> list[int]:
         """Positions of the text so far at which the base is steered."""
         if not self.safe:
             return []
-        asking = [start - 1 for start, _ in answers] + [length - 1]
-        generated = [place for start, stop in answers for place in range(start, stop)]
+        shown = [place for place in answers if place is not None]
+        asking = [start - 1 for start, _ in shown] + [length - 1]
+        generated = [place for start, stop in shown for place in range(start, stop)]
         return {
             "prompt": asking, "generated": generated, "last": sorted(asking + generated),
             "all": list(range(length)),
@@ -323,6 +324,40 @@ def test_a_stream_that_rests_catches_up(world: World, monkeypatch: pytest.Monkey
     fed.clear()
     say(chat, "And?")
     assert fed[0][1] == chat.result.prompt_tokens - first  # the expert never lost the first turn
+
+
+# ---- templates that rewrite answers -------------------------------------------------------------
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ CONTENT }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+REWRITING = {  # what is written of a message, and how many of three turns show their answer
+    "upper case": ("m.content | upper if m.role == 'assistant' else m.content", 3),
+    "a part": ("m.content.split('e')[-1]", 3),
+    "left out": ("m.content if m.role == 'user' or loop.index0 > 1", 2),
+}
+
+
+@pytest.mark.parametrize("how", REWRITING)
+def test_turns_that_the_template_rewrites_keep_their_steering(world: World, how: str) -> None:
+    """What is read is what the template writes; each turn that it shows is steered."""
+    content, shown = REWRITING[how]
+    chat = new_chat(world, sa_positions="prompt")
+    known = chat.session.tokenizer
+    names = known.special | {"chat_template": TURNS.replace("CONTENT", content)}
+    chat.session = replace(chat.session, tokenizer=Tokenizer(known.backend, names, "here"))
+    notes = Notes(chat.session)
+    for text in ("Hello there!", "Why?", "What is the sea?"):
+        notes.check(text, say(chat, text))
+        notes.messages[-1] = chat.messages[-1]
+    chat.messages.pop()
+    chat.answers.pop(5)
+    encoded = chat.session.encode_chat(chat.messages, chat.answers)[0]
+    read = chat.session.tokenizer.encode_chat(chat.messages)
+    assert encoded.ids == read.ids or how != "upper case"  # else an answer kept its ids
+    steered = chat._goal(encoded, chat.session.steering).steered
+    assert sum(mark is not None for mark in steered) == shown
 
 
 # ---- what is remembered ------------------------------------------------------------------------

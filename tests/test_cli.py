@@ -699,7 +699,7 @@ def no_chat_template(world: World, path: Path) -> list[object]:
     return ["--base", base, "--chat", "Hi"]
 
 
-@bad("chat_template.jinja: not valid UTF-8")
+@bad("chat_template.jinja: byte 0 is not valid UTF-8")
 def chat_template_that_is_no_text(world: World, path: Path) -> list[object]:
     base = world.copy(world.base, path)
     (base / "chat_template.jinja").write_bytes(b"\xff")
@@ -824,10 +824,14 @@ def test_other_errors_are_not_hidden(world: World, monkeypatch: pytest.MonkeyPat
 def test_a_file_that_may_not_be_read(
     run: Run, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(self: Path, *args: object, **options: object) -> str:
-        raise PermissionError(13, "Permission denied", str(self))
+    original = Path.open
 
-    monkeypatch.setattr(Path, "read_text", forbidden)
+    def forbidden(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name == "tokenizer.json":
+            raise PermissionError(13, "Permission denied", str(self))
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", forbidden)
     found = run("generate", *flags(world), "Hi")
     assert (found.code, found.out) == (2, "")
     assert len(found.errors) == 1

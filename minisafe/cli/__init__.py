@@ -20,6 +20,7 @@ from minisafe.cli.evaluate import evaluate_command
 from minisafe.cli.finetune import finetune
 from minisafe.cli.generate import generate
 from minisafe.cli.inspect import inspect
+from minisafe.cli.once import check_once
 from minisafe.cli.sweep import sweep
 from minisafe.cli.vouch import vouch_command
 from minisafe.display import one_line
@@ -27,7 +28,18 @@ from minisafe.errors import MinisafeError
 
 
 class Commands(click.Group):
-    """Ends in peace when the reader, such as `head`, has seen enough; click would exit with 1."""
+    """Ends in peace when the reader, such as `head`, has seen enough; click would exit with 1.
+
+    An option that counts once may be given once: click would take the last and drop the others.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            check_once(command, rest, ctx)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

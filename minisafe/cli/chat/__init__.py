@@ -58,7 +58,7 @@ def load_chat() -> Chat:
     standard.show_loading()
     try:
         session = session_from_flags()
-        session.tokenizer.template  # noqa: B018 (fails now, not at the first message)
+        session.tokenizer.template.check()  # fails now, not at the first message
         return Chat(session)
     finally:
         standard.erase_loading()
