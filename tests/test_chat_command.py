@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from minisafe.cli.chat.commands import COMMANDS
 from minisafe.display import harmless
 from minisafe.errors import NonFiniteError
 from minisafe.loaded import SETTABLE
+from minisafe.saved import load_chat
 from minisafe.tokenizer import TextStream
 
 pytest_plugins = ["world_fixtures"]
@@ -23,11 +26,17 @@ Typed = Callable[..., Outcome]
 
 
 @pytest.fixture
-def typed(run: Run, world: World, monkeypatch: pytest.MonkeyPatch) -> Typed:  # noqa: F811
+def typed(
+    run: Run,  # noqa: F811
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Typed:
     """`typed("Hello!", KeyboardInterrupt(), "/help")`: at a terminal, one line after another."""
 
     def call(*lines: str | BaseException, args: tuple[object, ...] = (), **changes: Any) -> Outcome:
         rest = iter(lines)
+        monkeypatch.chdir(tmp_path)
 
         def asked(prompt: str = "") -> str:
             line = next(rest, EOFError())
@@ -109,6 +118,31 @@ def test_errors_at_a_terminal_go_on(
     assert "Traceback" not in found.err
     assert found.err.count("taken back: ") == 3  # the answers had begun
     assert found.out.endswith(answers(world, "Hello there!")[0] + "\n")
+
+
+def test_ctrl_c_never_leaves_a_terminal(
+    typed: Typed, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it comes, wherever in an answer: the next turn is the conversation's."""
+    push, seen = TextStream.push, []
+
+    def interrupted(self: TextStream, id_: int) -> str:
+        seen.append(id_)
+        for _ in range(4 if len(seen) == 3 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return push(self, id_)
+
+    monkeypatch.setattr(TextStream, "push", interrupted)
+    found = typed("Hello there!", "/save talk.json", "Why?", args=("--json",))
+    assert found.code == 0
+    broken, whole = found.objects
+    assert (broken["finish_reason"], len(broken["tokens"])) == ("cancelled", 3)
+    assert whole["finish_reason"] == "length"
+    assert "(stopped)\n" in found.err
+    chat = api(world).chat()
+    load_chat(chat, "talk.json")
+    list(chat.send("Why?"))
+    assert list(chat.result.tokens) == whole["tokens"]
 
 
 def test_commands_of_a_conversation(typed: Typed, world: World, tmp_path: Path) -> None:
