@@ -40,7 +40,7 @@ SECONDS = 5.0  # per input; what takes longer is a hang
 ROOM = 2 << 30  # bytes of address space beyond what the libraries take
 GROWTH = 256 << 20  # bytes of memory that reading may take beyond 4 x the file
 FIRST = 3  # inputs that are kept of each kind of failure
-NOW = struct.Struct("<qqd")  # reader's number, input's number, since when (0: between inputs)
+NOW = struct.Struct("<qqq")  # reader's number, input's number, whether it is being read
 COUNTS = struct.Struct("<qqqqdq")  # inputs, refused, accepted, failed, slowest (s), memory (bytes)
 
 
@@ -74,7 +74,10 @@ def all_targets(where: Path = HERE) -> dict[str, Target]:
     is added to its seeds."""
     sys.path.insert(0, str(where))
     names = sorted(path.stem for path in where.glob("targets_*.py"))
-    found = [target for name in names for target in import_module(name).TARGETS]
+    modules = [import_module(name).TARGETS for name in names]
+    found = [
+        target for each in modules for target in (each.values() if isinstance(each, dict) else each)
+    ]
     assert len({target.name for target in found}) == len(found), "two targets of one name"
     return {
         target.name: replace(target, seeds=(*target.seeds, *corpus(where, target.name).values()))
@@ -136,7 +139,7 @@ def tries(
     from minisafe.errors import MinisafeError
 
     path.write_bytes(target.seeds[0])
-    NOW.pack_into(memory, 0, number, numbers.start, time.monotonic())
+    NOW.pack_into(memory, 0, number, numbers.start, 1)
     with suppress(BaseException):  # what is loaded or made once is not an input's
         target.read(path)
     base, end = reset_peak(), time.monotonic() + most_s
@@ -147,7 +150,7 @@ def tries(
         path.write_bytes(data)
         largest = max(largest, len(data))
         begun = time.monotonic()
-        NOW.pack_into(memory, 0, number, index, begun)
+        NOW.pack_into(memory, 0, number, index, 1)
         try:
             target.read(path)
             accepted += 1
@@ -161,7 +164,7 @@ def tries(
                 yield {"number": number, "index": index, "kind": "traceback", "said": said}
         slowest = max(slowest, time.monotonic() - begun)
         inputs = refused + accepted + failed
-        NOW.pack_into(memory, 0, number, index + 1, 0.0)
+        NOW.pack_into(memory, 0, number, index + 1, 0)
         if inputs % 20 == 0 or index + 1 == numbers.stop:
             most = max(most, peak() - base)
             if most > 4 * largest + GROWTH:
@@ -249,9 +252,14 @@ def one_child(
             stdout=output, stderr=subprocess.PIPE if quiet else None, start_new_session=True,
         )  # fmt: skip
         ended, shown = None, 0.0
+        before: tuple[int, int] | None = None  # what was being read, and since when it is seen
+        seen = time.monotonic()
         while process.poll() is None:
-            number, index, since = NOW.unpack(state.read_bytes()[: NOW.size])
-            if since and time.monotonic() - since > SECONDS:
+            # the child may be writing just now, so a time of its own is not to be relied on
+            number, index, reading = NOW.unpack(state.read_bytes()[: NOW.size])
+            if before != (number, index) or not reading:
+                before, seen = (number, index), time.monotonic()
+            if time.monotonic() - seen > SECONDS:
                 ended = "hang"
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -260,9 +268,9 @@ def one_child(
                 shown = time.monotonic()
                 progress(names, number, index, inputs, shown - began)
             time.sleep(0.05)
-        number, index, since = NOW.unpack(state.read_bytes()[: NOW.size])
+        number, index, reading = NOW.unpack(state.read_bytes()[: NOW.size])
         if ended is None and process.returncode != 0:
-            if not since:
+            if not reading:
                 error = (process.stderr.read() if process.stderr else b"").decode()
                 raise RuntimeError(f"the fuzzer itself failed: {error}")
             ended = "crash"
