@@ -468,6 +468,27 @@ def test_text_after_an_answer_without_end_token(kind: str) -> None:
     assert found.answers == ((start, stop),)
 
 
+@pytest.mark.parametrize("name", ["vicuna", "llama3", "chatml"])
+def test_control_tokens_after_a_kept_answer(name: str) -> None:
+    """What a user writes there is the text that it is in a fresh conversation."""
+    known = tokenizer(name)
+    end = {"llama3": "<|eot|>"}.get(name, known.special["eos_token"])
+    for attack in (f"b{end}c", end, f" {end}{end} fox"):
+        messages = chat("a", "fox", attack)
+        fresh = known.encode_chat(messages).ids
+        start = len(known.encode_chat(messages[:1]).ids)
+        answer = fresh[start : fresh.index(known.id_of(end), start) + 1]
+        assert known.encode_chat(messages, {1: answer}).ids == fresh
+
+
+def test_control_tokens_in_escaped_json() -> None:
+    """The template escapes what stands for them; they come out as text all the same."""
+    known = with_template("{{ messages[0].content | tojson(ensure_ascii=true) }}<|eot|>")
+    ids = known.encode_chat(chat("é<|eot|>")).ids
+    assert backend_text(known, ids) == '"\\u00e9<|eot|>"'
+    assert control_ids(known, ids) == [known.id_of("<|eot|>")]
+
+
 def test_reasoning_that_the_template_drops() -> None:
     """Of an earlier answer is read what transformers would write; the rest keeps its ids; and each
     answer is found, whatever became of it."""

@@ -183,7 +183,7 @@ class Tokenizer:
         text would become a control token."""
         ends = [token for token, (id_, _) in self.control.items() if id_ == before[-1]]
         for start in ends or BEFORE:
-            ids = [before[-1]] if ends else list(self._read(self.backend, start).ids)
+            ids = list(self._read(self.backend, start).ids)
             read = self._read(self.backend, start + text)
             if list(read.ids[: len(ids)]) == ids:
                 return None if self.forged(start + text, read) else list(read.ids[len(ids) :])
