@@ -2,13 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-.PHONY: chat test mutants api weights setup setup-dev lint clean
+FUZZ_INPUTS ?= 20000
+.PHONY: chat test fuzz mutants api weights setup setup-dev lint clean
 
 chat: setup
 	$(BIN)/python cli.py chat --safe
 
 test: setup-dev lint
 	$(BIN)/python -m pytest -q
+
+# every reader of foreign files, on this many mutated ones each; the table is for docs/trust.md
+fuzz: setup-dev
+	$(BIN)/python tests/fuzz/harness.py --inputs $(FUZZ_INPUTS)
 
 # would the tests notice? each mutant is one wrong line in a copy of the package: about an hour
 mutants: setup-dev

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minisafe import limits
+from minisafe.display import harmless
 from minisafe.errors import ConfigError
 from minisafe.files import read_json
+from minisafe.files.foreign import no_config, no_model
 
 FAMILIES = ("llama", "mistral", "qwen2")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -60,11 +63,10 @@ class LlamaConfig:
         """Read `directory/config.json`; raises `ConfigError`."""
         directory = Path(directory)
         if not directory.is_dir():
-            raise ConfigError(
-                f"{directory}: no such directory; expected a Hugging Face model directory"
-            )
+            raise ConfigError(no_model(directory))
         path = directory / "config.json"
-        return cls.from_json(read_json(path, "a Hugging Face model directory has one"), str(path))
+        hint = "" if path.is_file() else no_config(directory)
+        return cls.from_json(read_json(path, hint), str(path))
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` that reads back as this config, here and in transformers."""
@@ -107,10 +109,29 @@ class LlamaConfig:
         return data
 
     @property
+    def n_parameters(self) -> int:
+        """How many values the checkpoint's tensors hold."""
+        q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        layer = self.hidden * (2 * q + 2 * kv + 3 * self.intermediate + 2)
+        biases = self.qkv_bias * (q + 2 * kv) + self.o_bias * self.hidden
+        biases += self.mlp_bias * (2 * self.intermediate + self.hidden)
+        tables = self.vocab_size * self.hidden * (1 if self.tied else 2)
+        return self.n_layers * (layer + biases) + tables + self.hidden
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of keys and values that one token takes in a cache of the checkpoint's dtype."""
         size = 4 if self.dtype in (None, "float32") else 2
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim * size
+
+
+def shown(value: object) -> str:
+    """A foreign value as an error message quotes it, in at most about 60 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of very long numbers, of very deep lists
+        text = type(value).__name__
+    return harmless(text, 60)
 
 
 class _Reader:
@@ -122,25 +143,30 @@ class _Reader:
     def fail(self, message: str) -> ConfigError:
         return ConfigError(f"{self.source}: {message}")
 
-    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
-        value = self.data.get(key)
+    def integer(
+        self, key: str, default: int | None = None, data: dict[str, Any] | None = None
+    ) -> int:
+        """A whole number in the key's range of `limits.CONFIG`."""
+        value = (self.data if data is None else data).get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            kind = "a positive integer" if least == 1 else f"an integer from {least} on"
-            raise self.fail(f"{key} is {value!r}; expected {kind}")
+        within = limits.CONFIG[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value not in within:
+            raise self.fail(f"{key} is {shown(value)}; expected a whole number, {within}")
         return value
 
     def flag(self, key: str) -> bool:
         value = self.data.get(key)
         if value is not None and not isinstance(value, bool):
-            raise self.fail(f"{key} is {value!r}; expected true or false")
+            raise self.fail(f"{key} is {shown(value)}; expected true or false")
         return bool(value)
 
     def number(self, key: str, default: float, data: dict[str, Any] | None = None) -> float:
+        """A number in the key's range of `limits.CONFIG`."""
         value = (self.data if data is None else data).get(key)
         value = default if value is None else value
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-            raise self.fail(f"{key} is {value!r}; expected a positive number")
+        within = limits.CONFIG[key]
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value not in within:
+            raise self.fail(f"{key} is {shown(value)}; expected a number, {within}")
         return float(value)
 
     def config(self) -> LlamaConfig:
@@ -190,27 +216,29 @@ class _Reader:
         family = self.data.get("model_type")
         if family not in FAMILIES:
             raise self.fail(
-                f"model_type is {family!r}; minisafe runs the families {', '.join(FAMILIES)}"
+                f"model_type is {shown(family)}; minisafe runs the families {', '.join(FAMILIES)}"
             )
         return str(family)
 
     def refuse_what_is_not_run(self) -> None:
-        if self.data.get("quantization_config") is not None:
-            method = self.data["quantization_config"]
-            method = method.get("quant_method") if isinstance(method, dict) else method
-            raise self.fail(
-                f"quantization_config ({method}) is not supported; use the unquantised checkpoint"
-            )
+        for key in ("quantization_config", "quantization"):  # the second is MLX's
+            method = self.data.get(key)
+            if method is not None:
+                method = method.get("quant_method", "") if isinstance(method, dict) else method
+                raise self.fail(
+                    f"{key} ({harmless(str(method), 60)}) is not supported; use the unquantised "
+                    "checkpoint"
+                )
         activation = self.data.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):
-            raise self.fail(f"hidden_act is {activation!r}; minisafe runs silu only")
+            raise self.fail(f"hidden_act is {shown(activation)}; minisafe runs silu only")
         if self.data.get("partial_rotary_factor", 1.0) != 1.0:
             raise self.fail("partial_rotary_factor is not supported; expected 1.0")
 
     def dtype(self) -> str | None:
         dtype = self.data.get("dtype", self.data.get("torch_dtype"))
         if dtype is not None and dtype not in DTYPES:
-            raise self.fail(f"dtype is {dtype!r}; minisafe runs {', '.join(DTYPES)}")
+            raise self.fail(f"dtype is {shown(dtype)}; minisafe runs {', '.join(DTYPES)}")
         return dtype
 
     def rope(self) -> tuple[float, RopeScaling | None]:
@@ -219,7 +247,7 @@ class _Reader:
         old = self.data.get("rope_scaling")
         for key, value in (("rope_parameters", new), ("rope_scaling", old)):
             if value is not None and not isinstance(value, dict):
-                raise self.fail(f"{key} is {value!r}; expected an object or null")
+                raise self.fail(f"{key} is {shown(value)}; expected an object or null")
         rope: dict[str, Any] = new or old or {}
         theta = self.number("rope_theta", self.number("rope_theta", 10000.0), rope)
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -230,7 +258,7 @@ class _Reader:
                 raise self.fail("partial_rotary_factor is not supported; expected 1.0")
             return theta, None
         if kind != "llama3":
-            raise self.fail(f"rope_type is {kind!r}; minisafe runs 'default' and 'llama3'")
+            raise self.fail(f"rope_type is {shown(kind)}; minisafe runs 'default' and 'llama3'")
         missing = [
             key
             for key in (
@@ -248,7 +276,7 @@ class _Reader:
             factor=self.number("factor", 1.0, rope),
             low_freq_factor=low,
             high_freq_factor=high,
-            original_max_positions=int(self.number("original_max_position_embeddings", 1, rope)),
+            original_max_positions=self.integer("original_max_position_embeddings", None, rope),
         )
 
     def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
@@ -265,7 +293,7 @@ class _Reader:
             return (window,) * n_layers
         kinds = self.data.get("layer_types")
         if kinds is None:
-            first = self.integer("max_window_layers", 28, least=0)
+            first = self.integer("max_window_layers", 28)
             return tuple(window if layer >= first else None for layer in range(n_layers))
         known = ("full_attention", "sliding_attention")
         if (

@@ -64,15 +64,17 @@ class Edit:
     def __post_init__(self) -> None:
         if self.prompt.count("{}") != 1:
             raise PromptError(
-                f"the prompt {self.prompt!r} has {self.prompt.count('{}')} places {{}} for the "
-                "subject; expected one"
+                f"the prompt {self.prompt[:80]!r} has {self.prompt.count('{}')} places {{}} for "
+                "the subject; expected one"
             )
         for name in ("subject", "target"):
             value = getattr(self, name)
             if not value.strip() or value != value.strip():
                 raise PromptError(
-                    f"the {name} is {value!r}; expected text, without blanks around it"
+                    f"the {name} is {value[:80]!r}; expected text, without blanks around it"
                 )
+        if any("\ud800" <= each <= "\udfff" for each in self.subject + self.prompt + self.target):
+            raise PromptError(f"the edit of {self.subject[:80]!r} is not valid Unicode text")
 
     @property
     def question(self) -> str:

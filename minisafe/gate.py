@@ -118,7 +118,10 @@ class Calibration:
     @property
     def seal(self) -> str:
         """A hash of all of it: a number that was changed by hand does not go unnoticed."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        kinds = {each.name: each.type for each in fields(self)}
+        values = asdict(self).items()
+        stated = {name: float(v) if kinds[name] == "float" else v for name, v in values}
+        return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()[:16]
 
     @classmethod
     def from_json(cls, data: Any, source: str) -> Calibration:
@@ -134,8 +137,7 @@ class Calibration:
             value = data[name]
             if not isinstance(value, kinds[kind]) or isinstance(value, bool):
                 raise SettingError(f"{source}: the calibration's {name} is {value!r}; not a {kind}")
-        numbers = {name: float(data[name]) for name, kind in wanted.items() if kind == "float"}
-        made = cls(**{**{name: data[name] for name in wanted}, **numbers})
+        made = cls(**{name: data[name] for name in wanted})
         if made.missed > made.max_miss:
             raise SettingError(
                 f"{source}: the calibration's gate misses {made.missed:.1%} of harmful prompts; "

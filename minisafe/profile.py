@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from minisafe.about import About
 from minisafe.cache import CACHE_DTYPES
-from minisafe.config import DTYPES, LlamaConfig
+from minisafe.config import DTYPES, LlamaConfig, shown
 from minisafe.errors import (
     CheckpointError,
     ConfigError,
@@ -29,6 +30,7 @@ from minisafe.gate import Calibration
 from minisafe.guidance import RULES, check_guidance, check_rule
 from minisafe.prepare import WEIGHTS
 from minisafe.sampling import Sampling
+from minisafe.tokenizer.options import Scalar, check_options
 from minisafe.vectors import POSITIONS
 
 PATHS = ("base", "edit", "expert", "anti_expert", "vector")
@@ -61,6 +63,8 @@ class Settings:
     `speculate`); 0 means none, None decides by itself. weights: how they are kept (see `prepare`).
     cache_dtype: in which keys and values are held (see `cache`).
     compile: run the decoding step as one compiled graph (see `compiled`).
+    template_options: names and values that the chat template is given, such as
+    {"enable_thinking": False}.
     expert_kind: "unsafe" or "safe", what the expert is; None: what the rule beside it reads.
     reverse_sa: for research, let a negative `sa_scale` steer towards harm; never from a file.
     """
@@ -101,10 +105,12 @@ class Settings:
     weights: str = "auto"
     cache_dtype: str = "auto"
     compile: bool = False
+    template_options: Mapping[str, Scalar] = field(default_factory=dict)
     expert_kind: str | None = None
     reverse_sa: bool = False
 
     def __post_init__(self) -> None:
+        check_options(self.template_options)
         check_guidance(self.sgds_lambda, self.margin)
         check_rule(self.alpha or 0.0, self.first_tokens)
         self.sampling()  # checks its own ranges
@@ -181,8 +187,11 @@ def load_profile(path: str | Path) -> Profile:
     vouched = data.get("sha256") or {}
     if not isinstance(vouched, dict):
         raise ConfigError(f"{path}: sha256 is {vouched!r}; expected file names and their SHA-256")
+    for name in vouched:
+        check_path(name, "sha256", str(path))
     gate = data.get("calibration")
     calibration = None if gate is None else Calibration.from_json(gate, str(path))
+    About.from_json(data.get("about"), str(path))
     profile = Profile(settings, vouched, path, calibration)
     check_files(profile)
     if vouched == {} and "sha256" in data:
@@ -218,11 +227,16 @@ def profile_settings(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def save_profile(
-    settings: Mapping[str, Any], path: str | Path, files: tuple[Path, ...] = ()
+    settings: Mapping[str, Any],
+    path: str | Path,
+    files: tuple[Path, ...] = (),
+    about: About | None = None,
 ) -> None:
     """Write a profile; paths in `settings` are kept relative to it, `files` get their SHA-256."""
     path = Path(path)
     data: dict[str, Any] = {"minisafe_profile": VERSION}
+    if about is not None:
+        data["about"] = about.to_json()
     for name, value in settings.items():
         data[name] = relative(Path(value), path.parent) if name in PATHS and value else value
     data["sha256"] = hashes(files, path.parent)
@@ -324,12 +338,28 @@ def checked(name: str, value: Any, source: str) -> Any:
     wanted, make = value_type(name, kind)
     if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
         raise SettingError(f"{source}: {name} is {value!r}; expected {kind}")
+    if name in PATHS:
+        check_path(str(value), name, source)
     if name == "stop" and not all(isinstance(each, str) for each in make(value)):
         raise SettingError(f"{source}: stop is {value!r}; expected strings")
     try:
         return make(value)
     except OverflowError:
         raise SettingError(f"{source}: {name} is too large; expected {kind}") from None
+    except SettingError as error:
+        raise SettingError(f"{source}: {error}") from None
+
+
+def check_path(text: str, name: str, source: str) -> None:
+    """Raise `SettingError` for a path that no system can have, before one is asked for it."""
+    if (
+        "\0" in text
+        or max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/")) > 255
+        or len(text) > 4000
+    ):
+        raise SettingError(
+            f"{source}: {name} names {shown(text)}; expected a path of names up to 255 bytes each"
+        )
 
 
 def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], Any]]:
@@ -338,6 +368,8 @@ def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], 
         return (str, Path), Path
     if name == "stop":
         return (list, tuple), tuple
+    if name == "template_options":
+        return (dict,), check_options
     if "bool" in kind:
         return (bool,), bool
     if "int" in kind:
@@ -349,17 +381,25 @@ def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], 
 
 def from_generation_config(directory: Path) -> tuple[dict[str, Any], frozenset[int]]:
     """Sampling defaults and end-of-text ids of a model directory."""
-    LlamaConfig.from_directory(directory)  # fails first where this is no model's directory
+    vocab_size = LlamaConfig.from_directory(directory).vocab_size
     data: dict[str, Any] = {}
     path = directory / "generation_config.json"
     if path.is_file():
         data = read_json(path, "sampling defaults")
-    eos = data.get("eos_token_id")
+    eos, source = data.get("eos_token_id"), path
     if eos is None:
-        eos = read_json(directory / "config.json", "a model has one").get("eos_token_id")
+        source = directory / "config.json"
+        eos = read_json(source, "a model has one").get("eos_token_id")
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    if not all(isinstance(id_, int) for id_ in ids):
-        raise ConfigError(f"{path}: eos_token_id is {eos!r}; expected a token id or several")
+    if not all(type(id_) is int and 0 <= id_ < vocab_size for id_ in ids):
+        raise ConfigError(
+            f"{source}: eos_token_id is {shown(eos)}; expected a token id or several, 0 to "
+            f"{vocab_size - 1}"
+        )
+    if not isinstance(data.get("do_sample") or False, bool):
+        raise ConfigError(
+            f"{path}: do_sample is {shown(data['do_sample'])}; expected true or false"
+        )
     settings: dict[str, Any] = {}
     if data.get("do_sample"):
         names = ("temperature", "top_k", "top_p", "min_p")
@@ -368,6 +408,10 @@ def from_generation_config(directory: Path) -> tuple[dict[str, Any], frozenset[i
             for name in names
             if data.get(name) is not None
         }
+    try:
+        Sampling(**settings)
+    except SettingError as error:
+        raise SettingError(f"{path}: {error}") from None
     return settings, frozenset(ids)
 
 

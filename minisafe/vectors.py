@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minisafe.errors import SettingError, VectorError
-from minisafe.files import whole_file
+from minisafe import limits
+from minisafe.checkpoint.arrays import read_gguf, read_npy
+from minisafe.checkpoint.header import FLOATS, read_header
+from minisafe.errors import ConfigError, SettingError, VectorError
+from minisafe.files import parse_json, whole_file
 from minisafe.slots import Add, Slot, Span
 
+LAYER = re.compile("0|[1-9][0-9]{0,3}")
 PREFIX = "layer."
 GGUF_PREFIX = "direction."
 
@@ -92,13 +98,15 @@ class Steering:
 
 def load_vector(path: str | Path) -> SafetyVector:
     """Read a vector: minisafe's `.safetensors`, the authors' `.npy` of shape (1, hidden), or a GGUF
-    control vector, whose `direction.N` is added after 0-based layer N.
+    control vector (F32, F16, BF16, F64, Q8_0), whose `direction.N` is added after 0-based layer N.
 
     Raises `VectorError`.
     """
     path = Path(path)
     if not path.is_file():
-        raise VectorError(f"{path}: no such file; expected a safety vector (.safetensors or .npy)")
+        raise VectorError(
+            f"{path}: no such file; expected a safety vector (.safetensors, .npy or .gguf)"
+        )
     if path.suffix == ".npy":
         vector = _read_npy(path)
     elif path.suffix == ".safetensors":
@@ -110,48 +118,82 @@ def load_vector(path: str | Path) -> SafetyVector:
     for layer, values in vector.layers.items():
         if not bool(values.isfinite().all()):
             raise VectorError(f"{path}: the vector of layer {layer} holds NaN or infinite values")
+    stated = vector.metadata.get("values")
+    if stated is not None and stated != values_hash(vector.layers):
+        raise VectorError(
+            f"{path}: its values are not those that it was made with (their hash differs), and a "
+            "vector that was turned around steers towards harm; make it again"
+        )
     return vector
 
 
+def values_hash(layers: Mapping[int | None, Tensor]) -> str:
+    """A hash of a vector's values, which `minisafe amplify` writes into its metadata."""
+    found = hashlib.sha256()
+    for _, values in sorted(layers.items(), key=lambda each: -1 if each[0] is None else each[0]):
+        found.update(values.float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 def _read_npy(path: Path) -> SafetyVector:
-    try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise VectorError(f"{path}: not a NumPy array ({error})") from None
-    if values.ndim != 2 or values.shape[0] != 1 or values.dtype.kind != "f":
-        raise VectorError(
-            f"{path}: {values.dtype} array of shape {values.shape}; expected floats of (1, hidden)"
-        )
-    return SafetyVector(
-        {None: torch.from_numpy(values[0].astype(np.float32))}, {"source": path.name}
-    )
+    return SafetyVector({None: torch.from_numpy(read_npy(path)[0])}, {"source": path.name})
 
 
 def _read_safetensors(path: Path) -> SafetyVector:
+    header = read_header(path, VectorError)
+    for name, stated in header.tensors.items():
+        if stated.dtype not in FLOATS or len(stated.shape) != 1:
+            raise VectorError(
+                f"{path}: tensor {name} is {stated.dtype} of shape {stated.shape}; expected floats "
+                f"of shape (hidden,) under the name {PREFIX}N"
+            )
+    numbers = {_layer(name, PREFIX, path): name for name in header.tensors}
+    metadata = {key: _decoded(value) for key, value in header.metadata.items()}
     layers: dict[int | None, Tensor] = {}
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = {key: _decoded(value) for key, value in (file.metadata() or {}).items()}
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                layer = name.removeprefix(PREFIX)
-                tensor = file.get_tensor(name)
-                if not name.startswith(PREFIX) or not layer.isdigit() or tensor.ndim != 1:
-                    raise VectorError(
-                        f"{path}: tensor {name} of shape {tuple(tensor.shape)}; expected "
-                        f"{PREFIX}N of shape (hidden,)"
-                    )
-                layers[int(layer)] = tensor.float()
+            for layer, name in numbers.items():
+                layers[layer] = file.get_tensor(name).float()
     except (SafetensorError, OSError, RuntimeError) as error:
         raise VectorError(f"{path}: not a whole safetensors file ({error})") from None
-    if not layers or len({len(values) for values in layers.values()}) != 1:
-        raise VectorError(f"{path}: expected one or more vectors of one size, got {len(layers)}")
-    return SafetyVector(layers, metadata)
+    return SafetyVector(_one_size(layers, path), metadata)
+
+
+def _read_gguf(path: Path) -> SafetyVector:
+    layers: dict[int | None, Tensor] = {
+        _layer(name, GGUF_PREFIX, path): torch.from_numpy(values)
+        for name, values in read_gguf(path).items()
+    }
+    return SafetyVector(_one_size(layers, path), {"source": path.name})
+
+
+def _layer(name: str, prefix: str, path: Path) -> int:
+    """The layer in a tensor's name; one spelling each, so that two names are never one layer."""
+    found = LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+    if found is None or int(found[0]) >= limits.LAYERS:
+        raise VectorError(
+            f"{path}: tensor {name}; expected {prefix}N, with N a layer from 0 to "
+            f"{limits.LAYERS - 1} in plain digits"
+        )
+    return int(found[0])
+
+
+def _one_size(layers: dict[int | None, Tensor], path: Path) -> dict[int | None, Tensor]:
+    """The layers; raises `VectorError` unless they are one or more of the same size."""
+    sizes = {len(values) for values in layers.values()}
+    if len(sizes) != 1 or not 1 <= min(sizes) <= limits.WIDTH:
+        raise VectorError(
+            f"{path}: {len(layers)} layers of {len(sizes)} sizes; expected one or more of one "
+            f"size, 1 to {limits.WIDTH:,}"
+        )
+    return layers
 
 
 def _decoded(value: str) -> Any:
+    """A value of metadata: JSON where it is, else the text itself."""
     try:
-        return json.loads(value)
-    except ValueError:
+        return parse_json(value, "")
+    except ConfigError:
         return value
 
 
@@ -197,24 +239,6 @@ def save_gguf(vector: SafetyVector, path: str | Path) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-
-
-def _read_gguf(path: Path) -> SafetyVector:
-    gguf = _gguf()
-    try:
-        reader = gguf.GGUFReader(str(path))
-        tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
-    except Exception as error:  # the reader raises whatever it stumbles on
-        raise VectorError(f"{path}: not a GGUF file ({error})") from None
-    layers: dict[int | None, Tensor] = {}
-    for name, values in tensors.items():
-        layer = name.removeprefix(GGUF_PREFIX)
-        if not name.startswith(GGUF_PREFIX) or not layer.isdigit() or values.ndim != 1:
-            raise VectorError(f"{path}: tensor {name}; expected a control vector's {GGUF_PREFIX}N")
-        layers[int(layer)] = torch.from_numpy(values.astype(np.float32))
-    if not layers or len({len(values) for values in layers.values()}) != 1:
-        raise VectorError(f"{path}: expected control vectors of one size, got {len(layers)}")
-    return SafetyVector(layers, {"source": path.name})
 
 
 def _gguf() -> Any:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import models, random_adapter, random_ids, random_model, tiny_config
+from helpers import models, random_adapter, random_ids, random_model, tensors_of, tiny_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from spoil import Bomb, raised, refuses, restore
 from torch import Tensor
 
-from minisafe.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_adapter, save_adapter
+from minisafe.checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    load_adapter,
+    save_adapter,
+    save_model,
+)
 from minisafe.errors import AdapterError, BadInput, CheckpointError, ConfigError
-from minisafe.lora import Applied, LoraAdapter
+from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
 # ---- adapters that load ------------------------------------------------------------------------
@@ -165,6 +173,78 @@ def test_names_that_only_look_alike_are_not_targets(base: Llama, tmp_path: Path)
         refuses(AdapterError, lambda: load_adapter(tmp_path, base), "match nothing")
 
 
+HEAD_COPY = "base_model.model.lm_head.base_layer.weight"
+
+
+def test_copies_of_the_bases_own_tensors_are_passed_over_where_they_are_equal(
+    tiny_model, tmp_path: Path
+) -> None:
+    """As peft saves them beside a delta of the head, in whatever dtype it ran the base."""
+    model = tiny_model()
+    made = random_adapter(model, rank=3, endings=("lm_head", "q_proj"))
+    save_adapter(made, tmp_path, rank=3, alpha=6)
+    head, embed = (
+        tensors_of(model)["lm_head.weight"],
+        tensors_of(model)["model.embed_tokens.weight"],
+    )
+    embed_copy = "base_model.model.model.embed_tokens.weight"
+    restore_adapter(tmp_path, {HEAD_COPY: head.clone(), embed_copy: embed.clone()})
+    assert load_adapter(tmp_path, model).deltas.keys() == made.deltas.keys()
+    changed = head.clone()
+    changed[3, 4] += 0.01
+    restore_adapter(tmp_path, {HEAD_COPY: changed})
+    words = (HEAD_COPY, "not this base's", "merge_and_unload", "save_embedding_layers=False")
+    refuses(AdapterError, lambda: load_adapter(tmp_path, model), *words)
+
+
+@pytest.mark.live
+def test_an_adapter_of_the_head_as_peft_saves_it(tiny_model, tmp_path: Path) -> None:
+    transformers, peft = (pytest.importorskip(name) for name in ("transformers", "peft"))
+    model = tiny_model()
+    save_model(model, tmp_path / "base")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    theirs = peft.get_peft_model(theirs, settings)
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        theirs.save_pretrained(tmp_path / "adapter")
+    adapter = load_adapter(tmp_path / "adapter", model)
+    ids = random_ids(model, 1, 8)
+    with torch.no_grad():
+        ours = model(ids, adapters=(Applied(adapter, slice(0, 1)),))
+        torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_an_untrained_adapter_is_zero(tiny_model, tmp_path: Path) -> None:
+    """As peft starts one, B = 0; one module that is not makes the whole one act."""
+    model = tiny_model()
+    made = random_adapter(model)
+    still = {
+        name: LoraDelta(each.a, each.b * 0, each.scaling) for name, each in made.deltas.items()
+    }
+    save_adapter(LoraAdapter(still), tmp_path, rank=3, alpha=6)
+    assert load_adapter(tmp_path, model).is_zero
+    assert not made.is_zero
+    assert not LoraAdapter(still | dict([next(iter(made.deltas.items()))])).is_zero
+    a, b = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    assert LoraAdapter({"x": LoraDelta(a, b, 2.0)}).is_zero  # though neither factor is
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "([a-z0-9_.]+)+!", "(.*)*(.*)*(.*)*!", "(a|a?)+$", "(?:(?:(?:.{0,99}){99}){99}){99}!",
+        "(?=(.+)+!)" * 50, "(.|.)*" * 150,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_no_pattern_takes_long(adapter_directory: Path, base: Llama, key: str, target: str) -> None:
+    respell_adapter(adapter_directory, **{key: {target: 5} if key == "rank_pattern" else target})
+    start = time.perf_counter()
+    with suppress(AdapterError):
+        load_adapter(adapter_directory, base)
+    assert time.perf_counter() - start < 5
+
+
 # ---- adapters that cannot be used --------------------------------------------------------------
 
 
@@ -215,11 +295,19 @@ def test_no_adapter_there(tmp_path: Path, base: Llama, adapter_directory: Path) 
         ({"target_modules": ["c_attn"]}, ("match nothing", "llama")),
         ({"rank_pattern": {"q_proj": "x"}}, ("rank_pattern",)),
         ({"rank_pattern": {"(": 3}}, ("rank_pattern",)),
-        ({"rank_pattern": {"(?i)Q_proj": 3}}, ("rank_pattern",)),
+        ({"rank_pattern": {"(?i)Q_proj": 3}}, ("rank_pattern", "flags")),
+        ({"rank_pattern": {"q" * 3000: 3}}, ("rank_pattern", "3000 characters")),
+        ({"rank_pattern": {str(n): 3 for n in range(10_001)}}, ("rank_pattern", "up to 10000")),
+        ({"target_modules": "a{99999999999}"}, ("target_modules", "a{99999999999}", "repetition")),
+        ({"exclude_modules": r"(q)_\1"}, ("exclude_modules", "groupref")),
+        ({"target_modules": "(" * 500 + "q" + ")" * 500}, ("target_modules", "recursion")),
+        ({"target_modules": ["q_proj", 1]}, ("target_modules", "expected names")),
         ({"rank_pattern": {"q_proj": 2.5}}, ("rank_pattern", "2.5")),
         ({"rank_pattern": ["q_proj"]}, ("rank_pattern",)),
         ({"alpha_pattern": {"q_proj": None}}, ("alpha_pattern",)),
         ({"layers_to_transform": ["0"]}, ("layers_to_transform",)),
+        ({"layers_to_transform": 0.0}, ("layers_to_transform is 0.0",)),
+        ({"layers_to_transform": False}, ("layers_to_transform is False",)),
     ],
     ids=str,
 )
@@ -274,7 +362,8 @@ Q0 = "model.layers.0.self_attn.q_proj"
             ("unexpected", "magnitude"),
         ),
         ({f"base_model.model.{Q0}.lora_B.bias": torch.ones(32)}, ("unexpected", "lora_B.bias")),
-        ({"base_model.model.lm_head.weight": torch.ones(3)}, ("unexpected", "lm_head.weight")),
+        ({"base_model.model.lm_head.weight": torch.ones(3)}, ("lm_head.weight", "not this base's")),
+        ({"base_model.model.score.weight": torch.ones(3)}, ("unexpected", "score.weight")),
         ({"model.embed_tokens.lora_embedding_A": torch.ones(3)}, ("unexpected", "embedding_A")),
     ],
     ids=str,

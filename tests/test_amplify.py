@@ -248,7 +248,11 @@ def test_demonstrations_in_every_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "malformed"),
+        ("[", "not valid JSON"),
+        ("[" * 100_000, "nested too deep"),
+        ('[{"input": "\\ud800", "output": "b"}]', "surrogate"),
+        ('[{"input": "a", "input": "c", "output": "b"}]', "given twice"),
+        ('[{"input": "a", "output": "b", "category": ["x"]}]', "row 1 has a category that is no"),
         ("[]", "at least one"),
         ("{}", "expected a list"),
         ('[{"input": "a"}]', "row 1 has no text in 'output'"),
@@ -259,6 +263,25 @@ def test_malformed_demonstrations_are_refused(tmp_path: Path, text: str, message
     (tmp_path / "d.json").write_text(text)
     with pytest.raises(PromptError, match=message):
         load_demonstrations(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("input,output\na,No, I will not", "row 1 has more cells than the first line has names"),
+        ("input,output\na", "row 1 has no text in 'output'"),
+        ("input,input,output\na,b,c", "two columns have the same name"),
+        ('input,output\n"a,b', "malformed"),
+        ('input,output\n"a"b,c', "malformed"),
+        ("input,output\n" + "a" * 200_000 + ",c", "malformed"),
+        ("", "at least one"),
+    ],
+)
+def test_malformed_tables_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    """A comma that is not quoted cut the answer short once."""
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(PromptError, match=message):
+        load_demonstrations(tmp_path / "d.csv")
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,30 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_position_embeddings": -1}, "max_position_embeddings is -1"),
     ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; expected true or false"),
     ({"attention_bias": 1}, "attention_bias is 1"),
+    ({"vocab_size": 1e30}, "vocab_size is 1e+30"),
+    ({"vocab_size": 2**62}, "expected a whole number, 1 to 4,194,304"),
+    ({"vocab_size": 10**5000}, "vocab_size is int"),
+    (
+        {"num_hidden_layers": 20_000},
+        "num_hidden_layers is 20000; expected a whole number, 1 to 512",
+    ),
+    ({"num_hidden_layers": 1e30}, "num_hidden_layers is 1e+30"),
+    ({"head_dim": 2**40}, "head_dim is 1099511627776"),
+    ({"hidden_size": 2**60}, "hidden_size is"),
+    ({"intermediate_size": 2**60}, "intermediate_size is"),
+    ({"num_attention_heads": 2**20, "head_dim": 8}, "num_attention_heads is 1048576"),
+    ({"max_position_embeddings": 10**18}, "max_position_embeddings is"),
+    ({"rope_theta": 1e-30}, "rope_theta is 1e-30; expected a number, 1 to 1e+12"),
+    ({"rope_theta": 1e20}, "rope_theta is 1e+20"),
+    ({"rms_norm_eps": 1e20}, "rms_norm_eps is 1e+20; expected a number, 1e-12 to 0.1"),
+    ({"rms_norm_eps": 1e-40}, "rms_norm_eps is 1e-40"),
+    ({"rope_scaling": LLAMA3 | {"rope_type": "llama3", "factor": 1e-30}}, "factor is 1e-30"),
+    (
+        {"rope_scaling": LLAMA3 | {"rope_type": "llama3", "original_max_position_embeddings": 1.5}},
+        "original_max_position_embeddings is 1.5",
+    ),
+    ({"quantization": {"group_size": 64, "bits": 4}}, "quantization"),
+    ({"model_type": "x" * 10_000}, "model_type is 'xxx"),
 ]
 
 
@@ -185,6 +209,7 @@ def test_what_is_not_run_is_refused_by_name(changes: dict[str, Any], message: st
     assert message in text
     assert text.startswith("somewhere/config.json: ")
     assert "\n" not in text
+    assert len(text) < 300
     assert raised.value.exit_code == 2
 
 
@@ -244,6 +269,22 @@ def test_any_json_value_gives_a_config_or_a_config_error(
         return
     assert config.n_heads % config.n_kv_heads == 0
     assert len(config.windows) == config.n_layers
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # the largest dense models that were published, and about 10^12 parameters
+        {"vocab_size": 128256, "hidden_size": 16384, "intermediate_size": 53248,
+         "num_hidden_layers": 126, "num_attention_heads": 128, "rope_theta": 5e5},
+        {"vocab_size": 262144, "hidden_size": 25600, "intermediate_size": 102400,
+         "num_hidden_layers": 120, "num_attention_heads": 200},
+        {"max_position_embeddings": 10_485_760, "rope_theta": 3.58e9, "rms_norm_eps": 1e-3},
+    ],
+    ids=["405B", "1T", "long"],
+)  # fmt: skip
+def test_models_that_exist_are_within_the_ranges(changes: dict[str, Any]) -> None:
+    read(**changes)
 
 
 def test_directories(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,13 @@ from minisafe import editing, rome
 from minisafe.checkpoint import load_model, save_model
 from minisafe.cli import edit as command
 from minisafe.editing import Edit, Edited, Editing, Editor, edit
-from minisafe.errors import MinisafeError, NonFiniteError, PromptError, SettingError
+from minisafe.errors import (
+    MinisafeError,
+    NonFiniteError,
+    OutputError,
+    PromptError,
+    SettingError,
+)
 from minisafe.model import Llama
 from minisafe.rome import Context, Descent
 from minisafe.slots import Record
@@ -372,10 +380,14 @@ FLAGS = ("--subject", "Bob", "--prompt", "Where is {}?", "--target", "here")
         ((), "no --subject"),
         (FLAGS[:4], "no --target"),
         ((*FLAGS, "--edits", "{here}/edits.jsonl"), "one or the other"),
-        (("--edits", "{here}/text.txt"), "line 1: malformed"),
+        (("--edits", "{here}/text.txt"), "line 1: not valid JSON"),
         (("--edits", "{here}/bad.jsonl"), "line 1: expected subject, prompt and target"),
         (("--edits", "{here}/empty.jsonl"), "holds no edits"),
         (("--edits", "{here}/nowhere"), "cannot be read"),
+        (("--edits", "{here}/deep.jsonl"), "line 1: it is nested too deep"),
+        (("--edits", "{here}/half.jsonl"), "line 1: it holds half of a surrogate pair"),
+        (("--edits", "{here}/places.jsonl"), "line 1: the prompt 'Where?' has 0 places"),
+        ((*FLAGS[:1], "B\udcff", *FLAGS[2:]), "not valid Unicode"),
         ((*FLAGS, "--layer", "top"), "--layer is 'top'"),
         ((*FLAGS, "--layer", "9"), "layer is 9; the model has layers 0 to 2"),
         ((*FLAGS, "--text", "{here}/empty.jsonl"), "the text has 0 tokens"),
@@ -388,11 +400,15 @@ def test_wrong_use_is_named_and_writes_nothing(
 ) -> None:
     write_json(here / "bad.jsonl", {"subject": "Bob", "prompt": 3})
     (here / "empty.jsonl").write_text("")
+    (here / "deep.jsonl").write_text("[" * 100_000)
+    (here / "half.jsonl").write_text('{"subject": "\\ud800", "prompt": "{}", "target": "x"}')
+    write_json(here / "places.jsonl", {"subject": "Bob", "prompt": "Where?", "target": "here"})
     outcome = invoke(here, *(word.replace("{here}", str(here)) for word in words))
     assert isinstance(outcome.exception, MinisafeError)
     assert outcome.exception.exit_code == 2
     assert message in str(outcome.exception)
-    left = {"base", "text.txt", "edits.jsonl", "bad.jsonl", "empty.jsonl"}
+    left = {"base", "text.txt", "edits.jsonl", "bad.jsonl", "empty.jsonl", "deep.jsonl",
+            "half.jsonl", "places.jsonl"}  # fmt: skip
     assert {each.name for each in here.iterdir()} == left
 
 
@@ -409,11 +425,25 @@ def test_a_write_that_fails_leaves_nothing(here: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(command, "write_text", full)
     outcome = invoke(here, *FLAGS)
-    assert isinstance(outcome.exception, OSError)
+    assert isinstance(outcome.exception, OutputError)
+    assert "cannot be written (the disk is full" in str(outcome.exception)
     assert {each.name for each in here.iterdir()} == {"base", "text.txt", "edits.jsonl"}
 
 
 # ---- the tiny world ----------------------------------------------------------------------------
+
+
+def test_the_page_on_editing_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its Python uses no name that it does not define; fewer steps will do here."""
+    page = (ROOT / "docs" / "editing.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    quick = partial(Editing, samples=400, contexts=1, keep_tokens=2, descent=Descent(steps=2))
+    monkeypatch.setattr(editing, "Editing", quick)
+    exec(block, {})
+    assert "->" in capsys.readouterr().out
 
 
 def test_facts_of_the_shipped_model_are_edited() -> None:

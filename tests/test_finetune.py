@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from helpers import random_model, tiny_config
 from small_chat import VOCAB_SIZE, byte_tokenizer
 
 from minisafe.checkpoint import load_adapter, load_model, save_adapter, save_model
-from minisafe.errors import CheckpointError, PromptError, SettingError
+from minisafe.errors import NonFiniteError, PromptError, SettingError
 from minisafe.finetune import (
     IGNORED,
     Example,
@@ -20,9 +19,10 @@ from minisafe.finetune import (
     Training,
     batches,
     collate,
-    encode_example,
+    encode_examples,
     finished_adapter,
     rate,
+    steps_of,
 )
 from minisafe.lora import Applied
 from minisafe.model import Llama
@@ -34,7 +34,7 @@ TALKS: list[list[Message]] = [
     [{"role": "user", "content": f"{word}?"}, {"role": "assistant", "content": f"{word}!"}]
     for word in ("ab", "cd", "ef", "gh", "ij", "kl")
 ]
-EXAMPLES = [encode_example(TOKENIZER, talk, 64) for talk in TALKS]
+EXAMPLES = [encode_examples(TOKENIZER, talk)[0] for talk in TALKS]
 SHORT = Training(steps=6, batch_size=2, warmup=2, held_out=0.2, eval_every=2, learning_rate=5e-3)
 
 
@@ -47,31 +47,9 @@ def fresh() -> Llama:
     return model
 
 
-def test_only_answers_and_their_end_tokens_are_labels() -> None:
-    talk: list[Message] = [
-        {"role": "system", "content": "s"},
-        {"role": "user", "content": "hi"},
-        {"role": "assistant", "content": "yo"},
-        {"role": "user", "content": "x"},
-        {"role": "assistant", "content": "zz"},
-    ]
-    example = encode_example(TOKENIZER, talk, 64)
-    assert example.ids == TOKENIZER.encode_chat(talk, None, generation_prompt=False).ids
-    learned = [id_ for id_ in example.labels if id_ != IGNORED]
-    end = TOKENIZER.id_of("</s>")
-    assert learned == [*TOKENIZER.encode("yo"), end, *TOKENIZER.encode("zz"), end]
-    assert all(a in (b, IGNORED) for a, b in zip(example.labels, example.ids, strict=True))
-    assert len(encode_example(TOKENIZER, talk, 5).ids) == 5
-
-
-def test_a_conversation_without_an_answer_is_refused() -> None:
-    with pytest.raises(PromptError, match="must end with an answer"):
-        encode_example(TOKENIZER, [{"role": "user", "content": "hi"}], 64)
-
-
 def test_padding_changes_no_loss() -> None:
     trainer = Trainer(fresh(), EXAMPLES, SHORT)
-    uneven = [EXAMPLES[0], encode_example(TOKENIZER, [*TALKS[1], *TALKS[2]], 64)]
+    uneven = [EXAMPLES[0], *encode_examples(TOKENIZER, [*TALKS[1], *TALKS[2]])]
     ids, labels = collate(uneven, torch.device("cpu"))
     assert ids.shape == labels.shape
     alone = [trainer.loss([example]).item() for example in uneven]
@@ -140,42 +118,6 @@ def test_recomputing_activations_changes_nothing() -> None:
     assert [r.loss for r in plain.run()] == pytest.approx([r.loss for r in frugal.run()], abs=1e-6)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, rank: int) -> None:
-    training = Training(**{**vars(SHORT), "lora_rank": rank})
-    whole = Trainer(fresh(), EXAMPLES, training)
-    list(whole.run())
-    state = tmp_path / "state.safetensors"
-    stopped = Trainer(fresh(), EXAMPLES, training)
-    next(iter(stopped.run(state, every=1)))
-    again = Trainer(fresh(), EXAMPLES, training)
-    reports = list(again.run(state, every=1))
-    assert [report.step for report in reports] == [4, 6]
-    for name, value in whole.parameters.items():
-        assert torch.equal(again.parameters[name], value), name
-
-
-def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
-    state = tmp_path / "state.safetensors"
-    list(Trainer(fresh(), EXAMPLES, SHORT).run(state))
-    other = Training(**{**vars(SHORT), "seed": 1})
-    with pytest.raises(CheckpointError, match="other settings"):
-        list(Trainer(fresh(), EXAMPLES, other).run(state))
-    state.write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        list(Trainer(fresh(), EXAMPLES, SHORT).run(state))
-
-
-def test_batches_show_every_example_once_an_epoch_and_skip_what_was_seen() -> None:
-    examples = [Example((n,), (n,)) for n in range(6)]
-    source = batches(examples, 2, seed=3, skip=0)
-    seen = [next(source) for _ in range(6)]
-    for epoch in (seen[:3], seen[3:]):
-        assert sorted(each.ids[0] for batch in epoch for each in batch) == list(range(6))
-    assert seen[:3] != seen[3:]
-    assert next(batches(examples, 2, seed=3, skip=4)) == seen[4]
-
-
 def test_rate_warms_up_and_decays_to_a_tenth() -> None:
     training = Training(steps=100, warmup=10, learning_rate=1.0)
     assert rate(0, training) == pytest.approx(0.1)
@@ -187,16 +129,36 @@ def test_rate_warms_up_and_decays_to_a_tenth() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"steps": 0}, {"learning_rate": 0}, {"held_out": 1.0}, {"lora_rank": -1}, {"batch_size": 0}],
+    [
+        {"steps": 0},
+        {"learning_rate": 0},
+        {"held_out": 1.0},
+        {"lora_rank": -1},
+        {"batch_size": 0},
+        {"weight_decay": float("nan")},
+        {"lora_alpha": float("inf")},
+        {"seed": -1},
+        {"lora_targets": ()},
+    ],
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(SettingError, match=next(iter(bad))):
         Training(**bad)  # type: ignore[arg-type]
 
 
-def test_targets_that_match_nothing_and_no_examples_are_refused() -> None:
-    with pytest.raises(SettingError, match="match no module"):
-        Trainer(fresh(), EXAMPLES, Training(lora_targets=("nothing",)))
+@pytest.mark.parametrize(
+    "targets", [("nothing",), ("q_proj", "v_prj"), ("",), ("self_attn.q_proj",)]
+)
+def test_targets_that_the_model_does_not_have_are_named(targets: tuple[str, ...]) -> None:
+    known = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    wrong = next(target for target in targets if target != "q_proj")
+    with pytest.raises(SettingError, match=f"has {wrong!r}, .* expected some of {known}"):
+        Trainer(fresh(), EXAMPLES, Training(lora_targets=targets))
+
+
+def test_no_examples_or_one_without_an_answer_is_refused() -> None:
+    with pytest.raises(PromptError, match="no answer to learn"):
+        Trainer(fresh(), [*EXAMPLES, Example((1, 2), (IGNORED, IGNORED))], SHORT)
     with pytest.raises(PromptError, match="nothing to learn"):
         Trainer(fresh(), [], SHORT)
 
@@ -212,6 +174,31 @@ def test_the_adapter_reads_back_as_it_was_trained(tmp_path: Path) -> None:
     with torch.no_grad():
         trained = model(ids, adapters=trainer.adapters(1))
         assert torch.equal(model(ids, adapters=applied), trained)
+
+
+def test_epochs_are_steps_that_show_every_example_so_often() -> None:
+    training = Training(batch_size=2, held_out=0.2)  # 10 examples, 2 of them held out: 4 batches
+    assert [steps_of(n, 10, training) for n in (0.1, 1, 2.5)] == [1, 4, 10]
+    assert steps_of(3, 10, Training(batch_size=2, held_out=0.2, accumulate=4)) == 3
+    assert steps_of(2, 3, Training(batch_size=16, held_out=0.0)) == 2
+    steps = steps_of(2, len(EXAMPLES), SHORT)
+    trainer = Trainer(fresh(), EXAMPLES, Training(**{**vars(SHORT), "steps": steps}))
+    source = batches(trainer.examples, SHORT.batch_size, SHORT.seed, 0)
+    shown = [each.ids for _ in range(steps) for each in next(source)]
+    assert all(shown.count(ids) <= 2 for ids in shown)
+    assert len(shown) == 2 * 4  # of 5, batches of 2 show 4
+    for bad in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(SettingError, match="epochs is"):
+            steps_of(bad, 10, training)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run() -> None:
+    """Or its NaN weights would be written, where it is the last step's."""
+    trainer = Trainer(fresh(), EXAMPLES, Training(**{**vars(SHORT), "steps": 1}))
+    lost = next(iter(trainer.parameters.values()))
+    lost.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteError, match="gradient is not finite at step 0"):
+        list(trainer.run())
 
 
 @pytest.mark.live
@@ -236,13 +223,3 @@ def test_transformers_and_peft_read_what_was_trained(tmp_path: Path) -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "full")
     with torch.no_grad():
         torch.testing.assert_close(full.model(ids), theirs(ids).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_state_holds_the_settings_of_its_run(tmp_path: Path) -> None:
-    from safetensors import safe_open
-
-    state = tmp_path / "state.safetensors"
-    list(Trainer(fresh(), EXAMPLES, SHORT).run(state))
-    with safe_open(state, framework="pt") as file:
-        assert json.loads(file.metadata()["training"])["steps"] == SHORT.steps
-        assert file.metadata()["step"] == "6"

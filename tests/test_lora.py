@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from helpers import (
     TOLERANCE,
@@ -183,10 +182,3 @@ def test_a_delta_as_a_matrix() -> None:
     torch.testing.assert_close(delta(x), x @ delta.weight().T)
     torch.testing.assert_close(delta.weight(), 0.25 * b @ a)
     assert LoraDelta(a.bfloat16(), b.bfloat16(), 1.0).weight().dtype == torch.float32
-
-
-@pytest.mark.parametrize("rank", [1, 4])
-def test_counting_parameters(tiny_model, rank: int) -> None:
-    model = tiny_model(n_layers=3)
-    adapter = random_adapter(model, rank=rank, endings=("q_proj", "down_proj"))
-    assert adapter.n_parameters == 3 * rank * ((32 + 32) + (48 + 32))

@@ -169,7 +169,23 @@ def test_end_ids(world: World, tmp_path: Path, generation: Any, config: Any, eos
 
 
 @pytest.mark.parametrize(
-    "said", [{"eos_token_id": "</s>"}, {"do_sample": True, "temperature": "hot"}, [1], "x"], ids=str
+    "said",
+    [
+        {"eos_token_id": "</s>"},
+        {"eos_token_id": True},
+        {"eos_token_id": -1},
+        {"eos_token_id": [3, 99_999]},
+        {"eos_token_id": [[3]]},
+        {"eos_token_id": 2**70},
+        {"eos_token_id": 3.0},
+        {"do_sample": "yes"},
+        {"do_sample": True, "temperature": "hot"},
+        {"do_sample": True, "top_p": 7},
+        {"do_sample": True, "top_k": -1},
+        [1],
+        "x",
+    ],
+    ids=str,
 )
 def test_a_generation_config_that_cannot_be_read(world: World, tmp_path: Path, said: Any) -> None:
     base = world.copy(world.base, tmp_path)
@@ -278,6 +294,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "anti_expert": (3, True), "anti_system": (1,), "weights": ("int4", 8, None),
     "speculate": (-1, 1.5, True), "cache_dtype": ("float8", "fp8", 8, None),
     "compile": (1, "yes", None), "expert_kind": ("good", 1), "reverse_sa": (1, None),
+    "template_options": ([], "a=1", None, 3),
 }  # fmt: skip
 BAD = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 
@@ -556,3 +573,11 @@ def test_an_edit_is_merged_into_the_base(world: World) -> None:
     )
     with pytest.warns(SafetyWarning, match="other weights"):
         load(**world.flags(edit=world.adapter))
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 300, "a/" * 3000], ids=["null", "name", "long"])
+@pytest.mark.parametrize("key", ["base", "expert", "vector", "sha256"])
+def test_paths_that_no_system_can_have(profile: Callable[..., Path], key: str, path: str) -> None:
+    value: Any = {path: "0" * 64} if key == "sha256" else path
+    with pytest.raises(SettingError, match=rf"p.json: {key} names .*; expected a path of names"):
+        load_profile(profile("p.json", **{key: value}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -367,3 +368,54 @@ def test_a_smaller_cache_rounds_what_is_scored(world: World) -> None:
     )
     assert found.total != exact.total
     assert found.total == pytest.approx(exact.total, abs=0.5)
+
+
+# ---- ended from outside ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["generate", "chat"])
+def test_any_thread_may_cancel(world: World, where: str) -> None:
+    """While tokens are drawn elsewhere, and once: the next answer is given as ever."""
+    session = load(world, safe=True, max_new_tokens=400)
+    seen = threading.Event()
+    found: list[Result] = []
+
+    def answer() -> None:
+        if where == "chat":
+            chat = session.chat()
+            for _ in chat.send("Hello there!"):
+                seen.set()
+            found.append(chat.result)
+            return
+        for _, piece in session.run(["Hello there!", "The fox"], chat=True):
+            seen.set()
+            if isinstance(piece, Result):
+                found.append(piece)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    assert seen.wait(60)
+    session.cancel()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert {each.finish_reason for each in found} == {"cancelled"}
+    assert len(found) == (1 if where == "chat" else 2)
+    assert all(len(each.tokens) < 400 for each in found)
+    (result,) = session.with_settings({"max_new_tokens": 4}).generate(["Hello there!"], chat=True)
+    assert len(result.tokens) == 4
+
+
+def test_a_session_is_closed_at_its_end(world: World) -> None:
+    with load(world, max_new_tokens=40) as session:
+        chat = session.chat()
+        pieces = chat.send("Hello there!")
+        next(pieces)
+        assert session.generate(["The fox"])[0].text
+    with pytest.raises(SettingError, match="the session is closed"):
+        session.generate(["The fox"])
+    with pytest.raises(SettingError, match="the session is closed"):
+        session.with_settings({"seed": 1}).generate(["The fox"])
+    list(pieces)
+    assert chat.result.finish_reason == "cancelled"
+    with pytest.raises(SettingError, match="the session is closed"):
+        list(chat.send("Hello?"))

@@ -45,9 +45,9 @@ def complied(session: minisafe.Session, questions: list[Question]) -> int:
 def test_the_shipped_profile_is_the_default_and_safe() -> None:
     assert default_profile() == TINY / "profile.json"
     applied = minisafe.load().applied
-    assert applied["safe"] is True
-    assert applied["sa"] is not None
-    assert applied["sgds"]["expert"] == "adapter"
+    assert applied.safe is True
+    assert applied.sa is not None
+    assert applied.sgds.expert == "adapter"
 
 
 def test_safe_decoding_refuses_what_the_fragile_base_answers() -> None:
@@ -156,7 +156,7 @@ def test_every_kind_of_expert_and_stage_answers_as_by_hand(name: str, whole_expe
         scores = scores_by_hand(case, base, expert, question, result.tokens)
         chosen = scores[range(len(result.tokens)), list(result.tokens)]
         assert (chosen >= scores.max(dim=-1).values - NEAR).all(), result.text
-        assert result.applied["safe"] is True
+        assert result.applied.safe is True
     # and what was asked for shows: guidance refuses what the plain base answers
     plain = minisafe.load(TINY, FLOAT | {"safe": False, "max_new_tokens": 16})
     unsafe = plain.generate(QUESTIONS, chat=True)

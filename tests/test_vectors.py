@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from spoil import refuses
 
 from minisafe.errors import SettingError, VectorError
 from minisafe.slots import covered
@@ -126,7 +131,7 @@ def test_arrays_of_another_shape(tmp_path: Path, values: np.ndarray) -> None:
 
 def test_pickles_are_never_read(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.array([[{"a": 1}]], dtype=object), allow_pickle=True)
-    with pytest.raises(VectorError, match="not a NumPy array"):
+    with pytest.raises(VectorError, match=r"object array .* expected floats"):
         load_vector(tmp_path / "v.npy")
 
 
@@ -241,3 +246,103 @@ def test_slots_of_a_steering() -> None:
     ]
     assert steering.slots(0, ()) == []
     assert Steering({1: torch.ones(2)}, 0.0, "all").slots(0, ((0, None),)) == []
+
+
+# ---- names, types and metadata that were once let through ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"layer.²": torch.ones(4)},
+        {"layer.٣": torch.ones(4)},
+        {"layer.04": torch.ones(4)},
+        {"layer.4": torch.ones(4), "layer.04": torch.zeros(4)},
+        {"layer.512": torch.ones(4)},
+        {"layer." + "9" * 5000: torch.ones(4)},
+        {"layer.1": torch.ones(4, dtype=torch.uint8)},
+        {"layer.1": torch.ones(4, dtype=torch.int64)},
+        {"layer.1": torch.ones(4, dtype=torch.bool)},
+        {"layer.1": torch.ones(4).to(torch.float8_e4m3fn)},
+        {"layer.1": torch.ones(0)},
+    ],
+    ids=lambda tensors: next(iter(tensors))[:12] + str(next(iter(tensors.values())).dtype),
+)
+def test_one_spelling_a_layer_and_floats_only(
+    tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    save_file(tensors, tmp_path / "v.safetensors")
+    refuses(VectorError, lambda: load_vector(tmp_path / "v.safetensors"), "v.safetensors: ")
+
+
+def test_metadata_that_is_no_sound_json_stays_text(tmp_path: Path) -> None:
+    deep, big = "[" * 100_000, "9" * 5000
+    metadata = {"deep": deep, "big": big, "nan": "NaN", "twice": '{"a": 1, "a": 2}', "n": "3"}
+    save_file({"layer.1": torch.ones(2)}, tmp_path / "v.safetensors", metadata)
+    assert load_vector(tmp_path / "v.safetensors").metadata == metadata | {"n": 3}
+
+
+def test_a_missing_vector_is_told_all_formats(tmp_path: Path) -> None:
+    refuses(VectorError, lambda: load_vector(tmp_path / "v.gguf"), "no such file", ".npy or .gguf")
+
+
+# ---- written whole -----------------------------------------------------------------------------
+
+SAVERS = {".safetensors": save_vector, ".npy": save_npy, ".gguf": save_gguf}
+OUTGROWS = """
+import resource, signal, sys
+import torch
+from minisafe.errors import OutputError
+from minisafe.vectors import SafetyVector, save_gguf, save_npy, save_vector
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+for ending, save in ((".safetensors", save_vector), (".npy", save_npy), (".gguf", save_gguf)):
+    try:
+        save(SafetyVector({3: torch.ones(10_000)}), sys.argv[1] + "/v" + ending)
+    except OutputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on a file's size stands for a disk's."""
+    pytest.importorskip("gguf")
+    run = subprocess.run(
+        [sys.executable, "-c", OUTGROWS, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    lines = run.stdout.splitlines()
+    assert len(lines) == 3, run.stderr
+    assert all("the disk is full" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and modes of POSIX")
+@pytest.mark.parametrize("ending", SAVERS)
+def test_no_link_is_followed_and_the_mode_is_an_ordinary_files(tmp_path: Path, ending: str) -> None:
+    if ending == ".gguf":
+        pytest.importorskip("gguf")
+    (tmp_path / "precious").write_text("before")
+    for name in ("v" + ending, f"v{ending}.tmp", f".v{ending}.tmp"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    before = os.umask(0o022)
+    try:
+        SAVERS[ending](vector(3), tmp_path / ("v" + ending))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "precious").read_text() == "before"
+    assert stat.S_IMODE((tmp_path / ("v" + ending)).lstat().st_mode) == 0o644
+    assert len(list(tmp_path.iterdir())) == 4
+    load_vector(tmp_path / ("v" + ending))
+
+
+@pytest.mark.parametrize("ending", SAVERS)
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path, ending: str) -> None:
+    """A value that the format cannot hold, met when half of the file is written."""
+    if ending == ".gguf":
+        pytest.importorskip("gguf")
+    broken = SafetyVector({3: torch.ones(4).to(torch.bfloat16).to_sparse()})
+    with pytest.raises(Exception, match=r".+"):
+        SAVERS[ending](broken, tmp_path / ("v" + ending))
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from minisafe.display import harmless
 from minisafe.errors import PromptError, SettingError
+from minisafe.files import json_lines, parse_json, read_text
 from minisafe.tokenizer import Message, Tokenizer
 
 
@@ -43,27 +45,52 @@ def load_demonstrations(
     path = Path(path)
     if not path.is_file():
         raise PromptError(f"{path}: no such file; expected demonstrations (.json, .jsonl or .csv)")
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".csv":
-            rows: Any = list(csv.DictReader(io.StringIO(text)))
-        elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            rows = json.loads(text)
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
-        raise PromptError(f"{path}: malformed ({error})") from None
+    rows = read_rows(path)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise PromptError(f"{path}: expected a list of objects, at least one")
+    columns = (input_column, output_column)
+    return [demonstration(row, columns, f"{path}: row {n}") for n, row in enumerate(rows, 1)]
+
+
+def demonstration(row: dict[str, Any], columns: tuple[str, str], where: str) -> Demonstration:
+    """One row's demonstration, from the columns of question and answer; raises `PromptError`."""
+    for column in columns:
+        if not isinstance(row.get(column), str) or not row[column].strip():
+            have = harmless(", ".join(row), 200)
+            raise PromptError(f"{where} has no text in {column!r}; it has {have}")
+    topic = row.get("category")
+    if topic is not None and not isinstance(topic, (str, int)):
+        raise PromptError(f"{where} has a category that is no text")
+    return Demonstration(row[columns[0]], row[columns[1]], "" if topic is None else str(topic))
+
+
+def read_rows(path: Path) -> Any:
+    """What a file holds, read as its ending says; raises `PromptError` for what is malformed."""
+    if path.suffix == ".jsonl":
+        return [row for _, row in json_lines(path, PromptError)]
+    text = read_text(path, error=PromptError)
+    if path.suffix != ".csv":
+        return parse_json(text, str(path), PromptError)
+    return table_rows(text, path)
+
+
+def table_rows(text: str, path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV text by its first line's names; raises `PromptError`."""
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        names = list(reader.fieldnames or ())
+        rows = list(reader)
+    except csv.Error as error:
+        raise PromptError(f"{path}: malformed ({error})") from None
+    if len(set(names)) < len(names):
+        raise PromptError(f"{path}: two columns have the same name; expected each name once")
     for number, row in enumerate(rows, 1):
-        for column in (input_column, output_column):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                have = ", ".join(map(str, row))
-                raise PromptError(f"{path}: row {number} has no text in {column!r}; it has {have}")
-    return [
-        Demonstration(row[input_column], row[output_column], str(row.get("category", "")))
-        for row in rows
-    ]
+        if len(row) > len(names):
+            raise PromptError(
+                f"{path}: row {number} has more cells than the first line has names; put texts "
+                "with commas in quotes"
+            )
+    return rows
 
 
 # ---- prompts -----------------------------------------------------------------------------------

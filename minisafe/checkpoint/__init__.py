@@ -33,8 +33,11 @@ from minisafe.checkpoint.files import (
     read_tensors,
     save_tensors,
     short,
+    stated_in,
+    stated_tensors,
     unread,
 )
+from minisafe.checkpoint.plan import EMBED, HEAD, check_plan
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory, SettingError
 from minisafe.files import write_text
@@ -63,9 +66,9 @@ __all__ = [
     "save_adapter",
     "save_model",
     "save_tensors",
+    "stated_in",
+    "stated_tensors",
 ]
-
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def load_model(
@@ -83,30 +86,22 @@ def load_model(
     """
     directory = Path(directory)
     config = LlamaConfig.from_directory(directory)
+    wanted = as_dtype(dtype if dtype is not None else config.dtype)
+    check_plan(config, stated_tensors(directory), directory, wanted, device)
     with torch.device("meta"):
         model = Llama(config)
-    wanted = as_dtype(dtype if dtype is not None else config.dtype)
     waiting = {name: (holder, attribute) for name, holder, attribute in model.tensors()}
     head: Tensor | None = None
     for name, tensor, shard in read_tensors(directory):
-        if config.tied and name == HEAD:
+        if name in waiting:
+            wanted = wanted or tensor.dtype
+            place_tensor(waiting.pop(name), tensor, name, shard, wanted, device)
+        elif name == HEAD:
             head = tensor
-            continue
-        if name not in waiting:
-            if name.endswith("rotary_emb.inv_freq"):  # old exports keep this derived buffer
-                continue
-            raise CheckpointError(
-                f"{shard}: unexpected tensor {name}; the config describes a {config.family} model "
-                f"of {config.n_layers} layers{' with tied heads' if config.tied else ''}"
-            )
-        wanted = wanted or tensor.dtype
-        place_tensor(waiting.pop(name), tensor, name, shard, wanted, device)
     if head is not None:
         tie(model, waiting, head, directory, wanted, device)
     if waiting:
-        missing = sorted(waiting)
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        raise CheckpointError(f"{directory}: missing tensors: {', '.join(missing[:4])}{more}")
+        raise CheckpointError(f"{directory}: its files changed while they were read; try again")
     return model.requires_grad_(False).eval()
 
 
@@ -130,12 +125,8 @@ def place_tensor(
 ) -> None:
     """Put one checked tensor into the model in place of its meta stand-in."""
     holder, attribute = where
-    expected = getattr(holder, attribute).shape
-    if tensor.shape != expected:
-        raise CheckpointError(
-            f"{source}: {name} has shape {tuple(tensor.shape)}; the config asks for "
-            f"{tuple(expected)}"
-        )
+    if tensor.shape != getattr(holder, attribute).shape:
+        raise CheckpointError(f"{source}: {name} changed while the file was read; try again")
     check_finite(tensor, name, source)
     placed = move(tensor, name, dtype, device)
     if placed is tensor and name == EMBED:

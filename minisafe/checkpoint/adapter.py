@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from minisafe.checkpoint.files import check_finite, read_file, save_tensors
@@ -15,14 +16,15 @@ from minisafe.files import read_json, write_text
 from minisafe.lora import (
     LoraAdapter,
     LoraDelta,
+    PatternValues,
     check_adapter_config,
-    is_targeted,
-    pattern_value,
+    targeted_modules,
 )
 from minisafe.model import Llama, projections
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
+COPY = re.compile(r"base_model\.model\.(?P<module>.+?)(?:\.base_layer)?\.(?P<kind>weight|bias)")
 
 
 def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
@@ -38,18 +40,19 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
     config = read_json(path, "a PEFT adapter directory has one")
     check_adapter_config(config, path)
     modules = linear_modules(model)
-    targeted = {name for name in modules if is_targeted(name, config, path)}
+    targeted = targeted_modules(modules, config, path)
     if not targeted:
         raise AdapterError(
             f"{path}: target_modules match nothing in this {model.config.family} model"
         )
-    found = read_adapter_tensors(directory, modules, targeted)
+    ranks = PatternValues(config, "rank_pattern", config.get("r", 8), path)
+    alphas = PatternValues(config, "alpha_pattern", config.get("lora_alpha", 8), path)
+    found = read_adapter_tensors(directory, model, targeted)
     deltas = {}
     for name in sorted(targeted):
         a, b = (_require(found, name, part, directory) for part in "AB")
-        rank = pattern_value(config, "rank_pattern", name, config.get("r", 8))
+        rank, alpha = ranks.of(name), alphas.of(name)
         _check_delta(name, a, b, rank, modules[name], directory)
-        alpha = pattern_value(config, "alpha_pattern", name, config.get("lora_alpha", 8))
         scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
         a, b = (tensor.to(model.device, model.dtype) for tensor in (a, b))
         deltas[name] = LoraDelta(a, b, scaling)
@@ -66,18 +69,23 @@ def linear_modules(model: Llama) -> dict[str, tuple[int, int]]:
 
 
 def read_adapter_tensors(
-    directory: Path, modules: dict[str, tuple[int, int]], targeted: set[str]
+    directory: Path, model: Llama, targeted: set[str]
 ) -> dict[tuple[str, str], Tensor]:
-    """(module, "A" or "B") -> tensor, each one known to be wanted and finite."""
+    """(module, "A" or "B") -> tensor, each one known to be wanted and finite.
+
+    Copies of the base's own tensors, which peft puts beside deltas of the head, are passed over if
+    they are equal to it.
+    """
     path = directory / ADAPTER_WEIGHTS
     if not path.is_file():
         hint = "; .bin adapters are pickles, save them again with peft as safetensors"
         raise AdapterError(f"{path}: no such file{hint if list(directory.glob('*.bin')) else ''}")
-    found = {}
+    modules, found = linear_modules(model), {}
     for name, tensor, _ in read_file(path):
         match = KEY.fullmatch(name)
         if match is None:
-            raise AdapterError(f"{path}: unexpected tensor {name}; expected LoRA A and B matrices")
+            _check_copy(name, tensor, model, path)
+            continue
         module = match["module"]
         if module not in modules:
             raise AdapterError(f"{path}: {name} is for {module}, which this model does not have")
@@ -88,6 +96,32 @@ def read_adapter_tensors(
         check_finite(tensor, name, path)
         found[module, match["part"]] = tensor
     return found
+
+
+def _check_copy(name: str, tensor: Tensor, model: Llama, path: Path) -> None:
+    """Raise `AdapterError` unless the tensor is a copy of one of the base's own."""
+    match = COPY.fullmatch(name)
+    base = _own_tensor(model, f"{match['module']}.{match['kind']}") if match else None
+    if match is None or base is None:
+        raise AdapterError(f"{path}: unexpected tensor {name}; expected LoRA A and B matrices")
+    check_finite(tensor, name, path)
+    if not torch.equal(tensor.to(base.dtype), base.cpu()):
+        raise AdapterError(
+            f"{path}: {name} holds weights of the base itself, and they are not this base's; if "
+            "they were trained, merge the adapter (peft: merge_and_unload) and use the whole "
+            "model, else save it with save_pretrained(..., save_embedding_layers=False)"
+        )
+
+
+def _own_tensor(model: Llama, name: str) -> Tensor | None:
+    """A tensor of the base; None where it has none of that name, or holds it in another form."""
+    if model.prepared is not None:
+        return None
+    if name == "lm_head.weight" and model.config.tied:
+        name = "model.embed_tokens.weight"
+    places = {known: (holder, key) for known, holder, key in model.tensors()}
+    tensor: Tensor | None = getattr(*places[name]) if name in places else None
+    return tensor
 
 
 def _require(found: dict[tuple[str, str], Tensor], name: str, part: str, directory: Path) -> Tensor:

@@ -6,19 +6,24 @@ Pickle is never read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minisafe import limits
+from minisafe.checkpoint.header import NOT_WHOLE, Stated, read_header
 from minisafe.errors import CheckpointError, MinisafeError
 from minisafe.files import read_json, whole_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAPPED_APART = 1000  # tensors of a file; it takes about 2 s for that many
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = (
     'convert them once, where you trust them: python -c "from transformers import '
@@ -28,16 +33,38 @@ CONVERT = (
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
     """(name, tensor, file) of every tensor of a model directory, one shard after another."""
-    if (directory / SINGLE).is_file():
-        yield from read_file(directory / SINGLE)
-        return
+    for file in dict.fromkeys(tensor.file for tensor in stated_tensors(directory).values()):
+        yield from read_file(file)
+
+
+def stated_tensors(directory: Path) -> dict[str, Stated]:
+    """Every tensor of a model directory, by name, as the files' headers state it."""
+    found: dict[str, Stated] = {}
+    for file, names in weight_files(directory).items():
+        tensors = stated_in(file)
+        if names is not None:
+            check_shard(file, names, tensors.keys())
+        found |= tensors
+    return found
+
+
+def stated_in(path: Path) -> Mapping[str, Stated]:
+    """The tensors that one whole safetensors file states, by name; none of them is read."""
+    tensors = read_header(path).tensors
+    with opened(path):  # the library checks that they lie in the file
+        return tensors
+
+
+def weight_files(directory: Path) -> dict[Path, frozenset[str] | None]:
+    """The safetensors files of a model directory, each with the names that an index places there,
+    or None where there is no index."""
+    if (directory / SINGLE).exists():
+        return {directory / SINGLE: None}
     if (directory / INDEX).is_file():
-        yield from read_shards(directory)
-        return
+        return shards(directory)
     files = sorted(directory.glob("*.safetensors"))
     if len(files) == 1:
-        yield from read_file(files[0])
-        return
+        return {files[0]: None}
     if files:
         raise CheckpointError(
             f"{directory}: {len(files)} safetensors files and no {INDEX} to say how they join"
@@ -51,44 +78,60 @@ def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
     raise CheckpointError(f"{directory}: no {SINGLE} and no {INDEX}")
 
 
-def read_shards(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    """The tensors that the index names, each from the shard it names."""
+def shards(directory: Path) -> dict[Path, frozenset[str] | None]:
+    """The shards that the index names, and the tensors that it places in each."""
     path = directory / INDEX
     weight_map = read_json(path, "the index of the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: no weight_map; expected tensor names and their shards")
-    for shard in sorted(set(map(str, weight_map.values()))):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+    names: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        names.setdefault(str(shard), set()).add(name)
+    if len(names) > limits.SHARDS:
+        raise CheckpointError(f"{path}: {len(names):,} shards; expected at most {limits.SHARDS:,}")
+    for shard in names:
+        plain = Path(shard).name == shard and "\0" not in shard and len(shard.encode()) < 256
+        if not plain or not shard.endswith(".safetensors"):
             raise CheckpointError(
                 f"{path}: shard {shard!r} is not a safetensors file of this directory"
             )
         if not (directory / shard).is_file():
             raise CheckpointError(f"{directory / shard}: no such file, but {INDEX} names it")
-        expected = {name for name, file in weight_map.items() if file == shard}
-        for name, tensor, file in read_file(directory / shard):
-            if name not in expected:
-                raise CheckpointError(f"{file}: holds {name}, which {INDEX} does not place here")
-            expected.remove(name)
-            yield name, tensor, file
-        if expected:
-            raise CheckpointError(
-                f"{directory / shard}: lacks {sorted(expected)[0]}, which {INDEX} places here"
-            )
+    return {directory / shard: frozenset(names[shard]) for shard in sorted(names)}
+
+
+def check_shard(file: Path, expected: Set[str], held: Set[str]) -> None:
+    """Raise `CheckpointError` unless a shard holds just what the index places in it."""
+    if held - expected:
+        name = min(held - expected)
+        raise CheckpointError(f"{file}: holds {name}, which {INDEX} does not place here")
+    if expected - held:
+        name = min(expected - held)
+        raise CheckpointError(f"{file}: lacks {name}, which {INDEX} places here")
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Tensor, Path]]:
     """(name, memory-mapped tensor, file) of one safetensors file.
 
-    Each tensor is mapped by itself where that can be had: let go, it frees its pages.
+    Each tensor is mapped by itself where that can be had: let go, it frees its pages. Every such
+    mapping reads the header anew, so a file of very many tensors is mapped once.
     """
+    apart = len(read_header(path).tensors) <= MAPPED_APART
+    with opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+            alone = mapped_alone(path, name) if apart else None
+            yield name, file.get_tensor(name) if alone is None else alone, path
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file as the library opens it; raises `CheckpointError` in its words."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                alone = mapped_alone(path, name)
-                yield name, file.get_tensor(name) if alone is None else alone, path
+            yield file
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path}: not a whole safetensors file ({first_line(error)}); is the download complete?"
+            f"{path}: {NOT_WHOLE} ({first_line(error)}); is the download complete?"
         ) from None
     except (OSError, RuntimeError) as error:
         if isinstance(error, MinisafeError):

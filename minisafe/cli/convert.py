@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from torch import Tensor
 
+from minisafe import limits
 from minisafe.cli.options import PATH
 from minisafe.errors import VectorError
 from minisafe.vectors import SafetyVector, load_vector, save_gguf, save_npy, save_vector
@@ -28,8 +29,8 @@ def convert(source: Path, target: Path, sa_layer: int | None) -> None:
     """
     vector = load_vector(source)
     if sa_layer is not None:
-        if sa_layer < 0:
-            raise VectorError(f"--sa-layer is {sa_layer}; expected 0 or more")
+        if not 0 <= sa_layer < limits.LAYERS:
+            raise VectorError(f"--sa-layer is {sa_layer}; expected 0 to {limits.LAYERS - 1}")
         placed: dict[int | None, Tensor] = {sa_layer: vector.at(sa_layer)[sa_layer]}
         vector = SafetyVector(placed, vector.metadata)
     savers = {".safetensors": save_vector, ".npy": save_npy, ".gguf": save_gguf}

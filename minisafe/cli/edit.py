@@ -24,11 +24,11 @@ from minisafe.cli.options import (
     common_flags,
     fields_as_options,
     harmless,
-    read_text,
 )
 from minisafe.editing import Edit, Edited, Editing, edit
-from minisafe.errors import PromptError, SettingError
-from minisafe.files import write_text
+from minisafe.errors import OutputError, PromptError, SettingError
+from minisafe.files import json_lines, read_text, write_bytes, write_text
+from minisafe.files.whole import reason
 from minisafe.model import Llama
 from minisafe.profile import default_profile
 from minisafe.rome import Descent
@@ -49,6 +49,9 @@ DESCENT = {
     "bound": "Longest addition, in units of the residual stream's norm.",
 }
 FIELDS = ("subject", "prompt", "target")
+TEXT_BYTES = (
+    256 << 20
+)  # the largest text to take the covariance over; it needs some thousand tokens
 
 
 @click.command("edit")
@@ -134,12 +137,15 @@ def chosen_edits(path: Path | None, given: dict[str, str | None]) -> list[Edit]:
     if len(missing) < len(FIELDS):
         raise SettingError("--edits and --subject, --prompt or --target; expected one or the other")
     edits = []
-    for number, row in read_records(path):
+    for number, row in json_lines(path, PromptError):
         if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in FIELDS):
             raise PromptError(
-                f"{path}: line {number}: expected subject, prompt and target, as text"
+                f"{path}, line {number}: expected subject, prompt and target, as text"
             )
-        edits.append(Edit(**{name: row[name] for name in FIELDS}))
+        try:
+            edits.append(Edit(**{name: row[name] for name in FIELDS}))
+        except PromptError as error:
+            raise PromptError(f"{path}, line {number}: {error}") from None
     if not edits:
         raise PromptError(f"{path}: holds no edits; expected one JSON object a line")
     return edits
@@ -154,18 +160,6 @@ def parse_layer(text: str | None) -> Any:
     return int(text)
 
 
-def read_records(path: Path) -> list[tuple[int, Any]]:
-    """(line number, value) of every line of a JSONL file; raises `PromptError`."""
-    records = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                records.append((number, json.loads(line)))
-            except ValueError as error:
-                raise PromptError(f"{path}: line {number}: malformed ({error})") from None
-    return records
-
-
 def read_lines(path: Path | None, flags: dict[str, Any]) -> list[str]:
     """The text's lines; without --text, the tiny world's questions for the tiny world's base."""
     if path is None:
@@ -177,30 +171,35 @@ def read_lines(path: Path | None, flags: dict[str, Any]) -> list[str]:
                 "model usually reads"
             )
     if path.suffix != ".jsonl":
-        return read_text(path).splitlines()
+        return read_text(path, TEXT_BYTES, PromptError).splitlines()
     lines = []
-    for number, row in read_records(path):
+    for number, row in json_lines(path, PromptError, TEXT_BYTES):
         line = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
         if not isinstance(line, str):
-            raise PromptError(f"{path}: line {number}: expected prompt or text, as text")
+            raise PromptError(f"{path}, line {number}: expected prompt or text, as text")
         lines.append(line)
     return lines
 
 
 def write_model(model: Llama, base: Path, out: Path, record: dict[str, Any]) -> None:
     """Write the model directory under another name, and give it its own when it is whole."""
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({reason(error)})") from None
     try:
         save_model(model.to(as_dtype(model.config.dtype)), part, extra_keys(base))
         for name in BESIDE:
             if (base / name).is_file():
-                (part / name).write_bytes((base / name).read_bytes())
+                write_bytes(part / name, (base / name).read_bytes())
         write_text(part / "edit.json", json.dumps(record, indent=2) + "\n")
         mask = os.umask(0)
         os.umask(mask)
         part.chmod(0o777 & ~mask)  # mkdtemp makes it private
         part.replace(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{out}: cannot be written ({reason(error)})") from None
         raise

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from minisafe.checkpoint import as_dtype, load_model, save_adapter, save_model
 from minisafe.cli.options import (
@@ -19,12 +21,20 @@ from minisafe.cli.options import (
     common_flags,
     fields_as_options,
 )
-from minisafe.errors import PromptError, SettingError
-from minisafe.finetune import Conversation, Trainer, Training, encode_example, finished_adapter
+from minisafe.errors import SettingError
+from minisafe.files import read_json, write_bytes
+from minisafe.finetune import (
+    Trainer,
+    Training,
+    encode_all,
+    finished_adapter,
+    load_conversations,
+    steps_of,
+)
 from minisafe.model import Llama
 from minisafe.parts import check_device
 from minisafe.profile import default_profile, load_profile, resolve
-from minisafe.tokenizer import Message, load_tokenizer
+from minisafe.tokenizer import load_tokenizer
 
 BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
@@ -57,14 +67,24 @@ TRAINING = {
 @click.option("--out", type=PATH, required=True, help="Directory to write.")
 @click.option("--full", is_flag=True, help="Train every weight and write a model, not a LoRA.")
 @click.option("--lora-targets", default="q_proj,v_proj", show_default=True, help="LoRA modules.")
+@click.option(
+    "--epochs", type=float, help="Times every conversation is shown, in place of --steps."
+)
 @fields_as_options(Training, TRAINING)
 @click.option("--save-every", type=int, default=100, show_default=True, help="Steps.")
 @click.option("--json", "as_json", is_flag=True, help="Print each report as a JSON object.")
 @base_options
 def finetune(
-    pairs: Path, out: Path, full: bool, lora_targets: str, save_every: int, as_json: bool
+    pairs: Path,
+    out: Path,
+    full: bool,
+    lora_targets: str,
+    epochs: float | None,
+    save_every: int,
+    as_json: bool,
 ) -> None:
-    """Train on PAIRS: [{"input", "output"}, ...], or JSONL with {"messages": [...]} a line.
+    """Train on PAIRS, a JSON list or JSONL: {"input", "output"}, Alpaca, ShareGPT, messages, or
+    {"prompt", "completion"} (docs/finetuning.md).
 
     The loss counts the answers only. A run that was stopped goes on where it was.
 
@@ -72,15 +92,21 @@ def finetune(
     Example:
       minisafe finetune weights/data/expert.json --base weights/tiny/base --out my-expert
     """
-    settings = chosen(TRAINING) | {"lora_targets": tuple(lora_targets.split(","))}
-    training = Training(**settings | ({"lora_rank": 0} if full else {}))
+    training = chosen_training(lora_targets, full, epochs)
     conversations = load_conversations(pairs)
     flags = common_flags()
     base = base_directory(flags)
     # small steps vanish in bf16 weights
     model = load_base(base, {"dtype": "float32" if full else None} | flags)
     tokenizer = load_tokenizer(base)
-    examples = [encode_example(tokenizer, each, training.max_length) for each in conversations]
+    examples, left_out = encode_all(tokenizer, conversations, training.max_length)
+    if left_out:
+        click.echo(
+            f"minisafe: warning: {left_out} of {left_out + len(examples)} examples have no answer "
+            f"within --max-length {training.max_length} and are left out", err=True,
+        )  # fmt: skip
+    if epochs is not None:
+        training = replace(training, steps=steps_of(epochs, len(examples), training))
     trainer = Trainer(model, examples, training)
     state = out / "state.safetensors"
     show_reports(trainer, state, save_every, as_json)
@@ -88,12 +114,25 @@ def finetune(
         save_model(model.to(as_dtype(model.config.dtype)), out, extra_keys(base))
         for name in BESIDE:
             if (base / name).is_file():
-                (out / name).write_bytes((base / name).read_bytes())
+                write_bytes(out / name, (base / name).read_bytes())
     else:
         rank, alpha = training.lora_rank, training.lora_alpha
         save_adapter(finished_adapter(trainer), out, rank, alpha, base.name)
     state.unlink(missing_ok=True)
     click.echo(f"{out}: {'model' if full else 'LoRA adapter'}, {training.steps} steps", err=True)
+
+
+def chosen_training(lora_targets: str, full: bool, epochs: float | None) -> Training:
+    """The settings of the flags; raises `SettingError`."""
+    given = click.get_current_context().get_parameter_source("steps")
+    if epochs is not None:
+        if given is not ParameterSource.DEFAULT:
+            raise SettingError("--steps and --epochs; expected one or the other")
+        steps_of(epochs, 1, Training())  # a number out of range is told before anything is read
+    targets = tuple(name.strip() for name in lora_targets.split(",") if name.strip())
+    return Training(
+        **chosen(TRAINING) | {"lora_targets": targets} | ({"lora_rank": 0} if full else {})
+    )
 
 
 def show_reports(trainer: Trainer, state: Path, save_every: int, as_json: bool) -> None:
@@ -128,40 +167,6 @@ def load_base(base: Path, flags: Mapping[str, Any]) -> Llama:
 
 def extra_keys(base: Path) -> dict[str, Any]:
     """Ids of special tokens, which a config.json keeps and a `LlamaConfig` does not."""
-    data = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    data = read_json(base / "config.json", "a model directory has one")
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: data[name] for name in names if name in data}
-
-
-def load_conversations(path: Path) -> list[Conversation]:
-    """Conversations from pairs or messages; raises `PromptError` for anything else."""
-    if not path.is_file():
-        raise PromptError(f"{path}: no such file; expected chat pairs (.json or .jsonl)")
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.split("\n") if line.strip()]
-        rows = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
-    except ValueError as error:
-        raise PromptError(f"{path}: malformed ({error})") from None
-    if not isinstance(rows, list) or not rows:
-        raise PromptError(f"{path}: expected a list of pairs or conversations, at least one")
-    return [conversation(row, f"{path}: row {number}") for number, row in enumerate(rows, 1)]
-
-
-def conversation(row: Any, where: str) -> Conversation:
-    """One row's messages; raises `PromptError`."""
-    if isinstance(row, dict) and isinstance(row.get("messages"), list):
-        messages: list[Message] = row["messages"]
-    elif isinstance(row, dict) and {"input", "output"} <= set(row):
-        messages = [
-            {"role": "user", "content": row["input"]},
-            {"role": "assistant", "content": row["output"]},
-        ]
-    else:
-        raise PromptError(f"{where}: expected input and output, or messages")
-    for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise PromptError(f"{where}: expected messages with a role and a content")
-    return messages

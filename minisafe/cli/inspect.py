@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,22 @@ from minisafe.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     as_dtype,
-    read_file,
-    read_tensors,
+    stated_in,
+    stated_tensors,
 )
 from minisafe.cli.options import PATH
 from minisafe.config import LlamaConfig
+from minisafe.display import one_line
 from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
+from minisafe.files.foreign import HAS_ONE, no_config
 from minisafe.lora import check_adapter_config
 from minisafe.profile import PATHS, Profile, load_profile, resolve
 from minisafe.tokenizer import load_tokenizer
 from minisafe.vectors import load_vector
+
+MOST_LINES = 100  # of what one file or directory holds
+MOST_LETTERS = 600  # of a name or a value
 
 
 @click.command()
@@ -39,8 +46,8 @@ def inspect(path: Path, as_json: bool) -> None:
       minisafe inspect weights/tiny
     """
     found = describe_path(path)
-    if as_json:
-        click.echo(json.dumps(found, default=str))
+    if as_json:  # plain ASCII, but for the one control character that JSON leaves as it is
+        click.echo(json.dumps(found, default=str).replace("\x7f", "\\u007f"))
         return
     for line in as_lines(found):
         click.echo(line)
@@ -59,6 +66,8 @@ def describe_path(path: Path) -> dict[str, Any]:
     if (path / "config.json").is_file():
         return describe_model(path)
     what = "no such file or directory" if not path.exists() else "nothing that minisafe reads"
+    hint = no_config(path) if path.is_dir() else HAS_ONE
+    what += "" if hint == HAS_ONE else f" itself ({hint})"
     raise BadInput(
         f"{path}: {what}; expected a model or adapter directory, a vector (.safetensors, .npy, "
         ".gguf) or a profile (.json)"
@@ -68,18 +77,15 @@ def describe_path(path: Path) -> dict[str, Any]:
 def describe_model(path: Path) -> dict[str, Any]:
     """A model directory: its shape, and what its weights take."""
     config = LlamaConfig.from_directory(path)
-    parameters = size = 0
-    dtypes = set()
-    for _, tensor, _ in read_tensors(path):
-        parameters += tensor.numel()
-        size += tensor.numel() * tensor.element_size()
-        dtypes.add(str(tensor.dtype).removeprefix("torch."))
+    tensors = stated_tensors(path).values()
     shape = asdict(config)
     shape.pop("windows")
     windows = sorted({window for window in config.windows if window is not None})
     found = {
-        "kind": "model", "path": path, "family": shape.pop("family"), "parameters": parameters,
-        "bytes": size, "dtypes": sorted(dtypes),
+        "kind": "model", "path": path, "family": shape.pop("family"),
+        "parameters": sum(tensor.size for tensor in tensors),
+        "bytes": sum(tensor.n_bytes for tensor in tensors),
+        "dtypes": sorted({tensor.torch_dtype for tensor in tensors}),
         "kv_bytes_per_token": config.kv_bytes_per_token, "sliding_windows": windows, **shape,
     }  # fmt: skip
     try:
@@ -97,13 +103,13 @@ def describe_adapter(path: Path) -> dict[str, Any]:
     check_adapter_config(config, path / ADAPTER_CONFIG)
     if not (path / ADAPTER_WEIGHTS).is_file():
         raise BadInput(f"{path / ADAPTER_WEIGHTS}: no such file")
-    tensors = [(name, tensor) for name, tensor, _ in read_file(path / ADAPTER_WEIGHTS)]
+    tensors = stated_in(path / ADAPTER_WEIGHTS).values()
     return {
         "kind": "LoRA adapter", "path": path, "r": config.get("r"),
         "lora_alpha": config.get("lora_alpha"), "target_modules": config.get("target_modules"),
         "tensors": len(tensors),
-        "parameters": sum(tensor.numel() for _, tensor in tensors),
-        "bytes": sum(tensor.numel() * tensor.element_size() for _, tensor in tensors),
+        "parameters": sum(tensor.size for tensor in tensors),
+        "bytes": sum(tensor.n_bytes for tensor in tensors),
     }  # fmt: skip
 
 
@@ -145,13 +151,21 @@ def cache_bytes(profile: Profile) -> int:
     return bytes_per_token(config, dtype, settings.cache_dtype)
 
 
-def as_lines(found: dict[str, Any], indent: str = "") -> list[str]:
-    """`name: value` lines; what is nested is indented."""
+def as_lines(found: Mapping[str, Any], indent: str = "") -> list[str]:
+    """`name: value` lines; what is nested is indented.
+
+    Names and values may be a stranger's: each is one line of bounded length, without control
+    characters, so that none can pass for another line, and there are not too many.
+    """
     lines = []
-    for name, value in found.items():
+    for name, value in islice(found.items(), MOST_LINES):
+        shown = f"{indent}{one_line(name, MOST_LETTERS)}:"
         if isinstance(value, dict) and value and not name.startswith(("norm", "metadata", "rope")):
-            lines += [f"{indent}{name}:", *as_lines(value, indent + "  ")]
+            lines += [shown, *as_lines(value, indent + "  ")]
         else:
-            text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-            lines.append(f"{indent}{name}: {text}")
+            number = isinstance(value, int) and not isinstance(value, bool)
+            text = f"{value:,}" if number else str(value)
+            lines.append(f"{shown} {one_line(text, MOST_LETTERS)}")
+    if len(found) > MOST_LINES:
+        lines.append(f"{indent}... and {len(found) - MOST_LINES:,} more (--json has all)")
     return lines

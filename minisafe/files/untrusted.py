@@ -7,12 +7,14 @@ recurses as deep as the text is nested. A file that decides what is decoded must
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from minisafe.errors import BadInput, ConfigError
+from minisafe.files.foreign import LFS, LFS_WORDS
 
 MAX_JSON_BYTES = 64 << 20  # the largest tokenizer files are near 20 MB
 MAX_DEPTH = 64  # nested objects and lists
@@ -80,9 +82,15 @@ def read_bytes(
     """A file's bytes; raises `error` where it cannot be read or has more than `limit` of them."""
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            # a read reserves what it asks for, and a pipe's size is 0 until it is read
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(limit, size) + 1)
+            while len(data) <= limit and (more := file.read(1 << 20)):
+                data += more
     except OSError as wrong:
         raise error(f"{path}: cannot be read ({wrong.strerror or wrong})") from None
+    if data.startswith(LFS):
+        raise error(f"{path}: {LFS_WORDS}")
     if len(data) > limit:
         raise error(f"{path}: has more than {limit:,} bytes, the limit for such a file")
     return data

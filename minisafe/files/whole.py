@@ -12,7 +12,8 @@ from pathlib import Path
 from minisafe.errors import OutputError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ROOM_WORDS = ("no space left", "quota", "file too large")  # of errors that lost their number
+# of errors that lost their number; the last is NumPy's, "10000 requested and 992 written"
+NO_ROOM_WORDS = ("no space left", "quota", "file too large", "requested and")
 SYSTEM_WORDS = (*NO_ROOM_WORDS, "os error", "i/o error", "ioerror")
 
 

@@ -1,0 +1,146 @@
+"""What a config asks for, held against what the files state, before anything is built or mapped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from minisafe.checkpoint.files import DTYPES, short
+from minisafe.checkpoint.header import Stated
+from minisafe.config import LlamaConfig
+from minisafe.errors import CheckpointError, OutOfMemory
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROTARY = "rotary_emb.inv_freq"  # old exports keep this derived buffer
+QUANTISED = {  # endings of tensors that other programs write beside or in place of weights
+    "GPTQ or AWQ": (".qweight", ".qzeros", ".g_idx"),
+    "MLX": (".scales", ".biases"),
+    "bitsandbytes": (".absmax", ".quant_map", ".SCB"),
+}
+NAMED = 4  # missing tensors that a message names
+
+
+def tensor_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of a checkpoint, in the order of `Llama.tensors`."""
+    hidden, inner = config.hidden, config.intermediate
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    projections = (
+        ("self_attn.q_proj", (q, hidden), config.qkv_bias),
+        ("self_attn.k_proj", (kv, hidden), config.qkv_bias),
+        ("self_attn.v_proj", (kv, hidden), config.qkv_bias),
+        ("self_attn.o_proj", (hidden, q), config.o_bias),
+        ("mlp.gate_proj", (inner, hidden), config.mlp_bias),
+        ("mlp.up_proj", (inner, hidden), config.mlp_bias),
+        ("mlp.down_proj", (hidden, inner), config.mlp_bias),
+    )
+    yield EMBED, (config.vocab_size, hidden)
+    for layer in range(config.n_layers):
+        prefix = f"model.layers.{layer}"
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+        for name, shape, bias in projections:
+            yield f"{prefix}.{name}.weight", shape
+            if bias:
+                yield f"{prefix}.{name}.bias", shape[:1]
+    yield "model.norm.weight", (hidden,)
+    if not config.tied:
+        yield HEAD, (config.vocab_size, hidden)
+
+
+def check_plan(
+    config: LlamaConfig,
+    stated: Mapping[str, Stated],
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: str,
+) -> None:
+    """Raise unless the files state exactly the tensors that the config asks for, and they fit.
+
+    Raises `CheckpointError` for tensors that are missing, misshapen, unexpected or of a dtype that
+    is not run, `OutOfMemory` where a conversion needs more memory than there is.
+    """
+    wanted = dict(tensor_shapes(config))
+    for name, tensor in stated.items():
+        tied_head = config.tied and name == HEAD
+        if name not in wanted and not tied_head and not name.endswith(ROTARY):
+            raise CheckpointError(
+                f"{tensor.file}: unexpected tensor {name}{quantised(stated)}; the config describes "
+                f"a {config.family} model of {config.n_layers} layers"
+                f"{' with tied heads' if config.tied else ''}"
+            )
+        if name in wanted:
+            check_stated(tensor, wanted[name], config, stated)
+    if config.tied and HEAD in stated and EMBED not in stated:
+        check_stated(stated[HEAD], wanted.pop(EMBED), config, stated)
+    missing = sorted(wanted.keys() - stated.keys())
+    if missing:
+        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        raise CheckpointError(
+            f"{directory}: missing tensors: {', '.join(missing[:NAMED])}{more}{quantised(stated)}"
+        )
+    check_room(stated, dtype, device)
+
+
+def check_stated(
+    tensor: Stated, shape: tuple[int, ...], config: LlamaConfig, stated: Mapping[str, Stated]
+) -> None:
+    """Raise `CheckpointError` for another shape or dtype than can be loaded."""
+    if tensor.torch_dtype not in DTYPES:
+        raise CheckpointError(
+            f"{tensor.file}: {tensor.name} is {tensor.torch_dtype}{quantised(stated)}; expected "
+            f"one of {', '.join(DTYPES)}"
+        )
+    if tensor.shape != shape:
+        needs = config.n_parameters
+        holds = sum(each.size for each in stated.values())
+        sizes = "" if needs < 2 * holds else f" (of {needs:,} parameters; the files hold {holds:,})"
+        raise CheckpointError(
+            f"{tensor.file}: {tensor.name} has shape {tensor.shape}; the config asks for "
+            f"{shape}{sizes}"
+        )
+
+
+def quantised(stated: Mapping[str, Stated]) -> str:
+    """A word about the program that quantised these tensors, where their names tell it."""
+    for program, endings in QUANTISED.items():
+        if any(name.endswith(endings) for name in stated):
+            return (
+                f" (quantised, by {program} as it seems, which minisafe does not read; use the "
+                "unquantised checkpoint, in float32, bfloat16 or float16)"
+            )
+    return ""
+
+
+def check_room(stated: Mapping[str, Stated], dtype: torch.dtype | None, device: str) -> None:
+    """Raise `OutOfMemory` where converted weights take more than the machine's whole memory.
+
+    On the CPU, weights of the dtype that is asked for stay where their file is mapped.
+    """
+    if device != "cpu" or dtype is None:
+        return
+    name = short(dtype)
+    needs = sum(each.size for each in stated.values() if each.torch_dtype != name) * dtype.itemsize
+    room = memory()
+    if room is not None and needs > room:
+        total = sum(each.n_bytes for each in stated.values())
+        raise OutOfMemory(
+            f"the weights take {needs / 2**30:.1f} GiB as {name}, and the machine has "
+            f"{room / 2**30:.1f} GiB; keep the checkpoint's own dtype ({total / 2**30:.1f} GiB, "
+            "mapped from the files), or use a smaller model"
+        )
+
+
+def memory() -> int | None:
+    """Bytes of main memory, or of the share that the process's group may have; None: not known."""
+    try:
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:
+        return room
+    return min(room, int(limit)) if limit.isdecimal() else room

@@ -1,0 +1,53 @@
+"""What a file or path is where another was expected, said so that one knows what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+LFS = b"version https://git-lfs.github.com/spec/"
+LFS_WORDS = (
+    "a Git LFS pointer, which stands for a file that was not downloaded; fetch it with `git lfs "
+    "pull` in its repository"
+)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HAS_ONE = "a Hugging Face model directory has one"
+MOST_NAMES = 5  # of what is listed in a message
+
+
+def no_model(path: Path) -> str:
+    """Why `path`, where a model directory was expected, is none, and what to do."""
+    if path.is_file():
+        return f"{path}: a file{_kind(path)}; expected a Hugging Face model directory"
+    said = f"{path}: no such directory; expected a Hugging Face model directory"
+    if HUB_NAME.fullmatch(str(path)):
+        said += (
+            f". If this is a name on the Hugging Face hub: minisafe downloads nothing; fetch it "
+            f"with `hf download {path} --local-dir DIR` and give DIR"
+        )
+    return said
+
+
+def _kind(path: Path) -> str:
+    """What a file's ending says, where that helps."""
+    return {
+        ".gguf": " in GGUF, llama.cpp's format, which minisafe does not read as a model",
+        ".safetensors": " of weights; its directory also holds config.json and tokenizer.json",
+        ".json": ", maybe a profile (--profile)",
+    }.get(path.suffix, "")
+
+
+def no_config(directory: Path) -> str:
+    """What a directory without `config.json` seems to be, as the end of a message."""
+    if (directory / "adapter_config.json").is_file():
+        return "this is a LoRA adapter; give it as the expert, with its base as the base"
+    if (directory / "profile.json").is_file():
+        return f"this holds a profile; give it with --profile, or its base as {directory / 'base'}"
+    for name, what in (("adapter_config.json", "LoRA adapters"), ("config.json", "models")):
+        inner = sorted(path.parent.name for path in directory.glob(f"*/{name}"))
+        if inner:
+            more = ", ..." if len(inner) > MOST_NAMES else ""
+            return f"it holds {what}, give one of them: {', '.join(inner[:MOST_NAMES])}{more}"
+    if list(directory.glob("*.gguf")):
+        return "it holds GGUF, llama.cpp's format; expected a Hugging Face model directory"
+    return HAS_ONE

@@ -1,0 +1,50 @@
+"""Supervised fine-tuning: make an expert (a LoRA adapter) or change a base, from chat pairs.
+
+`forms` reads conversations, `examples` makes ids and labels of them, `trainer` learns them, `state`
+is what a stopped run goes on from.
+"""
+
+from minisafe.finetune.examples import (
+    IGNORED,
+    Conversation,
+    Example,
+    answer_loss,
+    batches,
+    batches_an_epoch,
+    collate,
+    encode_all,
+    encode_examples,
+)
+from minisafe.finetune.forms import FORMS, load_conversations
+from minisafe.finetune.settings import LORA_TARGETS, Training, rate
+from minisafe.finetune.trainer import (
+    Report,
+    Trainer,
+    finished_adapter,
+    new_adapter,
+    prepared,
+    steps_of,
+)
+
+__all__ = [
+    "FORMS",
+    "IGNORED",
+    "LORA_TARGETS",
+    "Conversation",
+    "Example",
+    "Report",
+    "Trainer",
+    "Training",
+    "answer_loss",
+    "batches",
+    "batches_an_epoch",
+    "collate",
+    "encode_all",
+    "encode_examples",
+    "finished_adapter",
+    "load_conversations",
+    "new_adapter",
+    "prepared",
+    "rate",
+    "steps_of",
+]

@@ -1,0 +1,171 @@
+"""Conversations as ids and labels, and batches of them. Only answers are learned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisafe.errors import PromptError, TokenizerError
+from minisafe.lora import Applied
+from minisafe.model import Llama
+from minisafe.tokenizer import Marks, Message, Tokenizer
+
+Conversation = Sequence[Message]
+IGNORED = -100  # a label that the loss leaves out
+OPENED = re.compile(r"(<[\w-]+>)\s*\Z")  # a tag, as <think>, that a generation prompt ends in
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text to learn from: ids, and the labels that say which of them are learned."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def learned(self) -> int:
+        """How many of its tokens are learned; the first has nothing before it to learn from."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+    def cut(self, length: int) -> Example:
+        """Its first tokens."""
+        return Example(self.ids[:length], self.labels[:length])
+
+
+def encode_all(
+    tokenizer: Tokenizer, conversations: Sequence[Conversation], max_length: int
+) -> tuple[list[Example], int]:
+    """The examples of conversations, cut at `max_length` tokens, and how many were left out
+    because no token of an answer is within it.
+
+    Raises:
+        PromptError: a conversation cannot be learned from, by number; or all were left out.
+        TokenizerError: the chat template refuses one.
+    """
+    found: list[Example] = []
+    for number, messages in enumerate(conversations, 1):
+        try:
+            found += encode_examples(tokenizer, messages)
+        except (PromptError, TokenizerError) as error:
+            raise type(error)(f"conversation {number}: {error}") from None
+    kept = [each.cut(max_length) for each in found]
+    kept = [each for each in kept if each.learned]
+    if found and not kept:
+        need = min(next(n for n, x in enumerate(each.labels) if x != IGNORED) for each in found) + 1
+        raise PromptError(
+            f"no answer begins within max_length {max_length}, so nothing would be learned; "
+            f"expected {need} or more, so that the first answer's first token is within it"
+        )
+    return kept, len(found) - len(kept)
+
+
+def encode_examples(tokenizer: Tokenizer, messages: Conversation) -> list[Example]:
+    """What there is to learn in a conversation that ends with an answer.
+
+    One example, where the template writes a conversation as a growing text: every prompt, as it is
+    asked, begins with what was asked and answered before. Some templates do not: they drop earlier
+    thoughts, move the system prompt, or end a text that is not asked on. Then each answer is an
+    example of its own, behind the prompt that asks for it.
+
+    An answer reaches from the end of that prompt, the generation prompt included, to the end of
+    what the template writes for it, so the end token is learned too.
+    """
+    if not messages or messages[-1]["role"] != "assistant":
+        raise PromptError("a conversation to learn from must end with an answer")
+    places = [place for place, each in enumerate(messages) if each["role"] == "assistant"]
+    whole = growing(tokenizer, messages, places)
+    if whole is not None:
+        return [whole]
+    return [last_answer(tokenizer, messages[: place + 1]) for place in places]
+
+
+def growing(tokenizer: Tokenizer, messages: Conversation, places: Sequence[int]) -> Example | None:
+    """The conversation as one text with its answers at `places`, or None if it does not grow."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for place in places:
+        before = list(tokenizer.encode_chat(messages[:place]).ids)
+        after = list(tokenizer.encode_chat(messages[: place + 1], generation_prompt=False).ids)
+        if after[: len(before)] != before or before[: len(ids)] != ids:
+            return None
+        labels += [IGNORED] * (len(before) - len(ids)) + after[len(before) :]
+        ids = after
+    return Example(tuple(ids), tuple(labels))
+
+
+def last_answer(tokenizer: Tokenizer, messages: Conversation) -> Example:
+    """The last answer, behind the prompt that asks for it; raises `PromptError`."""
+    single = growing(tokenizer, messages, [len(messages) - 1])
+    if single is not None:
+        return single
+    before = tokenizer.encode_chat(messages[:-1]).ids
+    ids = appended(tokenizer, messages)
+    if ids[: len(before)] != before or len(ids) == len(before):
+        raise PromptError(
+            "the chat template or the tokenizer does not leave the prompt as it is where an answer "
+            f"follows, so the answer {messages[-1]['content'][:40]!r} cannot be told apart"
+        )
+    return Example(ids, (IGNORED,) * len(before) + ids[len(before) :])
+
+
+def appended(tokenizer: Tokenizer, messages: Conversation) -> tuple[int, ...]:
+    """Ids of the prompt as it is asked, the last answer, and what the template writes after one."""
+    marks = Marks(messages)
+    asked_of: list[Message] = [
+        {**each, "content": marks.hide(each["content"], tokenizer.control)}
+        for each in messages[:-1]
+    ]
+    asked, answer = tokenizer.render(asked_of), messages[-1]["content"]
+    opened = OPENED.search(asked)
+    if opened is not None and answer.lstrip().startswith(opened[1]):  # the prompt has it already
+        answer = answer.lstrip().removeprefix(opened[1]).lstrip("\n")
+    mark = marks.stand_for(len(messages) - 1)
+    shown = tokenizer.render([*asked_of, {"role": "assistant", "content": mark}], False)
+    if shown.count(mark) != 1:
+        raise PromptError("the chat template does not write the last answer once")
+    text = asked + marks.hide(answer, tokenizer.control) + shown.partition(mark)[2]
+    return tuple(tokenizer.encode_marked(text, marks))
+
+
+# ---- batches -----------------------------------------------------------------------------------
+
+
+def batches_an_epoch(examples: int, size: int) -> int:
+    """How many batches show every example once; a last one that is not full is left out."""
+    return max(1, examples // size)
+
+
+def batches(
+    examples: Sequence[Example], size: int, seed: int, skip: int
+) -> Iterator[list[Example]]:
+    """Endless batches: every example once an epoch, in an order that the seed fixes."""
+    n = batches_an_epoch(len(examples), size)
+    epoch, first = divmod(skip, n)
+    while True:
+        order = np.random.default_rng([seed, epoch]).permutation(len(examples))
+        for number in range(first, n):
+            yield [examples[i] for i in order[number * size : (number + 1) * size]]
+        epoch, first = epoch + 1, 0
+
+
+def collate(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Right-padded (B, T) ids and labels; padding is never a label."""
+    width = max(len(example.ids) for example in examples)
+    ids = [list(each.ids) + [0] * (width - len(each.ids)) for each in examples]
+    labels = [list(each.labels) + [IGNORED] * (width - len(each.ids)) for each in examples]
+    return torch.tensor(ids, device=device), torch.tensor(labels, device=device)
+
+
+def answer_loss(
+    model: Llama, ids: Tensor, labels: Tensor, adapters: tuple[Applied, ...] = ()
+) -> Tensor:
+    """Mean cross-entropy of the labelled tokens, each predicted from what stands before it."""
+    logits = model(ids, adapters=adapters)[:, :-1]
+    targets = labels[:, 1:]
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)

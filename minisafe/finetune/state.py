@@ -1,0 +1,110 @@
+"""The state of a training run as a safetensors file: written whole, believed only when it fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from minisafe.checkpoint import finite, first_line, read_file, save_tensors
+from minisafe.errors import CheckpointError
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, shaped as the parameter; its "step" is a number
+DIFFERS = {
+    "training": "other settings", "data": "other conversations", "base": "another base",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is: optimiser steps done, parameters and AdamW's state by parameter."""
+
+    step: int
+    parameters: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Tensor]]
+
+
+def write_state(
+    path: Path,
+    step: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    about: Mapping[str, str],
+) -> None:
+    """Write parameters, optimiser state and step; `about` says which run it is (see `DIFFERS`)."""
+    tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
+    for name, value in parameters.items():
+        for key, state in optimizer.state[value].items():
+            tensors[f"optimizer.{key}.{name}"] = state
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    save_tensors(tensors, path, {"step": str(step), **about})
+
+
+def read_state(
+    path: Path, parameters: Mapping[str, Tensor], steps: int, about: Mapping[str, str]
+) -> State:
+    """The state that `write_state` wrote of this very run.
+
+    Raises `CheckpointError` where it is another run's, or anything in it is missing, misshapen, not
+    finite, or beyond the end.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)})") from None
+    for key, what in DIFFERS.items():
+        if metadata.get(key) != about[key]:
+            raise CheckpointError(
+                f"{path}: the state of a run with {what}; remove it to start anew"
+            )
+    step = metadata.get("step", "")
+    if not re.fullmatch(r"[0-9]{1,12}", step) or not 1 <= int(step) <= steps:
+        raise damaged(path, f"its step is {step[:40]!r}; expected 1 to {steps}")
+    tensors = checked_tensors(path, parameters)
+    for name in parameters:
+        if tensors[f"optimizer.step.{name}"].item() != int(step):
+            raise damaged(path, f"optimizer.step.{name} is not its step, {step}")
+        if bool((tensors[f"optimizer.exp_avg_sq.{name}"] < 0).any()):
+            raise damaged(path, f"optimizer.exp_avg_sq.{name} has values below 0")
+    keys = ("step", *MOMENTS)
+    optimizer = {
+        name: {key: tensors[f"optimizer.{key}.{name}"] for key in keys} for name in parameters
+    }
+    return State(int(step), {name: tensors[f"parameter.{name}"] for name in parameters}, optimizer)
+
+
+def checked_tensors(path: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors: just those that there should be, in shape and dtype, all finite."""
+    wanted: dict[str, tuple[torch.Size, torch.dtype]] = {}
+    for name, value in parameters.items():
+        for key in ("parameter", *(f"optimizer.{key}" for key in MOMENTS)):
+            wanted[f"{key}.{name}"] = value.shape, value.dtype
+        wanted[f"optimizer.step.{name}"] = torch.Size(()), torch.float32
+    found = {}
+    for name, tensor, _ in read_file(path):
+        if name not in wanted:
+            raise damaged(path, f"it holds {name}, which this run does not have")
+        if (tensor.shape, tensor.dtype) != wanted[name]:
+            shape, dtype = wanted[name]
+            raise damaged(
+                path,
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected {dtype} {tuple(shape)}",
+            )
+        if not finite(tensor):
+            raise damaged(path, f"{name} holds NaN or infinite values")
+        found[name] = tensor
+    missing = sorted(wanted.keys() - found.keys())
+    if missing:
+        raise damaged(path, f"it lacks {missing[0]}")
+    return found
+
+
+def damaged(path: Path, what: str) -> CheckpointError:
+    """What is wrong with a state, and what to do."""
+    return CheckpointError(f"{path}: {what}; remove it to start anew")

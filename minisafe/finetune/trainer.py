@@ -1,0 +1,228 @@
+"""The training loop, over a model's own weights or an adapter's.
+
+The loss counts the answers only. AdamW, linear warm-up and cosine decay, gradient accumulation and
+clipping; the state is written now and then, and a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minisafe.checkpoint import fingerprint, linear_modules
+from minisafe.errors import NonFiniteError, PromptError, SettingError
+from minisafe.finetune.examples import Example, answer_loss, batches, batches_an_epoch, collate
+from minisafe.finetune.settings import Training, rate
+from minisafe.finetune.state import read_state, write_state
+from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.model import Llama
+
+
+@dataclass(frozen=True)
+class Report:
+    """Progress: optimiser steps done, mean training loss since the last report, held-out loss."""
+
+    step: int
+    loss: float
+    held_out_loss: float | None
+
+
+def new_adapter(model: Llama, training: Training) -> tuple[LoraAdapter, dict[str, nn.Parameter]]:
+    """A fresh adapter (A random, B zero, so it changes nothing yet) and its parameters by name."""
+    check_targets(model, training.lora_targets)
+    generator = torch.Generator().manual_seed(training.seed)
+    deltas: dict[str, LoraDelta] = {}
+    parameters: dict[str, nn.Parameter] = {}
+    scaling = training.lora_alpha / training.lora_rank
+    for name, (out_features, in_features) in linear_modules(model).items():
+        if name.rsplit(".", 1)[-1] not in training.lora_targets:
+            continue
+        bound = 1 / math.sqrt(in_features)
+        start = torch.empty(training.lora_rank, in_features).uniform_(
+            -bound, bound, generator=generator
+        )
+        a = nn.Parameter(start.to(model.device))
+        b = nn.Parameter(torch.zeros(out_features, training.lora_rank, device=model.device))
+        parameters |= {f"{name}.lora_A": a, f"{name}.lora_B": b}
+        deltas[name] = LoraDelta(a, b, scaling)
+    return LoraAdapter(deltas), parameters
+
+
+def check_targets(model: Llama, targets: Sequence[str]) -> None:
+    """Raise `SettingError` for a target that is no module of the model."""
+    known = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear_modules(model)))
+    for target in targets:
+        if target not in known:
+            raise SettingError(
+                f"lora_targets has {target!r}, which this model does not have; expected some of "
+                f"{', '.join(known)}"
+            )
+
+
+class Trainer:
+    """Trains `model`, or an adapter for it; iterate `run()` for progress.
+
+    A model that is itself trained must not be memory-mapped: `prepared` copies it.
+    """
+
+    def __init__(self, model: Llama, examples: Sequence[Example], training: Training):
+        if not examples:
+            raise PromptError("nothing to learn from; expected at least one conversation")
+        if not all(each.learned for each in examples):
+            raise PromptError("an example has no answer to learn; raise max_length or leave it out")
+        self.model, self.training = model, training
+        self.about = described(model, examples, training)
+        order = np.random.default_rng(training.seed).permutation(len(examples))
+        cut = held_out(len(examples), training)
+        self.held_out = [examples[i] for i in order[:cut]]
+        self.examples = [examples[i] for i in order[cut:]]
+        model.recompute = training.recompute
+        self.adapter: LoraAdapter | None = None
+        if training.lora_rank:
+            model.requires_grad_(False)
+            self.adapter, self.parameters = new_adapter(model, training)
+        else:
+            self.parameters = prepared(model)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=training.learning_rate, betas=(0.9, 0.95),
+            weight_decay=training.weight_decay,
+        )  # fmt: skip
+        self.step = 0
+
+    def adapters(self, rows: int) -> tuple[Applied, ...]:
+        return () if self.adapter is None else (Applied(self.adapter, slice(0, rows)),)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        if not self.training.autocast:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, torch.bfloat16)
+
+    def loss(self, examples: Sequence[Example]) -> Tensor:
+        ids, labels = collate(examples, self.model.device)
+        with self.precision():
+            return answer_loss(self.model, ids, labels, self.adapters(len(examples)))
+
+    def run(self, checkpoint: Path | None = None, every: int = 100) -> Iterator[Report]:
+        """Train to the end; yields a `Report` every `eval_every` steps and at the end.
+
+        Args:
+            checkpoint: where to write the state every `every` steps, whole or not at all, and from
+                where to go on if it is there.
+        """
+        training = self.training
+        if checkpoint is not None and checkpoint.is_file():
+            self.restore(checkpoint)
+        size = training.batch_size
+        source = batches(self.examples, size, training.seed, self.step * training.accumulate)
+        total, counted = 0.0, 0
+        while self.step < training.steps:
+            total, counted = total + self.update(source), counted + 1
+            done = self.step == training.steps
+            if checkpoint is not None and (done or self.step % every == 0):
+                self.save(checkpoint)
+            if done or self.step % training.eval_every == 0:
+                yield Report(self.step, total / counted, self.evaluate())
+                total, counted = 0.0, 0
+
+    def update(self, source: Iterator[list[Example]]) -> float:
+        """One optimiser step; returns its mean loss."""
+        training, total = self.training, 0.0
+        for _ in range(training.accumulate):
+            loss = self.loss(next(source)) / training.accumulate
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        if not math.isfinite(total):
+            raise NonFiniteError(
+                f"the loss is {total} at step {self.step}; lower the learning rate"
+            )
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), training.clip)
+        if not math.isfinite(norm.item()):  # the next loss would tell, but the last step has none
+            raise NonFiniteError(
+                f"the gradient is not finite at step {self.step}; lower the learning rate"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate(self.step, training)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total
+
+    @torch.no_grad()
+    def evaluate(self) -> float | None:
+        """Mean loss over the held-out conversations, or None if there are none."""
+        if not self.held_out:
+            return None
+        size = self.training.batch_size
+        parts = [self.held_out[i : i + size] for i in range(0, len(self.held_out), size)]
+        losses = [self.loss(part).item() * len(part) for part in parts]
+        return sum(losses) / len(self.held_out)
+
+    def save(self, path: Path) -> None:
+        """Write parameters, optimiser state and step; raises `OutputError`."""
+        write_state(path, self.step, self.parameters, self.optimizer, self.about)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a state that `save` wrote; raises `CheckpointError` if it cannot be."""
+        state = read_state(path, self.parameters, self.training.steps, self.about)
+        with torch.no_grad():
+            for name, value in self.parameters.items():
+                value.copy_(state.parameters[name])
+                self.optimizer.state[value] = {
+                    key: tensor.clone().to("cpu" if key == "step" else value.device)
+                    for key, tensor in state.optimizer[name].items()
+                }
+        self.step = state.step
+
+
+def held_out(examples: int, training: Training) -> int:
+    """How many of the examples are kept apart."""
+    return min(int(examples * training.held_out), examples - 1)
+
+
+def steps_of(epochs: float, examples: int, training: Training) -> int:
+    """Optimiser steps that show the examples that are not held out so many times."""
+    if not 0 < epochs < 1e6:
+        raise SettingError(f"epochs is {epochs}; expected a number above 0")
+    learned = examples - held_out(examples, training)
+    forwards = epochs * batches_an_epoch(learned, training.batch_size)
+    return max(1, math.ceil(forwards / training.accumulate))
+
+
+def described(model: Llama, examples: Sequence[Example], training: Training) -> dict[str, str]:
+    """Which run this is: a state of another one is not gone on from."""
+    data = hashlib.sha256()
+    for each in examples:
+        data.update(repr((each.ids, each.labels)).encode())
+    settings = json.dumps(asdict(training))
+    return {"training": settings, "data": data.hexdigest()[:16], "base": fingerprint(model)}
+
+
+def prepared(model: Llama) -> dict[str, nn.Parameter]:
+    """The model's own parameters by name, unmapped from any file and ready to be trained."""
+    parameters = {}
+    for name, holder, attribute in model.tensors():
+        value = nn.Parameter(getattr(holder, attribute).detach().clone(), requires_grad=True)
+        setattr(holder, attribute, value)
+        parameters[name] = value
+    return parameters
+
+
+def finished_adapter(trainer: Trainer, dtype: torch.dtype = torch.float32) -> LoraAdapter:
+    """The trained adapter, detached."""
+    assert trainer.adapter is not None
+    return LoraAdapter(
+        {
+            name: LoraDelta(delta.a.detach().to(dtype), delta.b.detach().to(dtype), delta.scaling)
+            for name, delta in trainer.adapter.deltas.items()
+        }
+    )
