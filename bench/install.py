@@ -4,7 +4,7 @@
 
 prints a line for each requirement, with all that it brings on this machine: packages, the sum of
 their wheels, and the sum of the files in them, in MB of 10^6 bytes. Byte code, which pip adds, is
-not in it (a tenth more for the CPU build). pip names the wheels (`--dry-run --report`); the size of
+not in it (a fifth more for the CPU build). pip names the wheels (`--dry-run --report`); the size of
 what is in them is read from their directory, which is at a wheel's end.
 """
 
@@ -16,7 +16,10 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 
 class Remote(io.RawIOBase):
@@ -53,13 +56,18 @@ class Remote(io.RawIOBase):
 
 
 def sizes(url: str) -> tuple[int, int]:
-    """Bytes of a wheel, and of the files in it; 0 for a directory, which is not downloaded."""
-    if url.startswith("file:") and not url.endswith(".whl"):
+    """Bytes of a wheel, and of the files in it. A source archive, of which there are few and small
+    ones, counts as it is, and a directory, which is not downloaded, not at all."""
+    path = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
+    if path is not None and path.is_dir():
         return 0, 0
-    source = urllib.request.urlopen(url) if url.startswith("file:") else Remote(url)
-    with io.BufferedReader(source, 1 << 16) as file, zipfile.ZipFile(file) as wheel:
-        unpacked = sum(each.file_size for each in wheel.infolist())
-        return file.seek(0, io.SEEK_END), unpacked
+    file = path.open("rb") if path is not None else io.BufferedReader(Remote(url), 1 << 16)
+    with file:
+        size = file.seek(0, io.SEEK_END)
+        if not url.endswith(".whl"):
+            return size, size
+        with zipfile.ZipFile(file) as wheel:
+            return size, sum(each.file_size for each in wheel.infolist())
 
 
 def wheels(requirement: str) -> list[str]:

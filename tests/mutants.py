@@ -82,7 +82,7 @@ def read_table(path: Path) -> list[Mutant]:
 def run_tests(root: Path, tests: Sequence[str]) -> tuple[bool, str]:
     """Whether they pass in this copy, and the first that does not."""
     environment = os.environ | {
-        "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "ci",
+        "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "mutants",
         "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
     }  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import mutants
 import pytest
 from mutants import ROOT, TABLE, Mutant, main, read_table
 
@@ -46,26 +48,46 @@ def table(root: Path, *olds: str) -> list[str]:
     return ["--table", str(root / "table.json")]
 
 
-def test_a_killed_mutant(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(table(small, "seen = 1"), small) == 0
-    out, err = capsys.readouterr()
-    assert "| minisafe/__init__.py | 1 | 1 |  |" in out
-    assert "seen = 1: killed by test_it.py::test_seen" in err
-    assert (small / "minisafe" / "__init__.py").read_text() == "seen = 1\nunseen = 1\n"
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tests of `small` would say, without starting Python for it."""
+
+    def look(root: Path, tests: Sequence[str]) -> tuple[bool, str]:
+        good = "\nseen = 1\n" in "\n" + (root / "minisafe" / "__init__.py").read_text()
+        return good, "" if good else f"{tests[0]}::test_seen"
+
+    monkeypatch.setattr(mutants, "run_tests", look)
 
 
 def test_a_survivor_is_named(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*table(small, "seen = 1", "unseen = 1"), "--json"], small) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert found["share"] == 0.5
-    assert [each["name"] for each in found["mutants"] if not each["killed"]] == ["unseen = 1"]
+    out, err = capsys.readouterr()
+    assert json.loads(out)["share"] == 0.5
+    verdicts = {each["name"]: each["killed"] for each in json.loads(out)["mutants"]}
+    assert verdicts == {"seen = 1": True, "unseen = 1": False}
+    assert "seen = 1: killed by test_it.py::test_seen" in err
+    assert (small / "minisafe" / "__init__.py").read_text() == "seen = 1\nunseen = 1\n"
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_table_and_the_share_that_is_needed(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(table(small, *["seen = 1"] * 19, "unseen = 1"), small) == 0
+    assert "| minisafe/__init__.py | 20 | 19 | unseen = 1 |" in capsys.readouterr().out
+    assert main(table(small, *["seen = 1"] * 18, "unseen = 1"), small) == 1
+    assert main([*table(small, "seen = 1", "unseen = 1"), "--only", "unseen"], small) == 1
+
+
+@pytest.mark.usefixtures("quick")
 def test_what_cannot_be_tried(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(table(small, "gone = 1"), small) == 2
     assert "has this line 0 times, expected once" in capsys.readouterr().err
     assert main([*table(small, "seen = 1"), "--only", "nothing"], small) == 2
     assert "no mutant has 'nothing'" in capsys.readouterr().err
-    (small / "minisafe" / "__init__.py").write_text("seen = 0\nseen = 1\nseen = 3\n")
+    (small / "minisafe" / "__init__.py").write_text("seen = 1\nseen = 1\n")
     assert main(table(small, "seen = 1"), small) == 2
+    assert "has this line 2 times" in capsys.readouterr().err
+    (small / "minisafe" / "__init__.py").write_text("seen = 0\nunseen = 1\n")
+    assert main(table(small, "unseen = 1"), small) == 2
     assert "without any mutant this fails: test_it.py::test_seen" in capsys.readouterr().err
