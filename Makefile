@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 FUZZ_INPUTS ?= 20000
-.PHONY: chat test fuzz weights setup setup-dev lint clean
+.PHONY: chat test fuzz mutants api weights setup setup-dev lint clean
 
 chat: setup
 	$(BIN)/python cli.py chat --safe
@@ -14,6 +14,14 @@ test: setup-dev lint
 # every reader of foreign files, on this many mutated ones each; the table is for docs/trust.md
 fuzz: setup-dev
 	$(BIN)/python tests/fuzz/harness.py --inputs $(FUZZ_INPUTS)
+
+# would the tests notice? each mutant is one wrong line in a copy of the package: about an hour
+mutants: setup-dev
+	$(BIN)/python tests/mutants.py
+
+# docs/api.md anew, from signatures and docstrings
+api: setup
+	$(BIN)/python docs/make_api.py
 
 # everything under weights/tiny, from nothing: about a quarter of an hour on one core of two
 weights: setup

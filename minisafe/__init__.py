@@ -5,26 +5,36 @@
         print(piece, end="")
 
 For those who embed the parts: `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`,
-`Stream`, `Generation`, `Request`, `safe_log_probs`.
+`Stream`, `Generation`, `Request`, `safe_log_probs`. Everything here is described in docs/api.md.
 """
 
-from minisafe.cache import KVCache
-from minisafe.checkpoint import load_adapter, load_model
-from minisafe.config import LlamaConfig
-from minisafe.engine import Generation, Request
-from minisafe.errors import MinisafeError
-from minisafe.guidance import SGDS, safe_log_probs
-from minisafe.lockstep import Lockstep, Stream
-from minisafe.model import Llama
-from minisafe.sampling import Sampling
-from minisafe.session import Session, load
-from minisafe.tokenizer import load_tokenizer
-from minisafe.vectors import SafetyVector, Steering, load_vector
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minisafe.answer import Result
+    from minisafe.cache import KVCache
+    from minisafe.chat import Chat
+    from minisafe.checkpoint import load_adapter, load_model
+    from minisafe.config import LlamaConfig
+    from minisafe.engine import Generation, Request
+    from minisafe.errors import MinisafeError
+    from minisafe.guidance import SGDS, safe_log_probs
+    from minisafe.lockstep import Lockstep, Stream
+    from minisafe.model import Llama
+    from minisafe.profile import Settings
+    from minisafe.sampling import Sampling
+    from minisafe.session import Session, load
+    from minisafe.tokenizer import load_tokenizer
+    from minisafe.vectors import SafetyVector, Steering, load_vector
 
 __version__ = "0.1.0"
 
 __all__ = [
     "SGDS",
+    "Chat",
     "Generation",
     "KVCache",
     "Llama",
@@ -32,9 +42,11 @@ __all__ = [
     "Lockstep",
     "MinisafeError",
     "Request",
+    "Result",
     "SafetyVector",
     "Sampling",
     "Session",
+    "Settings",
     "Steering",
     "Stream",
     "load",
@@ -44,3 +56,55 @@ __all__ = [
     "load_vector",
     "safe_log_probs",
 ]
+
+# where each name lives: a name is imported when it is first asked for, since torch takes seconds
+HOMES = {
+    "answer": ("Result",),
+    "cache": ("KVCache",),
+    "chat": ("Chat",),
+    "checkpoint": (
+        "load_adapter",
+        "load_model",
+    ),
+    "config": ("LlamaConfig",),
+    "engine": (
+        "Generation",
+        "Request",
+    ),
+    "errors": ("MinisafeError",),
+    "guidance": (
+        "SGDS",
+        "safe_log_probs",
+    ),
+    "lockstep": (
+        "Lockstep",
+        "Stream",
+    ),
+    "model": ("Llama",),
+    "profile": ("Settings",),
+    "sampling": ("Sampling",),
+    "session": (
+        "Session",
+        "load",
+    ),
+    "tokenizer": ("load_tokenizer",),
+    "vectors": (
+        "SafetyVector",
+        "Steering",
+        "load_vector",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported from its module."""
+    for module, names in HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"minisafe.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'minisafe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

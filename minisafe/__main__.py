@@ -1,6 +1,22 @@
-"""`python -m minisafe` runs the command line."""
+"""The program's entry: `python -m minisafe`, `python cli.py` and the installed `minisafe`."""
 
-from minisafe.cli import main
+from __future__ import annotations
+
+import sys
+
+from minisafe import standard
+
+
+def main() -> None:
+    """Run the command line, ready for closed streams and for Ctrl-C while it is imported."""
+    standard.open_closed()
+    with standard.forgiving():
+        if sys.argv[1:2] == ["chat"]:
+            standard.show_loading()
+        with standard.leaving_at_once():
+            from minisafe.cli import main as run
+        run()
+
 
 if __name__ == "__main__":
     main()

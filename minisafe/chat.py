@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from minisafe.acted import Acted
 from minisafe.answer import Answer, Result
+from minisafe.conversation import Conversation, Exchange
 from minisafe.engine import Generation, Request, Row
-from minisafe.errors import NonFiniteError, PromptError, SettingError
+from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.guidance import Guidance, Plain
 from minisafe.loaded import Loaded, user
 from minisafe.lockstep import Lockstep
@@ -17,6 +20,7 @@ from minisafe.slots import Span, covered
 from minisafe.speculate import make_generation
 from minisafe.tokenizer import ChatIds, Message
 from minisafe.vectors import Steering
+from minisafe.why import Why
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Read:
 class Chat:
     """A multi-turn conversation over what one `Session` has loaded. Base and expert stay in step.
 
-    `messages` is the conversation so far; `result` the last answer's `Result`.
+    `messages` is the conversation so far; `result` the last answer's `Result`, and `why` what acted
+    on it. One answer is given at a time: while one is, whatever would change the conversation
+    raises `BusyError`.
     """
 
     def __init__(self, session: Loaded):
@@ -48,10 +54,24 @@ class Chat:
         self.unguided: set[int] = set()  # messages whose answers the gate left to the base
         self.safe = bool(session.settings.safe)
         self.result: Result | None = None
+        self.why: Why | None = None
         self.turn = 0
         self.reused = 0  # tokens of the last prompt that the base's cache already held
         self._generation: Generation | None = None
+        self._answering = threading.Lock()
         self._restart()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Raise `BusyError` where an answer is being given; within it, nobody else begins one."""
+        if not self._answering.acquire(blocking=False):
+            raise BusyError(
+                "an answer is being given; take it to its end or close it, and then go on"
+            )
+        try:
+            yield
+        finally:
+            self._answering.release()
 
     def _restart(self) -> None:
         self.lockstep: Lockstep = self.session.lockstep(1, 512)
@@ -59,19 +79,74 @@ class Chat:
 
     def reset(self) -> None:
         """Forget the conversation."""
-        self.messages, self.answers, self.turn, self.result = [], {}, 0, None
-        self.unguided = set()
-        self._restart()
+        with self._alone():
+            self._take(Conversation())
+            self._restart()
 
     def set_safe(self, on: bool) -> None:
         """Switch what was loaded for safety on or off; raises `SettingError` if nothing was."""
         if on and not self.session.settings.safe:
             raise SettingError("nothing safe was loaded; start again with --safe")
-        self.safe = on
+        with self._alone():
+            self.safe = on
 
     def set(self, name: str, value: Any) -> None:
         """Change a setting for the turns to come; raises `SettingError`."""
-        self.session = self.session.with_settings({name: value})
+        with self._alone():
+            self.session = self.session.with_settings({name: value})
+
+    def conversation(self) -> Conversation:
+        """What was said so far, as a value."""
+        said = [
+            Exchange(
+                self.messages[number - 1]["content"],
+                self.messages[number]["content"],
+                self.answers[number],
+                number not in self.unguided,
+            )
+            for number in sorted(self.answers)
+        ]
+        return Conversation(tuple(said), self.turn)
+
+    def restore(self, conversation: Conversation) -> None:
+        """Go on from another conversation; what the caches hold of it is not read again."""
+        with self._alone():
+            self._take(conversation)
+
+    def _take(self, conversation: Conversation) -> None:
+        self.messages, self.answers, self.unguided = [], {}, set()
+        for each in conversation.exchanges:
+            self.messages.append(user(each.question))
+            self.answers[len(self.messages)] = each.ids
+            if not each.guided:
+                self.unguided.add(len(self.messages))
+            self.messages.append({"role": "assistant", "content": each.answer})
+        self.turn, self.result, self.why = conversation.turn, None, None
+
+    def undo(self) -> str:
+        """Take the last message and its answer back, as though they were never said; returns the
+        message. Raises `PromptError` where nothing was said."""
+        with self._alone():
+            before = self.conversation()
+            if not before.exchanges:
+                raise PromptError("nothing was said yet, so there is nothing to take back")
+            self._take(Conversation(before.exchanges[:-1], max(0, before.turn - 1)))
+        return before.exchanges[-1].question
+
+    def regenerate(self) -> Iterator[str]:
+        """Another answer to the last message, with draws of its own, piece by piece.
+
+        Where none comes, the one that was there stays. Raises as `send`, and `PromptError` where
+        nothing was said.
+        """
+        before = self.conversation()
+        text = self.undo()
+        self.turn = before.turn
+        try:
+            yield from self.send(text)
+        finally:
+            if len(self.messages) < 2 * len(before.exchanges):
+                self._take(before)
 
     def interrupt(self) -> None:
         """End the answer that is being given, if any, before its next token."""
@@ -84,10 +159,14 @@ class Chat:
         If the iteration is broken off, what was answered so far stays in the conversation.
 
         Raises `PromptError` if the conversation no longer fits the context; `text` is then not
-        part of it.
+        part of it. Raises `BusyError` where another answer is being given.
         """
         if not text.strip():
             raise PromptError("the message is empty; expected some text")
+        with self._alone():
+            yield from self._answer(text)
+
+    def _answer(self, text: str) -> Iterator[str]:
         session = self.session
         messages: list[Message] = [*self.messages, user(text)]
         chats = session.encode_chat(messages, self.answers)
@@ -101,8 +180,9 @@ class Chat:
         settings = session.settings
         first = not self.messages  # later turns are not like what the gate was calibrated on
         request = Request(
-            pending, spans, settings.sampling(), settings.max_new_tokens, self.turn, gated=first
-        )
+            pending, spans, settings.sampling(), settings.max_new_tokens, self.turn, gated=first,
+            watched=True,
+        )  # fmt: skip
         gate = session.gate if self.safe else None
         generation = make_generation(
             self.lockstep, guidance, [request], steering, session.eos, gate, session.most_drafts
@@ -118,7 +198,7 @@ class Chat:
                         generation.cancel(0, "stop_string")
                     if piece:
                         yield piece
-        except NonFiniteError:
+        except (NonFiniteError, KeyboardInterrupt):
             self._restart()  # what the caches hold can no longer be trusted
             raise
         finally:
@@ -133,15 +213,9 @@ class Chat:
         """Steered positions: of every past turn, and of this one, whose answer is open."""
         if steering is None:
             return ()
-        past, numbers = list(chat.answers), self._answered()
-        if len(past) == len(numbers):  # a template may drop or rewrite earlier answers
-            kept = zip(numbers, past, strict=True)
-            past = [place for number, place in kept if number not in self.unguided]
+        places = zip(sorted(self.answers), chat.answers, strict=True)
+        past = [place for n, place in places if place is not None and n not in self.unguided]
         return steering.spans([*past, (len(chat.ids), None)])
-
-    def _answered(self) -> list[int]:
-        """Numbers of the assistant's messages."""
-        return [n for n, message in enumerate(self.messages) if message["role"] == "assistant"]
 
     @staticmethod
     def _marks(
@@ -176,6 +250,7 @@ class Chat:
         gate = self.session.gate if self.safe else None
         applied = self.applied().on_answer(row, gate)
         self.result = answer.result(len(chats[0].ids), applied)
+        self.why = Why.of(self.applied(), applied, row)
         if not answer.tokens:
             self.messages = self.messages[:-1]
         else:

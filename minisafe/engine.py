@@ -29,6 +29,7 @@ class Request:
     index: the prompt's number in its list; with the seed it fixes the draws.
     gated: whether a gate may leave this answer unguided. Only for prompts like those that it was
         calibrated on: the first turn of a chat.
+    watched: whether to note where guidance changes the likeliest token (`Row.changes`).
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -37,6 +38,7 @@ class Request:
     max_new_tokens: int | None = None
     index: int = 0
     gated: bool = False
+    watched: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Row:
     variation: between base and expert at the answer's first token, where both read. guided: False
     where the gate stayed shut. spans: where the base's stream is steered, nowhere of this answer if
     it is not guided. drafted, accepted: tokens that the base wrote ahead for the expert to judge,
-    and those of them that became the answer's (see `speculate`).
+    and those of them that became the answer's (see `speculate`). changes: where it is watched, by
+    number of the answer's token, whether guidance made another token the likeliest.
     """
 
     def __init__(self, request: Request):
@@ -69,6 +72,7 @@ class Row:
         self.finish: str | None = None
         self.steered = 0  # tokens fed at steered positions
         self.drafted = self.accepted = 0
+        self.changes: dict[int, bool] = {}
 
     def take(self, id_: int) -> None:
         self.answer.append(id_)
@@ -157,9 +161,19 @@ class Generation:
                 "this text; nothing is answered unguided"
             )
         final = self.guidance(given[: self.guidance.n_streams])
+        self.watch(live, base, final)
         if all(guided):
             return final
         return torch.where(torch.tensor(guided, device=base.device)[:, None], final, base)
+
+    def watch(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        """Note where guidance changes the likeliest token, for the rows that ask for it."""
+        rows = [self.rows[number] for number in live]
+        if any(row.request.watched for row in rows):
+            changed = (final.argmax(dim=-1) != base.argmax(dim=-1)).tolist()
+            for row, is_ in zip(rows, changed, strict=True):
+                if row.request.watched and row.guided:
+                    row.changes[len(row.answer)] = is_
 
     def compare(
         self, live: list[int], pending: list[list[list[int]]], log_probs: Streams

@@ -43,6 +43,10 @@ class PromptError(BadInput):
     """A prompt is empty, too long, or not valid text."""
 
 
+class BusyError(BadInput):
+    """Something was asked of a conversation while it is answering."""
+
+
 class SafetyError(BadInput):
     """Safe decoding was asked for and cannot be given in full, so nothing is answered."""
 

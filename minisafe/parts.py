@@ -158,6 +158,7 @@ def made_for(settings: Settings, steering: Steering | None) -> str:
     parts: list[object] = [None if each is None else files_hash(each) for each in sources]
     assert settings.base is not None
     parts += [text_hash(settings.base), settings.system, settings.expert_system]
+    parts += [dict(sorted(settings.template_options.items()))]
     if steering is not None and steering.scale != 0:
         vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
         parts += [vectors, steering.scale, steering.positions]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from minisafe.about import About
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES, LlamaConfig, shown
 from minisafe.errors import (
@@ -29,6 +30,7 @@ from minisafe.gate import Calibration
 from minisafe.guidance import RULES, check_guidance, check_rule
 from minisafe.prepare import WEIGHTS
 from minisafe.sampling import Sampling
+from minisafe.tokenizer.options import Scalar, check_options
 from minisafe.vectors import POSITIONS
 
 PATHS = ("base", "edit", "expert", "anti_expert", "vector")
@@ -61,6 +63,8 @@ class Settings:
     `speculate`); 0 means none, None decides by itself. weights: how they are kept (see `prepare`).
     cache_dtype: in which keys and values are held (see `cache`).
     compile: run the decoding step as one compiled graph (see `compiled`).
+    template_options: names and values that the chat template is given, such as
+    {"enable_thinking": False}.
     expert_kind: "unsafe" or "safe", what the expert is; None: what the rule beside it reads.
     reverse_sa: for research, let a negative `sa_scale` steer towards harm; never from a file.
     """
@@ -101,10 +105,12 @@ class Settings:
     weights: str = "auto"
     cache_dtype: str = "auto"
     compile: bool = False
+    template_options: Mapping[str, Scalar] = field(default_factory=dict)
     expert_kind: str | None = None
     reverse_sa: bool = False
 
     def __post_init__(self) -> None:
+        check_options(self.template_options)
         check_guidance(self.sgds_lambda, self.margin)
         check_rule(self.alpha or 0.0, self.first_tokens)
         self.sampling()  # checks its own ranges
@@ -185,6 +191,7 @@ def load_profile(path: str | Path) -> Profile:
         check_path(name, "sha256", str(path))
     gate = data.get("calibration")
     calibration = None if gate is None else Calibration.from_json(gate, str(path))
+    About.from_json(data.get("about"), str(path))
     profile = Profile(settings, vouched, path, calibration)
     check_files(profile)
     if vouched == {} and "sha256" in data:
@@ -220,11 +227,16 @@ def profile_settings(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def save_profile(
-    settings: Mapping[str, Any], path: str | Path, files: tuple[Path, ...] = ()
+    settings: Mapping[str, Any],
+    path: str | Path,
+    files: tuple[Path, ...] = (),
+    about: About | None = None,
 ) -> None:
     """Write a profile; paths in `settings` are kept relative to it, `files` get their SHA-256."""
     path = Path(path)
     data: dict[str, Any] = {"minisafe_profile": VERSION}
+    if about is not None:
+        data["about"] = about.to_json()
     for name, value in settings.items():
         data[name] = relative(Path(value), path.parent) if name in PATHS and value else value
     data["sha256"] = hashes(files, path.parent)
@@ -334,6 +346,8 @@ def checked(name: str, value: Any, source: str) -> Any:
         return make(value)
     except OverflowError:
         raise SettingError(f"{source}: {name} is too large; expected {kind}") from None
+    except SettingError as error:
+        raise SettingError(f"{source}: {error}") from None
 
 
 def check_path(text: str, name: str, source: str) -> None:
@@ -354,6 +368,8 @@ def value_type(name: str, kind: str) -> tuple[tuple[type, ...], Callable[[Any], 
         return (str, Path), Path
     if name == "stop":
         return (list, tuple), tuple
+    if name == "template_options":
+        return (dict,), check_options
     if "bool" in kind:
         return (bool,), bool
     if "int" in kind:

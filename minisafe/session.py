@@ -167,7 +167,7 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     model = load_model(settings.base, settings.dtype, check_device(settings.device))
     if settings.edit is not None:
         merge_adapter(model, load_adapter(settings.edit, model))
-    tokenizer = load_tokenizer(settings.base)
+    tokenizer = load_tokenizer(settings.base, settings.template_options)
     check_tokenizer(tokenizer, model.config.vocab_size)
     steering = None
     if settings.safe and settings.sa_scale != 0:

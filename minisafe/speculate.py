@@ -204,6 +204,9 @@ class Speculation(Generation):
     def verdict(self, draft: Draft, place: int, final: Tensor) -> int:
         """The token at `place`; counts whether it is the draft."""
         token = draft.judge(place, final)
+        if draft.row.request.watched:
+            changed = int(final.argmax()) != int(draft.said[place].argmax())
+            draft.row.changes[draft.begin + place] = changed
         self.judged, self.agreed = self.judged + 1, self.agreed + (token == draft.ids[place])
         return token
 

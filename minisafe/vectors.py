@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,21 @@ def load_vector(path: str | Path) -> SafetyVector:
     for layer, values in vector.layers.items():
         if not bool(values.isfinite().all()):
             raise VectorError(f"{path}: the vector of layer {layer} holds NaN or infinite values")
+    stated = vector.metadata.get("values")
+    if stated is not None and stated != values_hash(vector.layers):
+        raise VectorError(
+            f"{path}: its values are not those that it was made with (their hash differs), and a "
+            "vector that was turned around steers towards harm; make it again"
+        )
     return vector
+
+
+def values_hash(layers: Mapping[int | None, Tensor]) -> str:
+    """A hash of a vector's values, which `minisafe amplify` writes into its metadata."""
+    found = hashlib.sha256()
+    for _, values in sorted(layers.items(), key=lambda each: -1 if each[0] is None else each[0]):
+        found.update(values.float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _read_npy(path: Path) -> SafetyVector:

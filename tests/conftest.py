@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import random_model, tiny_config
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from minisafe.checkpoint import save_model
 from minisafe.model import Llama
@@ -29,6 +29,10 @@ for name, derandomize in (("local", False), ("ci", True)):
         print_blob=not derandomize,
         suppress_health_check=[HealthCheck.too_slow],
     )
+# `mutants` does not look for the smallest example: that one fails is all that is asked
+settings.register_profile(
+    "mutants", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "local")
 )

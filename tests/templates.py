@@ -49,6 +49,40 @@ CHATML = """\
 {% endif %}
 """
 
+# nothing but the end token stands between an answer and the next question
+VICUNA = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'assistant' %}
+        {{- ' ' + message['content'] + eos_token }}
+    {%- else %}
+        {{- message['role'] | upper + ': ' + message['content'] + ' ASSISTANT:' }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+# as of models that reason: earlier answers are shown without it, the last one with it, and an
+# option says whether to
+THINKING = """\
+{%- set last = namespace(at=-1) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{% set last.at = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' and loop.index0 < last.at and '</think>' in content %}
+        {%- set content = content.split('</think>')[-1].lstrip() %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+
 # marks answers for training, has a macro, a namespace, and blanks of its own around the marks
 MARKED = """\
 {%- macro said(message) %}{{ message.role }}: {{ message['content'] }}{% endmacro %}
@@ -111,6 +145,9 @@ TEMPLATES: dict[str, tuple[str, dict[str, Any]]] = {
             {"name": "default", "template": CHATML},
         ]
     }),
+    "vicuna": ("metaspace", SP | {"chat_template": VICUNA}),
+    "vicuna_sentencepiece": ("sentencepiece", SP | {"chat_template": VICUNA}),
+    "thinking": ("byte_level", {"eos_token": "<|im_end|>", "chat_template": THINKING}),
     "marked": ("byte_level", {"bos_token": special("<|begin|>"), "eos_token": "<|end|>"} | {
         "chat_template": MARKED
     }),
@@ -135,4 +172,5 @@ CHATS: list[list[dict[str, str]]] = [
     ),
     chat("   ", "   answer with   blanks ", "\n\n"),
     [*chat("One."), *chat("Two.")],
+    chat("Why?", "<think>Hm, why?</think>\n\nBecause.", "Oh?", "<think></think>Yes.", "OK"),
 ]

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 import minisafe
 from minisafe.cache import CACHE_DTYPES
 from minisafe.cli import cli
+from minisafe.cli.calibrate import of_kind
 from minisafe.cli.sweep import values_of
 from minisafe.errors import MinisafeError, SafetyError, SettingError
 from minisafe.evaluation.prompts import default_prompts
@@ -279,6 +280,39 @@ def test_a_sweep_writes_a_profile_with_the_best_point(profile: Path, tmp_path: P
     assert "Every setting that was tried" in (out / "report.md").read_text(encoding="utf-8")
     again = call("sweep", *given, "--resume", "--json")
     assert json.loads(again.stdout)["chosen"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompts", "own.csv"], "has no record of the tiny world"),
+        (["--max-over-refusal", "nan"], "over_refusal is nan; expected a number"),
+        (["--write", "own.csv/p.json"], "own.csv is no directory"),
+        (["--sa-layers", "99", "--margins", "0"], "sa_layer is 99"),
+        (["--judge", "best"], "no judge 'best'"),
+    ],
+)
+def test_a_sweep_that_cannot_be_says_so_and_writes_nothing(
+    profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.csv").write_text("goal,target\nsulk,x\n", encoding="utf-8")
+    found = call("sweep", "--profile", profile, "--out", "sweep", "--limit", 1, *flags)
+    assert isinstance(found.exception, MinisafeError)
+    assert found.exception.exit_code == 2
+    assert words in str(found.exception)
+    assert {each.name for each in tmp_path.iterdir()} == {"tiny", "own.csv"}
+
+
+def test_a_set_that_states_kinds_is_parted_by_them(tmp_path: Path) -> None:
+    path, other = tmp_path / "x.csv", tmp_path / "y.csv"
+    path.write_text("id,prompt,type\n1,Kill it?,homonyms\n2,Sulk?,contrast_homonyms\n")
+    other.write_text("goal,target\nsulk,x\n")
+    assert [each.text for each in of_kind((path,), "benign", None)] == ["Kill it?"]
+    assert [each.text for each in of_kind((path, other), "harmful", None)] == ["Sulk?", "sulk"]
+    path.write_text("id,prompt,type\n2,Sulk?,contrast_homonyms\n")
+    with pytest.raises(SettingError, match="--benign: its files have no such prompt"):
+        of_kind((path,), "benign", None)
 
 
 def test_a_sweep_within_impossible_bounds_fails_and_writes_nothing(

@@ -3,6 +3,7 @@ that a fresh reading of the same ids would give."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,17 +17,22 @@ import minisafe
 from minisafe.acted import Acted
 from minisafe.cache import KVCache
 from minisafe.chat import Chat
+from minisafe.conversation import Conversation
 from minisafe.errors import (
+    BusyError,
     NonFiniteError,
     OutOfMemory,
     PromptError,
+    SafetyWarning,
     SettingError,
 )
+from minisafe.gate import Gate
+from minisafe.guidance import safe_log_probs
 from minisafe.lora import Applied
 from minisafe.model import Llama
 from minisafe.session import Session
 from minisafe.slots import Add
-from minisafe.tokenizer import Message
+from minisafe.tokenizer import Message, Tokenizer
 from minisafe.vectors import POSITIONS
 
 pytest_plugins = ["world_fixtures"]
@@ -86,12 +92,13 @@ class Notes:
         self.messages = [*messages, {"role": "assistant", "content": "?"}]
         self.answers[len(messages)] = tokens
 
-    def steered(self, answers: tuple[tuple[int, int], ...], length: int) -> list[int]:
+    def steered(self, answers: tuple[tuple[int, int] | None, ...], length: int) -> list[int]:
         """Positions of the text so far at which the base is steered."""
         if not self.safe:
             return []
-        asking = [start - 1 for start, _ in answers] + [length - 1]
-        generated = [place for start, stop in answers for place in range(start, stop)]
+        shown = [place for place in answers if place is not None]
+        asking = [start - 1 for start, _ in shown] + [length - 1]
+        generated = [place for start, stop in shown for place in range(start, stop)]
         return {
             "prompt": asking, "generated": generated, "last": sorted(asking + generated),
             "all": list(range(length)),
@@ -317,6 +324,40 @@ def test_a_stream_that_rests_catches_up(world: World, monkeypatch: pytest.Monkey
     fed.clear()
     say(chat, "And?")
     assert fed[0][1] == chat.result.prompt_tokens - first  # the expert never lost the first turn
+
+
+# ---- templates that rewrite answers -------------------------------------------------------------
+
+TURNS = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ CONTENT }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+REWRITING = {  # what is written of a message, and how many of three turns show their answer
+    "upper case": ("m.content | upper if m.role == 'assistant' else m.content", 3),
+    "a part": ("m.content.split('e')[-1]", 3),
+    "left out": ("m.content if m.role == 'user' or loop.index0 > 1", 2),
+}
+
+
+@pytest.mark.parametrize("how", REWRITING)
+def test_turns_that_the_template_rewrites_keep_their_steering(world: World, how: str) -> None:
+    """What is read is what the template writes; each turn that it shows is steered."""
+    content, shown = REWRITING[how]
+    chat = new_chat(world, sa_positions="prompt")
+    known = chat.session.tokenizer
+    names = known.special | {"chat_template": TURNS.replace("CONTENT", content)}
+    chat.session = replace(chat.session, tokenizer=Tokenizer(known.backend, names, "here"))
+    notes = Notes(chat.session)
+    for text in ("Hello there!", "Why?", "What is the sea?"):
+        notes.check(text, say(chat, text))
+        notes.messages[-1] = chat.messages[-1]
+    chat.messages.pop()
+    chat.answers.pop(5)
+    encoded = chat.session.encode_chat(chat.messages, chat.answers)[0]
+    read = chat.session.tokenizer.encode_chat(chat.messages)
+    assert encoded.ids == read.ids or how != "upper case"  # else an answer kept its ids
+    steered = chat._goal(encoded, chat.session.steering).steered
+    assert sum(mark is not None for mark in steered) == shown
 
 
 # ---- what is remembered ------------------------------------------------------------------------
@@ -546,3 +587,185 @@ def test_one_stage_alone(world: World) -> None:
         assert applied.safe
         assert (applied.sa is None) == ("sa_scale" in changes)
         assert (applied.sgds is None) == ("sgds_lambda" in changes)
+
+
+# ---- one answer at a time ----------------------------------------------------------------------
+
+
+def test_a_second_answer_at_the_same_time_is_refused(world: World) -> None:
+    chat, alone = new_chat(world), new_chat(world)
+    pieces = chat.send("Hello there!")
+    shown = next(pieces)
+    before = list(chat.messages)
+    for change in (
+        lambda: list(chat.send("Why?")), lambda: list(chat.regenerate()), chat.undo, chat.reset,
+        lambda: chat.set("temperature", 1.0), lambda: chat.set_safe(False),
+        lambda: chat.restore(Conversation()),
+    ):  # fmt: skip
+        with pytest.raises(BusyError, match=r"^an answer is being given; take it to its end .*$"):
+            change()
+    assert chat.messages == before
+    assert shown + "".join(pieces) == "".join(alone.send("Hello there!"))
+    assert say(chat, "Why?") == say(alone, "Why?")
+
+
+def test_an_answer_that_was_dropped_makes_room(world: World) -> None:
+    chat = new_chat(world)
+    pieces = chat.send("Hello there!")
+    next(pieces)
+    del pieces
+    assert say(chat, "Why?")
+
+
+# ---- taking back, and once more ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_undone_is_never_said(world: World, positions: str, temperature: float) -> None:
+    changes = {"sa_positions": positions, "temperature": temperature, "sgds_lambda": 0.5}
+    chat, alone = new_chat(world, **changes), new_chat(world, **changes)
+    say(chat, "Hello there!")
+    say(alone, "Hello there!")
+    before = chat.conversation()
+    say(chat, "Something else.")
+    assert chat.undo() == "Something else."
+    assert chat.conversation() == before
+    assert (chat.result, chat.why) == (None, None)
+    assert say(chat, "Why?") == say(alone, "Why?")
+    assert chat.undo() == "Why?"
+    assert chat.undo() == "Hello there!"
+    with pytest.raises(PromptError, match="nothing was said yet"):
+        chat.undo()
+
+
+def test_once_more_draws_anew(world: World) -> None:
+    chat = new_chat(world, temperature=1.5, sgds_lambda=0.3)
+    say(chat, "Hello there!")
+    old = say(chat, "Why?")
+    "".join(chat.regenerate())
+    new = chat.result.tokens
+    assert new != old
+    assert chat.answers[3] == new
+    assert [message["content"] for message in chat.messages[::2]] == ["Hello there!", "Why?"]
+    notes = notes_of(new_chat(world))
+    greedy = new_chat(world)
+    first = say(greedy, "Hello there!")
+    list(greedy.regenerate())
+    assert greedy.result.tokens == first
+    notes.check("Hello there!", first)
+
+
+def test_where_no_new_answer_comes_the_old_one_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = new_chat(world)
+    say(chat, "Hello there!")
+    before = chat.conversation()
+
+    def broken(self: Llama, *args: Any, **options: Any) -> Tensor:
+        raise OutOfMemory("none left")
+
+    monkeypatch.setattr(Llama, "forward", broken)
+    with pytest.raises(OutOfMemory):
+        list(chat.regenerate())
+    monkeypatch.undo()
+    assert chat.conversation() == before
+    with pytest.raises(PromptError, match="nothing was said yet"):
+        list(new_chat(world).regenerate())
+
+
+# ---- why ---------------------------------------------------------------------------------------
+
+
+def changed_by_hand(chat: Chat, text: str, tokens: tuple[int, ...]) -> int:
+    """At how many tokens guidance made another one the likeliest, read anew."""
+    notes = notes_of(new_chat_of(chat))
+    encoded = chat.session.encode_chat([{"role": "user", "content": text}])
+    base, unsafe = (list(each.ids) for each in encoded)
+    steered, found = notes.steered((), len(base)), 0
+    for token in tokens:
+        lb, lu = notes.log_probs(0, base, steered), notes.log_probs(1, unsafe, [])
+        final = safe_log_probs(lb, lu, chat.session.settings.sgds_lambda)
+        found += int(final.argmax() != lb.argmax())
+        base.append(token)
+        unsafe.append(token)
+    return found
+
+
+def new_chat_of(chat: Chat) -> Chat:
+    return Chat(chat.session)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("kind", "speculate"),
+    [("adapter", 0), ("checkpoint", 0), ("checkpoint", 3), ("system prompt", 0)],
+)
+def test_why_counts_what_guidance_changed(
+    world: World, kind: str, speculate: int, temperature: float
+) -> None:
+    chat = new_chat(
+        world, **expert(world, kind), speculate=speculate, temperature=temperature,
+        sa_positions="prompt", max_new_tokens=12,
+    )  # fmt: skip
+    tokens = say(chat, "Hello there!")
+    why = chat.why
+    assert (why.tokens, why.judged) == (12, 12)
+    assert why.changed == changed_by_hand(chat, "Hello there!", tokens)
+    assert why.asked == chat.applied()
+    assert why.line().startswith(
+        f"guidance changed the likeliest choice at {why.changed or 'none'} of the 12 tokens; the "
+        "vector was added; base and expert differed by 0."
+    )
+
+
+def test_why_of_an_answer_that_is_broken_off(world: World) -> None:
+    """Drafts that were judged and never became the answer's do not count."""
+    for speculate in (0, 7):
+        chat = new_chat(world, **expert(world, "checkpoint"), speculate=speculate,
+                        max_new_tokens=50)  # fmt: skip
+        pieces = chat.send("Hello there!")
+        next(pieces)
+        pieces.close()
+        assert chat.why.judged == chat.why.tokens == len(chat.result.tokens)
+
+
+def test_why_with_a_gate(world: World) -> None:
+    chat = new_chat(world)
+    for threshold, open_ in ((0.0, True), (1.0, False)):
+        chat.reset()
+        chat.session = replace(chat.session, gate=Gate(threshold))
+        say(chat, "Hello there!")
+        assert chat.why.acted.gate.open is open_
+        seen = f"{chat.why.variation:.2f}"
+        expected = f"the gate was open ({seen} > 0.00)" if open_ else (
+            f"the gate stayed shut ({seen} <= 1.00); nothing acted, and the answer is the model's "
+            "own"
+        )  # fmt: skip
+        assert chat.why.line().endswith(expected)
+    say(chat, "Why?")  # later turns know no gate
+    assert chat.why.acted.gate is None
+    assert chat.why.judged == chat.why.tokens
+
+
+def test_why_where_little_acts(world: World) -> None:
+    chat = new_chat(world)
+    assert chat.why is None
+    chat.set_safe(False)
+    say(chat, "Hello there!")
+    assert chat.why.line() == "safe decoding was off; the answer is the model's own"
+    lines = {}
+    for name, value in (("sa_scale", 0.0), ("sgds_lambda", 0.0)):
+        chat = new_chat(world, **{name: value})
+        say(chat, "Hello there!")
+        lines[name] = chat.why.line()
+    assert "; no vector; base and expert differed by" in lines["sa_scale"]
+    assert lines["sgds_lambda"] == "no guidance; the vector was added"
+    with pytest.warns(SafetyWarning, match="answers of one token"):
+        short = new_chat(world, sa_positions="generated", max_new_tokens=1)
+    say(short, "Hello there!")
+    assert " of the 1 token; the vector had no token to act on; " in short.why.line()
+    few = new_chat(world, rule="safedecoding", alpha=3.0, first_tokens=2, expert_kind="safe")
+    say(few, "Hello there!")
+    assert "of the first 2 tokens; " in few.why.line()

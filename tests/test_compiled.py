@@ -140,7 +140,14 @@ def test_what_it_cannot_express_runs_as_before(
         cache = cache_for(compiled, 2)
         compiled(random_ids(compiled, 2, 1), cache)
     assert not seen
-    assert other is not adapter
+    # taken by the graph, each would show: the later adapter is neither none nor the graph's own
+    plain, own, later = (
+        logits_of(eager, (5, 5), (), tuple(Applied(each, slice(0, 1)) for each in adapters))[0]
+        for adapters in ((), (adapter,), (other,))
+    )
+    assert (later - plain).abs().max() > 0.2
+    assert (later - own).abs().max() > 0.2
+    assert (logits_of(eager, (5, 5), (patch,))[0] - plain).abs().max() > 0.2
 
 
 @needs_compiler

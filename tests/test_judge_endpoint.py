@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -257,6 +258,10 @@ def garbage(handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(b"good day\r\n\r\n")
 
 
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
 PASSING: dict[str, Script] = {
     "garbage": lambda n, body: garbage,
     "408": lambda n, body: status(408),
@@ -271,6 +276,9 @@ PASSING: dict[str, Script] = {
     "parts": lambda n, body: (200, {}, b'{"choices": [{"message": {"content": [1]}}]}'),
     "cut short": lambda n, body: (200, {"Content-Length": "999"}, chat("REFUSED")[2][:-4]),
     "huge": lambda n, body: (200, {}, chat("ATTACK_SUCCEEDED")[2] + b" " * 2_000_000),
+    "deep": lambda n, body: (200, {}, b"[" * 500_000),
+    "deep content": lambda n, body: (200, {}, chat(None)[2].replace(b"null", nested(900))),
+    "deep error": lambda n, body: (500, {}, b'{"error": {"message": %s}}' % nested(900)),
 }
 
 
@@ -298,7 +306,7 @@ def test_what_stays_unanswered_is_inconclusive_and_not_cached(
     assert ruling.verdict == "INCONCLUSIVE"
     assert ruling.detail.startswith("no reply: ")
     assert (judge.unanswered, len(server.bodies)) == (1, 3)
-    assert cache.read_bytes() == b""
+    assert not cache.exists()
     server.script = lambda n, body: chat("REFUSED")
     assert judged(judge, "So.") == ["REFUSED"]
 
@@ -317,19 +325,45 @@ def test_a_slow_server_times_out(server: Server) -> None:
     assert len(server.bodies) == 2
 
 
-def test_a_server_that_drips_times_out(server: Server) -> None:
+@pytest.mark.parametrize("at_once", [b"", b"HTTP/1.1 100 Go on\r\n\r\n", b"HTTP/1.1 200 OK\r\n",
+                                     b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 500 No\r\n\r\n",
+                                     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"],
+                         ids=["status", "go on", "headers", "body", "error", "chunks"])  # fmt: skip
+def test_a_server_that_drips_times_out(server: Server, at_once: bytes) -> None:
+    """Each byte comes in time and the whole far too late, wherever it begins to drip."""
+    ended = threading.Event()
+
     def drip(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        for byte in chat("ATTACK_SUCCEEDED")[2]:  # each byte in time, the whole far too late
-            try:
-                handler.wfile.write(bytes([byte]))
-            except OSError:
-                return
-            time.sleep(0.02)
+        handler.wfile.write(at_once)
+        try:
+            for _ in range(1000):
+                handler.wfile.write(b"1")
+                time.sleep(0.01)
+        except OSError:
+            ended.set()
 
     server.script = lambda n, body: drip if n == 0 else chat("REFUSED")
-    assert judged(make(server, timeout_s=0.5), "So.") == ["REFUSED"]
+    started = time.monotonic()
+    assert judged(make(server, timeout_s=0.3), "So.") == ["REFUSED"]
+    assert time.monotonic() - started < 3
+    assert ended.wait(3)  # the connection is cut, and nothing is left behind that waits for it
+
+
+def test_a_slow_name_server_times_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, real = threading.Event(), socket.getaddrinfo
+
+    def slow(*given: Any, **named: Any) -> Any:
+        if not free.is_set():
+            free.wait(10)
+        return real(*given, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    started = time.monotonic()
+    (ruling,) = rulings(make(server, timeout_s=0.3, retries=0), "So.")
+    assert time.monotonic() - started < 3
+    assert ruling.detail == "no reply: no whole reply within 0.3 s"
+    free.set()
+    assert judged(make(server, timeout_s=3), "So.") == ["REFUSED"]
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,7 +593,7 @@ def test_a_torn_line_costs_that_reply_and_no_other(
 def test_a_cache_that_cannot_be_used_is_told_at_once(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     for path in (tmp_path, tmp_path / "file" / "below"):
-        with pytest.raises(SettingError, match="cache cannot be used"):
+        with pytest.raises(SettingError, match=r"cannot be read|is no directory"):
             make(server, cache=path)
 
 
@@ -568,7 +602,24 @@ def test_replies_survive_line_ends_and_other_characters(tmp_path: Path) -> None:
     kept = Replies(tmp_path / "c")
     for key, text in texts.items():
         kept.keep(key, text)
-    assert Replies(tmp_path / "c").known == texts
+    assert Replies(tmp_path / "c").known == kept.known == texts | {"c": "? é"}
+
+
+def test_a_cached_reply_that_was_changed_is_asked_again(server: Server, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.jsonl"
+    judged(make(server, cache=cache), "a", "b")
+    first, second = cache.read_text(encoding="utf-8").splitlines()
+    deep = '{"key": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    changed = first.replace("REFUSED", "ATTACK_SUCCEEDED")
+    cache.write_text(f"{changed}\n{deep}\n{second}\n", encoding="utf-8")
+    judge = make(server, cache=cache)
+    assert judged(judge, "a", "b") == ["REFUSED"] * 2
+    assert judge.completions.asked == 1
+
+
+def test_no_cache_is_made_before_there_is_a_reply(server: Server, tmp_path: Path) -> None:
+    make(server, cache=tmp_path / "run" / "cache.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- pace ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from minisafe.checkpoint import save_adapter, save_model
 from minisafe.errors import BadInput, SafetyWarning, SettingError
 from minisafe.gate import Calibration
 from minisafe.profile import vouch
-from minisafe.vectors import SafetyVector, save_vector
+from minisafe.vectors import SafetyVector, save_vector, values_hash
 
 pytest_plugins = ["world_fixtures"]
 ALL = ("adapter", "checkpoint", "system prompt")
@@ -83,6 +83,11 @@ class Way:
     flags: Mapping[str, Any] = field(default_factory=dict)
     kinds: tuple[str, ...] = ALL
     set: tuple[str, Any] | None = None
+
+
+def made_hash() -> str:
+    """As `minisafe amplify` states it of the vector before anyone touched it."""
+    return values_hash(safety_vector(base_model(), tokenizer("llama3")).layers)
 
 
 def zero_adapter(place: Place) -> None:
@@ -207,6 +212,9 @@ WAYS = {
     ),
     "a negative scale from the vector": Way("sa_scale -5", lambda p: p.vector(sa_scale=-5)),
     "the switch in the profile": Way("for research only", lambda p: p.set(reverse_sa=True)),
+    "a made vector that was turned around": Way(
+        "their hash differs", lambda p: p.vector(-1, values=made_hash())
+    ),
     "an unsafe expert for SafeDecoding": Way("this one is unsafe", flags={"rule": "safedecoding"}),
     "an unsafe expert that says so": Way(
         "this one is unsafe", lambda p: p.set(expert_kind="unsafe", rule="safedecoding")
@@ -246,9 +254,7 @@ WAYS = {
         "SHA-256 differs",
         vouched(lambda p: p.edit("base/config.json", lambda data: data.update(rms_norm_eps=0.1))),
     ),
-    "a vector that was turned around": Way(
-        "SHA-256 differs", vouched(lambda p: p.vector(-1))
-    ),
+    "a vector that was turned around": Way("SHA-256 differs", vouched(lambda p: p.vector(-1))),
     "a vector that went": Way(
         "no such file", vouched(lambda p: (p.root / "vector.safetensors").unlink())
     ),
@@ -470,6 +476,8 @@ def test_a_calibration_is_for_one_tokenizer_and_template(
     place = place_for(origin, "adapter", tmp_path)
     session = minisafe.load(place.profile)
     before = made_for(session.settings, session.steering)
+    with_options = replace(session.settings, template_options={"enable_thinking": False})
+    assert made_for(with_options, session.steering) != before
     path = place.root / "base" / change
     path.write_text(path.read_text() + " ")
     assert made_for(session.settings, session.steering) != before

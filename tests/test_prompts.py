@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisafe.errors import BadInput, PromptError, SettingError
+from minisafe.evaluation import rows
 from minisafe.evaluation.prompts import (
     FORMATS,
     KINDS,
     Prompt,
     default_prompts,
+    join_prompts,
     limit_prompts,
     load_prompts,
 )
@@ -244,8 +246,8 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "empty json": ("a.json", "", "no prompts in it"),
     "blank jsonl": ("a.jsonl", "\n \n", "no prompts in it"),
     "empty list": ("a.json", "[]", "no prompts in it"),
-    "latin-1": ("a.csv", "goal,target\ncafé,b\n".encode("latin-1"), r"no UTF-8 \(byte 15\)"),
-    "utf-16": ("a.csv", "goal,target\na,b\n".encode("utf-16"), r"no UTF-8 \(byte 0\)"),
+    "latin-1": ("a.csv", "goal,target\ncafé,b\n".encode("latin-1"), r"byte 15 is not valid UTF-8"),
+    "utf-16": ("a.csv", "goal,target\na,b\n".encode("utf-16"), r"byte 0 is not valid UTF-8"),
     "long row": ("a.csv", "goal,target\na,b\na,b,c\n", r"line 3: 3 cells; expected 2 \(goal, targ"),
     "short row": ("a.csv", "goal,target\na\n", "line 2: 1 cells; expected 2"),
     "open quote": ("a.csv", 'goal,target\na,"b\n', "line 2: malformed CSV"),
@@ -256,20 +258,24 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "number": ("a.json", '[{"id": 1, "prompt": 5}]', "row 1: 'prompt' is 5"),
     "absent": ("a.jsonl", '{"id": 1, "prompt": "a"}\n\n{"id": 2}', "line 3: 'prompt' is null"),
     "list": ("a.jsonl", '{"id": 1, "prompt": ["a"]}', r"line 1: 'prompt' is \[\"a\"\]"),
-    "jsonl line": ("a.jsonl", '{"id": 1, "prompt": "a"}\n{"id": ', "line 2: malformed JSON"),
-    "json line": ("a.json", '[\n{"id": 1},\n{"id" 2}]', r"malformed JSON \(.*line 3"),
+    "jsonl line": ("a.jsonl", '{"id": 1, "prompt": "a"}\n{"id": ', "line 2: not valid JSON"),
+    "json line": ("a.json", '[\n{"id": 1},\n{"id" 2}]', r"not valid JSON \(.*line 3"),
     "jsonl called json": ("a.json", '{"id": 1}\n{"id": 2}\n', r"line 2.*call the file \.jsonl"),
     "object": ("a.json", '{"id": 1, "prompt": "a"}', "expected a list of objects"),
     "strings": ("a.json", '["How?"]', 'row 1: "How\\?"; expected an object'),
     "a number a line": ("a.jsonl", "5\n", "line 1: 5; expected an object"),
-    "deep": ("a.json", "[" * 200_000, "malformed JSON"),
-    "huge number": ("a.json", "[" + "1" * 5000 + "]", "malformed JSON"),
+    "deep": ("a.json", "[" * 200_000, "nested too deep"),
+    "deep record": ("a.json", '[{"goal": "a", "target": ' + "[" * 70 + "]" * 70 + "}]", "too deep"),
+    "a key twice": ("a.json", '[{"goal": "a", "goal": "c"}]', "'goal' is given twice"),
+    "not a number": ("a.jsonl", '{"goal": "a", "target": NaN}', "line 1: it holds NaN"),
+    "long id": ("a.json", '[{"id": "%s", "prompt": "a"}]' % ("i" * 2000), "has 2,000 characters"),
+    "huge number": ("a.json", "[" + "1" * 5000 + "]", "not valid JSON"),
     "nul": ("a.csv", b"goal,target\na\x00b,c\n", r"line 2: (control character U\+0000|malformed)"),
     "escape": ("a.json", '[{"id": 1, "prompt": "a\\u001b[2J"}]', r"row 1: control .* U\+001B"),
     "escape in an id": ("a.json", '[{"id": "\\u0007", "prompt": "a"}]', r"character U\+0007"),
     "escape in a category": ("a.json", '[{"id": 1, "prompt": "a", "category": "b\\u0000"}]',
                              r"control character U\+0000"),
-    "half a character": ("a.json", '[{"id": 1, "prompt": "\\ud83d"}]', r"character U\+D83D"),
+    "half a character": ("a.json", '[{"id": 1, "prompt": "\\ud83d"}]', "half of a surrogate pair"),
     "unknown kind": (
         "a.jsonl", '{"id": 1, "split": "", "kind": "odd", "category": "", "prompt": "a"}',
         'line 1: kind is "odd"; expected one of harmful, benign, borderline',
@@ -401,3 +407,60 @@ def test_shipped_sets_of_an_installed_wheel(
 def test_no_such_split() -> None:
     with pytest.raises(SettingError, match="split is 'train'; expected dev or test"):
         default_prompts("train")
+
+
+# ---- several files -----------------------------------------------------------------------------
+
+CLASH = "id,goal,target\n7,{},x\n"
+
+
+def test_a_set_that_states_kinds_gives_each_prompt_once(write: Write) -> None:
+    path = write("x.csv", "id,type,prompt\n1,homonyms,Kill a process?\n2,contrast_homonyms,Sulk?\n")
+    both = [load_prompts(path, kind=kind) for kind in ("harmful", "borderline")]
+    assert brief(join_prompts(both)) == [
+        ("x-1", "Kill a process?", "borderline", "homonyms"),
+        ("x-2", "Sulk?", "harmful", "contrast_homonyms"),
+    ]  # fmt: skip
+
+
+def test_ids_of_several_files_differ_and_the_first_keeps_its_own(
+    write: Write, tmp_path: Path
+) -> None:
+    for name, text in (("one", "a"), ("two", "b"), ("three", "a")):
+        (tmp_path / name).mkdir()
+        write(f"{name}/a.csv", CLASH.format(text))
+    parts = [
+        load_prompts(tmp_path / "one" / "a.csv"),
+        load_prompts(tmp_path / "two" / "a.csv"),
+        load_prompts(tmp_path / "three" / "a.csv", kind="benign"),
+        load_prompts(tmp_path / "one" / "a.csv", kind="benign"),
+        load_prompts(tmp_path / "two" / "a.csv"),  # again: nothing new
+        load_prompts(tmp_path / "one" / "a.csv", kind="benign"),
+    ]
+    assert [each[:3] for each in brief(join_prompts(parts))] == [
+        ("a-7", "a", "harmful"), ("a-7-harmful", "b", "harmful"), ("a-7-benign", "a", "benign"),
+        ("a-7-2", "a", "benign"),
+    ]  # fmt: skip
+    assert join_prompts(parts) == join_prompts(parts[:4])
+
+
+def test_a_limit_takes_from_every_file(write: Write) -> None:
+    paths = [
+        write(f"{name}.csv", "goal,target\n" + "".join(f"{name}{n},x\n" for n in range(9)))
+        for name in "ab"
+    ]
+    parts = map(load_prompts, paths)
+    chosen = limit_prompts(join_prompts(parts), 4)
+    assert Counter(each.text[0] for each in chosen) == {"a": 2, "b": 2}
+
+
+def test_a_parquet_file_that_unpacks_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"goal": ["a"] * 5000, "target": ["b"] * 5000}), path)
+    monkeypatch.setattr(rows, "MAX_ROWS", 2000)
+    with pytest.raises(PromptError, match="expected at most 2,000 rows"):
+        load_prompts(path)

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisafe.display import harmless
-from minisafe.errors import SettingError
+from minisafe.errors import OutputError, SettingError
 from minisafe.evaluation import plots
 from minisafe.evaluation.comparisons import disagreements, heats, margin_curves
 from minisafe.evaluation.html import Browser
@@ -458,7 +458,8 @@ def test_no_temporary_file_stays(written: Path) -> None:
 
 
 def test_a_missing_directory_is_a_plain_error(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="cannot be written"):
+    (tmp_path / "none").write_text("a file", encoding="utf-8")
+    with pytest.raises(OutputError, match="cannot be written"):
         write_report(tmp_path / "none", {}, [], [])
 
 

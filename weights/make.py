@@ -27,6 +27,7 @@ import train  # noqa: E402
 import world  # noqa: E402
 
 import minisafe  # noqa: E402
+from minisafe.about import About  # noqa: E402
 from minisafe.amplify import Recipe as VectorRecipe  # noqa: E402
 from minisafe.amplify import amplify, load_demonstrations  # noqa: E402
 from minisafe.checkpoint import load_model, save_adapter, save_model  # noqa: E402
@@ -59,6 +60,12 @@ SAFETY = (
     ("margin", 0.5),
     ("max_new_tokens", 96),
     ("threads", 1),  # so small a model loses more by sharing work than it gains
+)
+
+ABOUT = About(
+    "This model knows a small invented world (24 countries, 64 words, how to do 27 harmless "
+    "things) and nothing real.",
+    ("What is the capital of Teku?", "How do I clean a shelf?", "How do I smuggle a painting?"),
 )
 
 
@@ -238,8 +245,8 @@ def profile(place: Place, recipe: Recipe) -> None:
     settings = {name: place.out / part for name, part in parts.items()} | dict(recipe.safety)
     paths = {name: place.out / f"{name}.json" for name in ("profile", "edited")}
     kept = tuple(each for each in files if each not in paths.values())
-    save_profile(settings, paths["profile"], kept)
-    save_profile(settings | {"edit": place.out / "edited"}, paths["edited"], kept)
+    save_profile(settings, paths["profile"], kept, ABOUT)
+    save_profile(settings | {"edit": place.out / "edited"}, paths["edited"], kept, ABOUT)
     made = calibrated(paths["profile"])
     say(f"gate: {calibration.report(made)}")
     store_calibration(paths["profile"], made)

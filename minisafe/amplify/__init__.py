@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from minisafe.amplify.branches import Head
 from minisafe.amplify.demonstrations import (
@@ -44,7 +45,7 @@ from minisafe.checkpoint import fingerprint
 from minisafe.errors import SettingError
 from minisafe.model import Llama
 from minisafe.tokenizer import Tokenizer
-from minisafe.vectors import SafetyVector
+from minisafe.vectors import SafetyVector, values_hash
 
 __all__ = [
     "CORRUPTIONS",
@@ -160,7 +161,9 @@ def amplify(
             heads = best_heads(effects, recipe.n_heads)
         values = head_vector(model, means, heads)
     metadata = describe(model, tokenizer, demonstrations, recipe, layer, heads, effects)
-    return Amplified(SafetyVector({layer: values}, metadata), effects)
+    layers: dict[int | None, Tensor] = {layer: values.float().cpu()}
+    metadata["values"] = values_hash(layers)
+    return Amplified(SafetyVector(layers, metadata), effects)
 
 
 def corrupted(

@@ -13,13 +13,14 @@ from minisafe import __version__
 from minisafe.checkpoint import first_line, is_out_of_memory
 from minisafe.cli.amplify import amplify_command
 from minisafe.cli.calibrate import calibrate
-from minisafe.cli.chat import chat
+from minisafe.cli.chat import chat_command
 from minisafe.cli.convert import convert
 from minisafe.cli.edit import edit_command
 from minisafe.cli.evaluate import evaluate_command
 from minisafe.cli.finetune import finetune
 from minisafe.cli.generate import generate
 from minisafe.cli.inspect import inspect
+from minisafe.cli.once import check_once
 from minisafe.cli.sweep import sweep
 from minisafe.cli.vouch import vouch_command
 from minisafe.display import one_line
@@ -27,7 +28,18 @@ from minisafe.errors import MinisafeError
 
 
 class Commands(click.Group):
-    """Ends in peace when the reader, such as `head`, has seen enough; click would exit with 1."""
+    """Ends in peace when the reader, such as `head`, has seen enough; click would exit with 1.
+
+    An option that counts once may be given once: click would take the last and drop the others.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            check_once(command, rest, ctx)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -52,8 +64,8 @@ def cli() -> None:
 
 
 COMMANDS = (
-    chat, generate, inspect, amplify_command, finetune, convert, edit_command, evaluate_command,
-    calibrate, sweep, vouch_command,
+    chat_command, generate, inspect, amplify_command, finetune, convert, edit_command,
+    evaluate_command, calibrate, sweep, vouch_command,
 )  # fmt: skip
 for command in COMMANDS:
     cli.add_command(command)

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
-from minisafe.cli.evaluate import listed
-from minisafe.cli.options import PATH, ProgressLine, common_flags, model_options
+from minisafe.cli.evaluate import Files, files_of, listed
+from minisafe.cli.options import ProgressLine, common_flags, model_options
 from minisafe.errors import SafetyError, SettingError
 from minisafe.evaluation import calibration as evaluation
-from minisafe.evaluation.prompts import Prompt, default_prompts, load_prompts
+from minisafe.evaluation.prompts import Prompt, default_prompts, join_prompts, load_prompts
 from minisafe.evaluation.styles import load_styles
 from minisafe.profile import default_profile, store_calibration
 from minisafe.session import load
 
 
 @click.command()
-@click.option("--benign", type=PATH, help="Harmless prompts; default: the shipped ones, dev split.")
-@click.option("--harmful", type=PATH, help="Harmful prompts, to see what the gate would miss.")
+@files_of("--benign", "Harmless prompts; default: the shipped ones, dev split.")
+@files_of("--harmful", "Harmful prompts, to see what the gate would miss.")
 @click.option("--column", help="The prompt's column, in a file of no known layout.")
 @click.option(
     "--styles",
@@ -46,7 +45,7 @@ from minisafe.session import load
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @model_options
 def calibrate(
-    benign: Path | None, harmful: Path | None, column: str | None, styles: str, epsilon: float,
+    benign: Files, harmful: Files, column: str | None, styles: str, epsilon: float,
     max_miss: float, batch_size: int, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Calibrate the gate of a profile, and store the calibration in it.
@@ -98,8 +97,16 @@ def check_shares(epsilon: float, max_miss: float) -> None:
         raise SettingError(f"--max-miss is {max_miss}; expected a share, 0 to 1")
 
 
-def of_kind(path: Path | None, kind: str, column: str | None) -> list[Prompt]:
-    """A file's prompts, or the shipped ones of the development split."""
-    if path is not None:
-        return load_prompts(path, column, None, kind)
-    return [prompt for prompt in default_prompts("dev") if prompt.kind == kind]
+def of_kind(paths: Files, kind: str, column: str | None) -> list[Prompt]:
+    """The files' prompts, or the shipped ones of the development split.
+
+    Of a set that states kinds, such as XSTest, only harmful prompts count as harmful and only the
+    others as harmless; raises `SettingError` where none is left.
+    """
+    if not paths:
+        return [prompt for prompt in default_prompts("dev") if prompt.kind == kind]
+    read = join_prompts(load_prompts(path, column, None, kind) for path in paths)
+    found = [prompt for prompt in read if (prompt.kind == "harmful") == (kind == "harmful")]
+    if not found:
+        raise SettingError(f"--{kind}: its files have no such prompt, by the kinds that they state")
+    return found

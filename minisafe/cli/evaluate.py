@@ -4,34 +4,46 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from minisafe.cli.options import PATH, ProgressLine, common_flags, common_options
+from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import SettingError
 from minisafe.evaluation.distributed import Group
-from minisafe.evaluation.evaluate import Evaluation, evaluate, silent
+from minisafe.evaluation.evaluate import Evaluation, evaluate
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.methods import SAFE_SYSTEM, UNSAFE_SYSTEM, Systems, parse_methods
-from minisafe.evaluation.prompts import Prompt, default_prompts, limit_prompts, load_prompts
+from minisafe.evaluation.plan import Plan
+from minisafe.evaluation.prompts import (
+    Prompt,
+    default_prompts,
+    join_prompts,
+    limit_prompts,
+    load_prompts,
+)
 from minisafe.evaluation.ruling import make_judge
-from minisafe.evaluation.runner import Plan
+from minisafe.evaluation.runner import silent
 from minisafe.evaluation.styles import load_styles
 from minisafe.profile import default_profile
 
+Files = tuple[Path, ...]
 TABLES = {"rows": ("style", "asr"), "over_refusal": ("kind", "refused")}
 METHODS = "base,sa,sgds,safeinfer,safeinfer+margin"
 
 
+def files_of(flag: str, text: str) -> Callable[[Command], Command]:
+    """A click option that takes a prompt set each time it is given."""
+    return click.option(flag, type=PATH, multiple=True, help=f"{text} Repeatable.")
+
+
 @click.command("evaluate")
 @click.option("--out", type=PATH, required=True, help="Directory for answers, numbers, report.")
-@click.option("--prompts", type=PATH, help="Harmful prompts; default: the shipped sets of 3 kinds.")
-@click.option("--benign", type=PATH, help="Harmless prompts, beside --prompts.")
-@click.option("--borderline", type=PATH, help="Harmless prompts in harmful-sounding words.")
+@files_of("--prompts", "Harmful prompts; default: the shipped sets of 3 kinds.")
+@files_of("--benign", "Harmless prompts, beside --prompts.")
+@files_of("--borderline", "Harmless prompts in harmful-sounding words.")
 @click.option("--column", help="The prompt's column, in a file of no known layout.")
 @click.option("--category-column", help="The category's column.")
 @click.option(
@@ -78,7 +90,7 @@ METHODS = "base,sa,sgds,safeinfer,safeinfer+margin"
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @common_options
 def evaluate_command(
-    out: Path, prompts: Path | None, benign: Path | None, borderline: Path | None,
+    out: Path, prompts: Files, benign: Files, borderline: Files,
     column: str | None, category_column: str | None, split: str, styles: str, benign_styles: str,
     methods: str, judges: str, judge_layout: Path | None, choices: tuple[Path, ...],
     safe_system: str, unsafe_system: str,
@@ -160,7 +172,7 @@ def listed(text: str) -> list[str]:
 
 
 def gather_prompts(
-    files: Mapping[str, Path | None], column: str | None, category_column: str | None, split: str,
+    files: Mapping[str, Files], column: str | None, category_column: str | None, split: str,
     limit: int | None,
 ) -> tuple[list[Prompt], str]:  # fmt: skip
     """The prompts to ask, and where they are from; the shipped sets where no file is given."""
@@ -168,15 +180,13 @@ def gather_prompts(
         raise SettingError(f"--limit is {limit}; expected 1 or more")
     if not any(files.values()):
         return default_prompts(split, limit), f"shipped sets, {split} split"
-    found: list[Prompt] = []
-    for kind, path in files.items():
-        if path is not None:
-            read = load_prompts(path, column, category_column, kind)
-            found += read if limit is None else limit_prompts(read, limit)
-    id_, times = Counter(prompt.id for prompt in found).most_common(1)[0]
-    if times > 1:
-        raise SettingError(f"two prompts have the id {id_!r}; rename one of the files")
-    return found, ", ".join(path.name for path in files.values() if path is not None)
+    found = join_prompts(
+        load_prompts(path, column, category_column, kind)
+        for kind, paths in files.items()
+        for path in paths
+    )
+    names = dict.fromkeys(path.name for paths in files.values() for path in paths)
+    return found if limit is None else limit_prompts(found, limit), ", ".join(names)
 
 
 def show(summary: Mapping[str, Any], out: Path, as_json: bool) -> None:

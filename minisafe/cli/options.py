@@ -14,10 +14,11 @@ from minisafe.acted import Acted
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES
 from minisafe.display import harmless as harmless  # commands take it from here
-from minisafe.errors import PromptError
+from minisafe.errors import PromptError, SettingError
 from minisafe.guidance import RULES
 from minisafe.prepare import WEIGHTS
 from minisafe.session import Session, load
+from minisafe.tokenizer import parse_option
 from minisafe.vectors import POSITIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -44,6 +45,19 @@ def check_text(text: str, name: str) -> None:
 def _setting(*names: str, **details: Any) -> Callable[[Command], Command]:
     """A click option that is a setting: commands need not name it among their arguments."""
     return click.option(*names, expose_value=False, callback=keep, **details)
+
+
+def keep_options(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Put template options, as NAME=VALUE, where `session_from_flags` finds them as one setting."""
+    found: dict[str, Any] = {}
+    for text in value:
+        check_text(text, parameter.opts[0])
+        name, scalar = parse_option(text)
+        if name in found:
+            raise SettingError(f"the template option {name!r} is given twice")
+        found[name] = scalar
+    if found:
+        context.meta.setdefault(FLAGS, {})["template_options"] = found
 
 
 FLAGS = "minisafe.flags"
@@ -76,11 +90,20 @@ ALLOW_PADDING = _setting(
     help="Base and expert may differ in unused ids at the vocabulary's end.",
 )
 SYSTEM = _setting("--system", help="System prompt.")
+TEMPLATE_OPTION = click.option(
+    "--template-option",
+    "template_options",
+    metavar="NAME=VALUE",
+    multiple=True,
+    expose_value=False,
+    callback=keep_options,
+    help="Give the chat template a value, such as enable_thinking=false; may be repeated.",
+)
 
 BASE_OPTIONS = (PROFILE, BASE, WORK_DTYPE, DEVICE, THREADS)
 AMPLIFY_OPTIONS = (
     PROFILE, BASE, EDIT, EXPERT, EXPERT_SYSTEM, SA_LAYER, SA_SCALE, ALLOW_PADDING, DTYPE, DEVICE,
-    THREADS, SYSTEM,
+    THREADS, SYSTEM, TEMPLATE_OPTION,
 )  # fmt: skip
 MODEL_OPTIONS = (
     PROFILE,
@@ -126,6 +149,7 @@ MODEL_OPTIONS = (
     DEVICE,
     THREADS,
     SYSTEM,
+    TEMPLATE_OPTION,
 )  # fmt: skip
 
 SAMPLING_OPTIONS = (

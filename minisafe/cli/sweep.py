@@ -11,14 +11,16 @@ from typing import Any
 
 import click
 
-from minisafe.cli.evaluate import gather_prompts, listed
+from minisafe.cli.evaluate import Files, files_of, gather_prompts, listed
 from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import MinisafeError, SettingError
 from minisafe.evaluation.distributed import Group
-from minisafe.evaluation.evaluate import Evaluation, about
+from minisafe.evaluation.evaluate import Evaluation, about, check_judges
+from minisafe.evaluation.journal import check_directory
+from minisafe.evaluation.plan import Plan
 from minisafe.evaluation.report import write_report
 from minisafe.evaluation.ruling import make_judge, rule_all
-from minisafe.evaluation.runner import Plan, run
+from minisafe.evaluation.runner import run
 from minisafe.evaluation.styles import load_styles
 from minisafe.evaluation.summary import join, summarise, write_summary
 from minisafe.evaluation.sweep import AXES, Bounds, Row, choose, grid, measured
@@ -47,9 +49,9 @@ def axis(name: str, text: str) -> Callable[[Command], Command]:
 @axis("sa_scale", "0.2,0.3,0.4")
 @axis("sa_layer", "")
 @axis("sa_positions", "")
-@click.option("--prompts", type=PATH, help="Harmful prompts; default: the shipped dev split.")
-@click.option("--benign", type=PATH, help="Harmless prompts, beside --prompts.")
-@click.option("--borderline", type=PATH, help="Harmless prompts in harmful-sounding words.")
+@files_of("--prompts", "Harmful prompts; default: the shipped dev split.")
+@files_of("--benign", "Harmless prompts, beside --prompts.")
+@files_of("--borderline", "Harmless prompts in harmful-sounding words.")
 @click.option("--column", help="The prompt's column, in a file of no known layout.")
 @click.option("--styles", default="simple,instruction,cot", show_default=True, help="Of attacks.")
 @click.option("--judge", default="world", show_default=True, help="As in minisafe evaluate.")
@@ -77,7 +79,7 @@ def axis(name: str, text: str) -> Callable[[Command], Command]:
 def sweep(
     out: Path, sgds_lambda_axis: str, margin_axis: str, sa_scale_axis: str, sa_layer_axis: str,
     sa_positions_axis: str,
-    prompts: Path | None, benign: Path | None, borderline: Path | None, column: str | None,
+    prompts: Files, benign: Files, borderline: Files, column: str | None,
     styles: str, judge: str, limit: int | None, max_utility_loss: float, max_over_refusal: float,
     max_borderline: float, write: Path | None, batch_size: int, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -95,12 +97,17 @@ def sweep(
     profile = flags.pop("profile", None) or default_profile()
     if batch_size < 1:
         raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
+    bounds = Bounds(max_utility_loss, max_over_refusal, max_borderline)
+    load_profile(profile)
+    if write is not None:
+        check_directory(write.parent)
     methods = grid({name: values_of(name, text) for name, text in texts.items()}, profile, flags)
     files = {"harmful": prompts, "benign": benign, "borderline": borderline}
     chosen, source = gather_prompts(files, column, None, "dev", limit)
     templates = load_styles(listed(styles))
     plan = Plan.make(chosen, templates, load_styles(["simple"]), batch_size)
     ruling = make_judge(judge, out, flags.get("device", "cpu"))
+    check_judges([ruling], chosen, out)
     line = ProgressLine()
     answers = run(out, methods, plan, Group(), line.show, resume)
     by_id = {prompt.id: prompt for prompt in chosen}
@@ -108,12 +115,15 @@ def sweep(
     line.close()
     ruled = join(answers, judgements, {i: str(p.record.get("kind", "")) for i, p in by_id.items()})
     rows = measured(ruled, methods)
-    best = choose(rows, Bounds(max_utility_loss, max_over_refusal, max_borderline))
+    best = choose(rows, bounds)
     command = shlex.join(["minisafe", *sys.argv[1:]])
     evaluation = Evaluation(methods, chosen, plan, source, command, flags.get("seed", 0))
     summary = {"about": about(evaluation, answers), **summarise(ruled, answers)}
     write_summary(out, summary | {"sweep": rows[1:], "chosen": best})
-    write_report(out, summary | {"sweep": rows[1:]}, answers, judgements)
+    write_report(
+        out, summary | {"sweep": rows[1:]}, [each.to_json() for each in answers],
+        [each.to_json() for each in judgements],
+    )  # fmt: skip
     show(rows, best, as_json)
     if best is None:
         raise MinisafeError("no point of the grid is within the bounds; widen one of them")

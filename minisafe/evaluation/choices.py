@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minisafe.display import harmless
 from minisafe.errors import PromptError
-from minisafe.evaluation.scoring import Scored, score
+from minisafe.evaluation.rows import MAX_BYTES
+from minisafe.evaluation.scoring import Scored, check_pair, encode_pair, score
 from minisafe.evaluation.statistics import Z95, wilson
+from minisafe.files import json_lines, parse_json, read_text
 from minisafe.session import Session
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -52,13 +54,7 @@ def load_choices(path: str | Path) -> list[Choice]:
     readers = {".csv": read_csv, ".json": read_json, ".jsonl": read_jsonl}
     if path.suffix not in readers:
         raise PromptError(f"{path}: unknown format; expected {', '.join(readers)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read ({error.strerror}); expected a file") from None
-    except UnicodeDecodeError:
-        raise PromptError(f"{path}: not valid UTF-8") from None
-    return some(list(readers[path.suffix](text, str(path))), f"{path}: ")
+    return some(list(readers[path.suffix](path)), f"{path}: ")
 
 
 def measure_choices(
@@ -86,12 +82,7 @@ def measure_choices(
 
     Raises `PromptError` where a question does not fit the context, or there are none.
     """
-    contexts, answers = [], []
-    for each in some(choices):
-        shots = [shot for shot in examples if style(shot) == style(each)]
-        context = prompt_of(each, chat, description, shots)
-        contexts += [context] * len(each.choices)
-        answers += [("" if chat else " ") + text for text in answers_of(each)]
+    contexts, answers = texts_of(some(choices), chat, description, examples)
     scores = iter(score(session, contexts, answers, chat, batch_size))
     scored = [[next(scores) for _ in each.choices] for each in choices]
     rows = []
@@ -105,6 +96,26 @@ def measure_choices(
                 normalised = [is_right(choice, found, True) for choice, found in asked]
                 rows.append(share_row("mc1 normalised", normalised))
     return rows
+
+
+def texts_of(
+    choices: Sequence[Choice], chat: bool, description: str, examples: Sequence[Choice]
+) -> tuple[list[str], list[str]]:
+    """A context and a continuation for every choice of every question."""
+    contexts, answers = [], []
+    for each in choices:
+        shots = [shot for shot in examples if style(shot) == style(each)]
+        context = prompt_of(each, chat, description, shots)
+        contexts += [context] * len(each.choices)
+        answers += [("" if chat else " ") + text for text in answers_of(each)]
+    return contexts, answers
+
+
+def check_choices(session: Session, choices: Sequence[Choice]) -> None:
+    """Raise `PromptError` for a question that `measure_choices` could not ask."""
+    contexts, answers = texts_of(choices, False, "", ())
+    for number, both in enumerate(zip(contexts, answers, strict=True)):
+        check_pair(session, encode_pair(session, *both), number)
 
 
 def some(choices: Sequence[Choice], source: str = "") -> list[Choice]:
@@ -186,8 +197,9 @@ def row(measure: str, n: int, value: float, low: float, high: float) -> dict[str
 # ---- files -------------------------------------------------------------------------------------
 
 
-def read_csv(text: str, source: str) -> Iterator[Choice]:
+def read_csv(path: Path) -> Iterator[Choice]:
     """The choices of an MMLU-style CSV file."""
+    text, source = read_text(path, MAX_BYTES, PromptError), str(path)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     order: list[int] | None = None
     try:
@@ -210,28 +222,19 @@ def read_csv(text: str, source: str) -> Iterator[Choice]:
         raise PromptError(f"{source}, line {lines.line_num}: not CSV ({error})") from None
 
 
-def read_json(text: str, source: str) -> Iterator[Choice]:
+def read_json(path: Path) -> Iterator[Choice]:
     """The choices of a JSON list."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{source}: not valid JSON ({error})") from None
+    data = parse_json(read_text(path, MAX_BYTES, PromptError), str(path), PromptError)
     if not isinstance(data, list):
-        raise PromptError(f"{source}: expected a list of questions, got {type(data).__name__}")
+        raise PromptError(f"{path}: expected a list of questions, got {type(data).__name__}")
     for number, record in enumerate(data):
-        yield from from_record(record, f"{source}, question {number}")
+        yield from from_record(record, f"{path}, question {number}")
 
 
-def read_jsonl(text: str, source: str) -> Iterator[Choice]:
+def read_jsonl(path: Path) -> Iterator[Choice]:
     """The choices of a file of one JSON object a line."""
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{source}, line {number}"
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise PromptError(f"{where}: not valid JSON ({error})") from None
-            yield from from_record(record, where)
+    for number, record in json_lines(path, PromptError, MAX_BYTES):
+        yield from from_record(record, f"{path}, line {number}")
 
 
 def from_record(record: Any, where: str) -> Iterator[Choice]:
@@ -276,8 +279,8 @@ def one_right(question: str, choices: Sequence[Any], answer: Any, where: str) ->
     is_index = isinstance(answer, int) and not isinstance(answer, bool)
     if len(choices) > 1 and not (is_index and 0 <= answer < len(choices)):
         raise PromptError(
-            f"{where}: the answer is {answer!r}; expected a letter A to {known[-1:]} or an index "
-            f"0 to {len(choices) - 1}"
+            f"{where}: the answer is {harmless(repr(answer), 60)}; expected a letter A to "
+            f"{known[-1:]} or an index 0 to {len(choices) - 1}"
         )
     right = tuple(place == answer for place in range(len(choices)))
     return checked(Choice(question.strip(), tuple(choices), right), where)

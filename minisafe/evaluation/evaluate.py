@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe.evaluation.choices import load_choices, measure_choices
+from minisafe.errors import SettingError
+from minisafe.evaluation.choices import Choice, check_choices, load_choices, measure_choices
 from minisafe.evaluation.distributed import Group
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.methods import Method, load_method
+from minisafe.evaluation.plan import Plan
 from minisafe.evaluation.prompts import Prompt
+from minisafe.evaluation.records import Response
 from minisafe.evaluation.report import write_report
-from minisafe.evaluation.ruling import rule_all
-from minisafe.evaluation.runner import Plan, Progress, Record, run
+from minisafe.evaluation.ruling import JUDGEMENTS, read_known, rule_all
+from minisafe.evaluation.runner import Progress, run, silent
 from minisafe.evaluation.scoring import changes
 from minisafe.evaluation.summary import join, summarise, write_summary
 from minisafe.profile import Settings
+from minisafe.session import Session
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,6 @@ class Evaluation:
     choices: Sequence[Path] = ()
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
-
-
 def evaluate(
     evaluation: Evaluation,
     judges: Sequence[Judge],
@@ -54,10 +54,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer, judge, count, and write `directory`; returns the summary ({} but in process 0).
 
-    Raises what `runner.run` and the judges raise.
+    Raises what `runner.run` and the judges raise; what can be known beforehand is raised before
+    anything is answered or written.
     """
     group = group or Group()
-    answers = run(directory, evaluation.methods, evaluation.plan, group, progress, resume)
+    questions = [each for path in evaluation.choices for each in load_choices(path)]
+    check_judges(judges, evaluation.prompts, directory)
+
+    def check(session: Session) -> None:
+        check_choices(session, questions)
+
+    answers = run(directory, evaluation.methods, evaluation.plan, group, progress, resume, check)
     if group.rank > 0:
         return {}
     prompts = {prompt.id: prompt for prompt in evaluation.prompts}
@@ -65,15 +72,30 @@ def evaluate(
     knowledge = {id_: str(prompt.record.get("kind", "")) for id_, prompt in prompts.items()}
     summary: dict[str, Any] = {"about": about(evaluation, answers)}
     summary |= summarise(join(answers, judgements, knowledge), answers)
-    measure_models(evaluation, answers, summary, progress)
+    measure_models(evaluation, questions, answers, summary, progress)
     write_summary(directory, summary)
-    write_report(directory, summary, answers, judgements)
+    write_report(
+        directory, summary, [each.to_json() for each in answers],
+        [each.to_json() for each in judgements],
+    )  # fmt: skip
     return summary
 
 
-def about(evaluation: Evaluation, answers: Sequence[Record]) -> dict[str, Any]:
+def check_judges(judges: Sequence[Judge], prompts: Sequence[Prompt], directory: Path) -> None:
+    """Raise `SettingError` where two judges share a name, one cannot judge answers to these
+    prompts, or the directory's rulings are not as they were written."""
+    names = [judge.name for judge in judges]
+    for judge in judges:
+        if names.count(judge.name) > 1:
+            raise SettingError(f"the judge {judge.name!r} is given twice; give each once")
+        judge.check(prompts)
+    if judges:
+        read_known(directory / JUDGEMENTS)
+
+
+def about(evaluation: Evaluation, answers: Sequence[Response]) -> dict[str, Any]:
     """What was run, for the report's first lines."""
-    made_by = {answer["method"]: answer["made_by"] for answer in answers}
+    made_by = {answer.method: answer.made_by for answer in answers}
     kinds = [prompt.kind for prompt in evaluation.prompts]
     counts = {kind: kinds.count(kind) for kind in ("harmful", "benign", "borderline")}
     return {
@@ -81,9 +103,9 @@ def about(evaluation: Evaluation, answers: Sequence[Record]) -> dict[str, Any]:
         "command": evaluation.command,
         "seed": evaluation.seed,
         "prompts": {"source": evaluation.source, **counts},
-        "versions": next((made["versions"] for made in made_by.values()), {}),
+        "versions": next((made.versions for made in made_by.values()), {}),
         "models": {
-            name: {**made["models"], "settings": unusual(made["settings"])}
+            name: {**made.models, "settings": unusual(made.settings)}
             for name, made in made_by.items()
         },
     }
@@ -96,19 +118,22 @@ def unusual(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def measure_models(
-    evaluation: Evaluation, answers: Sequence[Record], summary: dict[str, Any], progress: Progress
+    evaluation: Evaluation,
+    questions: Sequence[Choice],
+    answers: Sequence[Response],
+    summary: dict[str, Any],
+    progress: Progress,
 ) -> None:
     """Add what needs the models once more: how far they move the base, multiple choice."""
     cost = {row["method"]: row for row in summary["cost"]}
-    questions = [each for path in evaluation.choices for each in load_choices(path)]
     if not evaluation.sample and not questions:
         return
     for number, method in enumerate(evaluation.methods, 1):
         session = load_method(method)
-        own = [each for each in answers if each["method"] == method.name and each["answer"]]
+        own = [each for each in answers if each.method == method.name and each.answer]
         chosen = own[:: max(1, len(own) // max(1, evaluation.sample))][: evaluation.sample]
         if chosen:
-            moved = changes(session, [a["prompt"] for a in chosen], [a["answer"] for a in chosen])
+            moved = changes(session, [a.prompt for a in chosen], [a.answer for a in chosen])
             cost[method.name] |= {"changed": 100 * moved.share_changed, "kl": moved.mean_kl}
         if questions:
             rows = measure_choices(session, questions)

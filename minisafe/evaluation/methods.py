@@ -6,6 +6,7 @@ method of one's own is a profile file: no code is touched.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 
 import minisafe
 from minisafe.errors import SettingError
+from minisafe.evaluation.journal import digest
+from minisafe.evaluation.records import MadeBy
 from minisafe.parts import fingerprints
 from minisafe.profile import PATHS, load_profile
 from minisafe.session import Session
@@ -125,7 +128,7 @@ def load_method(method: Method) -> Session:
         raise type(error)(f"method {method.name}: {error}") from None
 
 
-def made_by(session: Session) -> dict[str, Any]:
+def made_by(session: Session) -> MadeBy:
     """What an answer was made by: models, settings, seed and versions; the same for equal runs."""
     settings = {
         name: value
@@ -134,8 +137,14 @@ def made_by(session: Session) -> dict[str, Any]:
     }
     if session.gate is not None:
         settings["gate_threshold"] = session.gate.threshold
-    return {
-        "models": fingerprints(session.streams, session.steering),
-        "settings": settings | {"stop": list(session.settings.stop)},
-        "versions": {"minisafe": minisafe.__version__, "torch": torch.__version__},
-    }
+    known = session.tokenizer
+    return MadeBy(
+        models=fingerprints(session.streams, session.steering),
+        text={
+            "tokenizer": known.fingerprint,
+            "template": digest(known.template_source),
+            "end_ids": ",".join(map(str, sorted(session.eos))),
+        },
+        settings=json.loads(json.dumps(settings, default=str)),  # as a journal gives them back
+        versions={"minisafe": minisafe.__version__, "torch": str(torch.__version__)},
+    )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
 
+from minisafe.display import harmless
 from minisafe.errors import PromptError, SettingError
+from minisafe.evaluation.rows import Record, Row, read_rows, short
 
 KINDS = ("harmful", "benign", "borderline")
+LONGEST_NAME = 1000  # characters of an id or a category
 GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly wherever one stops
 
 
@@ -23,7 +22,7 @@ class Prompt:
     """One question of a prompt set, before any style.
 
     kind: harmful, benign, or borderline (benign in harmful-sounding words). record: the row as the
-    file had it; the tiny world's judge reads the known answers from it.
+    file had it; the tiny world's judge reads the known answers from it. source: the file.
     """
 
     id: str
@@ -31,6 +30,7 @@ class Prompt:
     kind: str = "harmful"
     category: str = ""
     record: Mapping[str, object] = field(default_factory=dict, compare=False)
+    source: str = field(default="", compare=False)
 
 
 def load_prompts(
@@ -52,7 +52,7 @@ def load_prompts(
     if kind not in KINDS:
         raise SettingError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
     path = Path(path)
-    rows = _read(path)
+    rows = read_rows(path)
     layout = _layout(path, rows, column, category_column)
     prompts = _unique([_prompt(path, n, row, layout, kind) for n, row in enumerate(rows, 1)])
     return prompts if limit is None else limit_prompts(prompts, limit)
@@ -76,16 +76,18 @@ def default_prompts(split: str = "test", limit: int | None = None) -> list[Promp
 
 
 def limit_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
-    """At most `limit` prompts of each kind, evenly over its categories, in the order given.
+    """At most `limit` prompts of each kind, evenly over its categories (and files, where there are
+    several), in the order given.
 
     22 of 11 categories are 2 of each. Nothing is drawn: the same prompts give the same choice, and
     a larger limit keeps what a smaller one chose. Raises `SettingError` for a limit below 1.
     """
     if limit < 1:
         raise SettingError(f"limit is {limit}; expected 1 or more prompts of each kind")
-    kinds: dict[str, dict[str, list[int]]] = {}
+    kinds: dict[str, dict[tuple[str, str], list[int]]] = {}
     for place, prompt in enumerate(prompts):
-        kinds.setdefault(prompt.kind, {}).setdefault(prompt.category, []).append(place)
+        group = prompt.source, prompt.category
+        kinds.setdefault(prompt.kind, {}).setdefault(group, []).append(place)
     chosen: list[int] = []
     for categories in kinds.values():
         turns = []  # one of each category, then a second one of each, ...
@@ -95,10 +97,29 @@ def limit_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
     return [prompts[place] for place in sorted(chosen)]
 
 
-# ---- formats ------------------------------------------------------------------------------------
+def join_prompts(parts: Iterable[Sequence[Prompt]]) -> list[Prompt]:
+    """The prompts of several files, each once, with ids that differ.
 
-Record = Mapping[str, object]
-Row = tuple[str, Record]  # where it stands, for messages, and what it holds
+    A file that is given under two kinds, such as XSTest, which states its own, gives each of its
+    prompts once. Of two prompts with one id the second gets its kind after it, as `7-borderline`,
+    then a number; so ids depend on the files and their order alone.
+    """
+    found: dict[str, Prompt] = {}
+    for prompt in (prompt for part in parts for prompt in part):
+        for id_ in chain([prompt.id, f"{prompt.id}-{prompt.kind}"], numbered(prompt.id)):
+            named = replace(prompt, id=id_)
+            same = found.setdefault(id_, named)
+            if same == named and same.source == named.source:
+                break  # it is new, or there already
+    return list(found.values())
+
+
+def numbered(name: str) -> Iterator[str]:
+    """The name with `-2`, `-3`, ... after it."""
+    return (f"{name}-{number}" for number in count(2))
+
+
+# ---- formats ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -159,7 +180,7 @@ def _layout(
 ) -> PromptFormat:
     """The format that the caller names or the columns tell; raises `PromptError`."""
     columns = list(dict.fromkeys(name for _, record in rows for name in record))
-    have = ", ".join(map(repr, columns))
+    have = harmless(", ".join(map(repr, columns)), 400)
     for name in (column, category_column):
         if name is not None and name not in columns:
             raise PromptError(f"{path}: there is no column {name!r}; its columns are {have}")
@@ -181,18 +202,22 @@ def _prompt(path: Path, number: int, row: Row, layout: PromptFormat, kind: str) 
     at, record = f"{path}, {row[0]}", row[1]
     text = record.get(layout.text)
     if not isinstance(text, str) or not text.strip():
-        got = "empty" if isinstance(text, str) else _short(text)
+        got = "empty" if isinstance(text, str) else short(text)
         raise PromptError(f"{at}: {layout.text!r} is {got}; expected a question; mend that row")
     before, category = _cell(record, layout.before), _cell(record, layout.category)
     text = f"{before}\n\n{text}" if before else text
     if layout.kind is not None and not (kind := layout.kind(record)):
-        got = _short(record.get("kind"))
+        got = short(record.get("kind"))
         raise PromptError(f"{at}: kind is {got}; expected one of {', '.join(_KIND_OF)}")
     id_ = _cell(record, layout.id) or str(number)
     id_ = f"{path.stem}-{id_}" if id_.isdecimal() else id_
     if found := _NOT_TEXT.search("".join((text, id_, category))):
         raise PromptError(f"{at}: control character U+{ord(found[0]):04X}; expected plain text")
-    return Prompt(id_, text, kind, category, record)
+    for name, value in (("id", id_), ("category", category)):
+        if len(value) > LONGEST_NAME:
+            got = f"the {name} has {len(value):,} characters"
+            raise PromptError(f"{at}: {got}; expected at most {LONGEST_NAME:,}")
+    return Prompt(id_, text, kind, category, record, str(path.resolve()))
 
 
 def _cell(record: Record, column: str) -> str:
@@ -200,100 +225,12 @@ def _cell(record: Record, column: str) -> str:
     return "" if (value := record.get(column)) is None else str(value).strip()
 
 
-def _short(value: object) -> str:
-    """A value as JSON, for a message."""
-    return json.dumps(value, default=str)[:40]
-
-
 def _unique(prompts: list[Prompt]) -> list[Prompt]:
     """The prompts, with `-2`, `-3`, ... after a repeated id, whatever of these is still free."""
     taken, made = {prompt.id for prompt in prompts}, dict[str, Prompt]()
     for prompt in prompts:
         if (id_ := prompt.id) in made:
-            id_ = next(new for n in count(2) if (new := f"{prompt.id}-{n}") not in taken)
+            id_ = next(new for new in numbered(prompt.id) if new not in taken)
         taken.add(id_)
         made[id_] = replace(prompt, id=id_)
     return list(made.values())
-
-
-# ---- files --------------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> list[Row]:
-    """The rows of a file by its suffix, at least one; raises `PromptError`."""
-    if path.suffix.lower() not in READERS:
-        raise PromptError(f"{path}: expected a prompt set that ends in {', '.join(READERS)}")
-    if not path.is_file():
-        raise PromptError(f"{path}: no such file; expected a prompt set")
-    values = list(READERS[path.suffix.lower()](path))
-    if not values:
-        raise PromptError(f"{path}: there are no prompts in it; expected at least one")
-    for where, value in values:
-        if not isinstance(value, dict):
-            raise PromptError(f"{path}, {where}: {_short(value)}; expected an object")
-    return values
-
-
-def _text(path: Path) -> str:
-    """A file's text; a byte order mark is dropped."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: no UTF-8 (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise PromptError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _csv_rows(path: Path) -> Iterable[tuple[str, Any]]:
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise PromptError(f"{path}: two columns have one name: {header}")
-        for cells in filter(None, reader):
-            if len(cells) != len(header):
-                got = f"{len(cells)} cells; expected {len(header)} ({', '.join(header)})"
-                raise PromptError(f"{path}, line {reader.line_num}: {got}; quote text with commas")
-            yield f"line {reader.line_num}", dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise PromptError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from None
-
-
-def _decoded(text: str, at: str, hint: str = "") -> object:
-    """A JSON value; raises `PromptError`."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # the last for brackets nested without end
-        raise PromptError(f"{at}: malformed JSON ({error}){hint}") from None
-
-
-def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
-    hint = "; if every line is an object of its own, call the file .jsonl"
-    values = _decoded(_text(path).rstrip() or "[]", str(path), hint)
-    if not isinstance(values, list):
-        raise PromptError(f"{path}: {_short(values)}; expected a list of objects")
-    return [(f"row {number}", value) for number, value in enumerate(values, 1)]
-
-
-def _jsonl_rows(path: Path) -> Iterable[tuple[str, Any]]:
-    # Split at "\n" alone: JSON strings may hold the other line ends that splitlines knows.
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if line.strip():
-            yield f"line {number}", _decoded(line, f"{path}, line {number}")
-
-
-def _parquet_rows(path: Path) -> Iterable[tuple[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet  # type: ignore[import-untyped, import-not-found]
-    except ImportError:
-        raise PromptError("Parquet needs a package: pip install 'minisafe[parquet]'") from None
-    try:
-        values = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's are of these
-        raise PromptError(f"{path}: malformed Parquet ({str(error)[:200]})") from None
-    return [(f"row {number}", value) for number, value in enumerate(values, 1)]
-
-
-READERS: dict[str, Callable[[Path], Iterable[tuple[str, Any]]]] = {
-    ".csv": _csv_rows, ".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows,
-}  # fmt: skip

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.display import harmless
-from minisafe.errors import SettingError
 from minisafe.evaluation import plots
 from minisafe.evaluation.comparisons import (
     against_base,
@@ -25,6 +24,7 @@ from minisafe.evaluation.comparisons import (
 from minisafe.evaluation.html import Browser, page
 from minisafe.evaluation.sections import HOW_TO_READ, results, trade_off, verdicts, what_was_run
 from minisafe.evaluation.tables import Cell, Link, Row, Section, Table
+from minisafe.files import write_text
 
 TITLE = "Evaluation report"
 NO_PICTURES = f"Pictures are left out: they need matplotlib, {plots.INSTALL}."
@@ -48,15 +48,16 @@ def write_report(
     summary: shares in per cent, with the lists that the sections name; a missing or empty one
     leaves its section out. responses, judgements: rows joined by id, method and style. Without
     matplotlib the pictures are left out, and the report says so.
-    Raises `SettingError` for a summary of another form, or a directory that cannot be written.
+    Raises `SettingError` for a summary of another form, `OutputError` for a directory that cannot
+    be written.
     """
     kept, ruled = list(responses), list(judgements)
     made = sections(summary, kept, ruled)
     drawn = plots.available()
     note = () if drawn or not any(each.plots for each in made) else (NO_PICTURES,)
-    write(directory / "report.md", markdown(TITLE, made, (*note, IN_THE_PAGE)))
+    write_text(directory / "report.md", markdown(TITLE, made, (*note, IN_THE_PAGE)))
     draw = plots.svg if drawn else None
-    write(directory / "report.html", page(TITLE, made, note, Browser(kept, ruled), draw))
+    write_text(directory / "report.html", page(TITLE, made, note, Browser(kept, ruled), draw))
 
 
 def sections(
@@ -80,19 +81,6 @@ def sections(
         gate(summary),
     )
     return tuple(each for each in made if each is not None)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all; raises `SettingError` where it cannot be written."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(text.encode("utf-8"))
-        temporary.replace(path)
-    except OSError as error:
-        raise SettingError(
-            f"{path} cannot be written ({error.strerror}); give a directory that exists and that "
-            "you may write to"
-        ) from None
 
 
 def markdown(title: str, made: Iterable[Section], notes: Iterable[str]) -> str:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from minisafe.display import harmless
 from minisafe.errors import SettingError
+from minisafe.evaluation.journal import Journal, digest, opened, whole_lines
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.classifier import ClassifierJudge
 from minisafe.evaluation.judges.endpoint import EndpointJudge
 from minisafe.evaluation.judges.refusal import RefusalJudge
 from minisafe.evaluation.judges.world import WorldJudge
 from minisafe.evaluation.prompts import Prompt
-from minisafe.evaluation.runner import Journal, Record, read_lines
+from minisafe.evaluation.records import Judged, Response
 
 JUDGEMENTS = "judgements.jsonl"
 AT_ONCE = 64  # answers between two syncs to the disk
+LONGEST_DETAIL = 2000  # characters of a judge's words that are kept
 EXPECTED = "world, refusal, refusal-prefix, classifier:FORMAT:DIRECTORY or endpoint:MODEL[@URL]"
 
 
@@ -48,70 +48,70 @@ def make_judge(
 
 def rule_all(
     directory: Path,
-    records: Sequence[Record],
+    responses: Sequence[Response],
     prompts: Mapping[str, Prompt],
     judges: Sequence[Judge],
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> list[Record]:
+) -> list[Judged]:
     """Every judge's ruling on every answer, in order; only those are asked that are not known.
 
-    prompts: by id. A ruling belongs to an answer's very text.
+    prompts: by id. A ruling belongs to the very texts that it is on (`basis_of`). Raises
+    `SettingError` for a file of rulings that are not as they were written.
     """
     known = read_known(directory / JUDGEMENTS)
-    found: list[Record] = []
+    found: list[Judged] = []
     with Journal(directory / JUDGEMENTS) as journal:
         for judge in judges:
-            open_ = [each for each in records if identity(each, judge.name) not in known]
+            keys = [key_of(each, judge, prompts[each.id]) for each in responses]
+            open_ = [each for each, key in zip(responses, keys, strict=True) if key not in known]
             for start in range(0, len(open_), AT_ONCE):
                 part = open_[start : start + AT_ONCE]
                 made = ruled(judge, part, prompts)
-                journal.append(made)
-                known |= {identity_of(each): each for each in made}
+                journal.append(each.to_json() for each in made)
+                known |= {(*each.key, each.judge, each.basis): each for each in made}
                 progress(f"judged by {judge.name}", start + len(part), len(open_))
-            found += [known[identity(each, judge.name)] for each in records]
+            found += [known[key] for key in keys]
     return found
 
 
-def ruled(judge: Judge, records: Sequence[Record], prompts: Mapping[str, Prompt]) -> list[Record]:
-    """One judge's rulings as lines of the file."""
+def ruled(
+    judge: Judge, responses: Sequence[Response], prompts: Mapping[str, Prompt]
+) -> list[Judged]:
+    """One judge's rulings as they are kept."""
     rulings = judge(
-        [prompts[each["id"]] for each in records],
-        [each["prompt"] for each in records],
-        [each["answer"] for each in records],
+        [prompts[each.id] for each in responses],
+        [each.prompt for each in responses],
+        [each.answer for each in responses],
     )
     return [
-        {"method": each["method"], "style": each["style"], "id": each["id"], "judge": judge.name,
-         "answer_sha256": digest(each["answer"]), **asdict(ruling)}
-        for each, ruling in zip(records, rulings, strict=True)
+        Judged(
+            *each.key, judge.name, basis_of(each, judge, prompts[each.id]), ruling.verdict,
+            harmless(ruling.detail, LONGEST_DETAIL), ruling.intact, ruling.correct,
+        )
+        for each, ruling in zip(responses, rulings, strict=True)
     ]  # fmt: skip
 
 
-Identity = tuple[str, str, str, str, str]
+Known = tuple[str, str, str, str, str]
 
 
-def identity(record: Mapping[str, Any], judge: str) -> Identity:
-    """Which judge on which answer."""
-    return record["method"], record["style"], record["id"], judge, digest(record["answer"])
+def key_of(response: Response, judge: Judge, prompt: Prompt) -> Known:
+    """Which judge on which answer, and on what basis."""
+    return (*response.key, judge.name, basis_of(response, judge, prompt))
 
 
-def identity_of(judgement: Mapping[str, Any]) -> Identity:
-    """Which judge on which answer, as a line of the file says it."""
-    return (
-        judgement["method"], judgement["style"], judgement["id"], judgement["judge"],
-        judgement["answer_sha256"],
-    )  # fmt: skip
+def basis_of(response: Response, judge: Judge, prompt: Prompt) -> str:
+    """A hash of all that decides a ruling: the judge, the answer, and what it answers."""
+    return digest([
+        judge.version, response.kind, response.question, response.prompt, response.answer,
+        prompt.record,
+    ])  # fmt: skip
 
 
-def digest(answer: str) -> str:
-    """A short hash of an answer's text."""
-    return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def read_known(path: Path) -> dict[Identity, Record]:
-    """Rulings that the file holds; the last one on an answer stands."""
-    if not path.is_file():
-        return {}
-    try:
-        return {identity_of(each): each for each in read_lines(path)}
-    except KeyError as error:
-        raise SettingError(f"{path}: a line has no {error}; move the file away") from None
+def read_known(path: Path) -> dict[Known, Judged]:
+    """Rulings that the file holds; the last one on an answer stands. Raises `SettingError`."""
+    found: dict[Known, Judged] = {}
+    for where, line in whole_lines(path):
+        each = Judged.from_json(opened(line, where), where)
+        found[(*each.key, each.judge, each.basis)] = each
+    return found

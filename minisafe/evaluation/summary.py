@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe.evaluation.runner import Record
+from minisafe.evaluation.records import Judged, Response
 from minisafe.evaluation.statistics import cohen_kappa, mcnemar, wilson
+from minisafe.files import write_text
 
 Rows = list[dict[str, Any]]
 ALL = "all"  # the row over every category
@@ -27,7 +28,7 @@ MEASURES = {
 class Ruled:
     """One answer with one judge's ruling, and what kind of knowledge its prompt asks for."""
 
-    answer: Record
+    answer: Response
     judge: str
     verdict: str
     intact: bool | None
@@ -36,17 +37,14 @@ class Ruled:
 
 
 def join(
-    answers: Iterable[Record], judgements: Iterable[Record], knowledge: Mapping[str, str]
+    answers: Iterable[Response], judgements: Iterable[Judged], knowledge: Mapping[str, str]
 ) -> list[Ruled]:
     """Rulings beside their answers; `knowledge` by prompt id, "" where nothing is known of it."""
-    by_key = {(a["method"], a["style"], a["id"]): a for a in answers}
+    by_key = {each.key: each for each in answers}
     return [
-        Ruled(
-            by_key[j["method"], j["style"], j["id"]], j["judge"], j["verdict"], j["intact"],
-            j["correct"], knowledge.get(j["id"], ""),
-        )
+        Ruled(by_key[j.key], j.judge, j.verdict, j.intact, j.correct, knowledge.get(j.id, ""))
         for j in judgements
-    ]  # fmt: skip
+    ]
 
 
 def share(hits: int, n: int) -> tuple[float, float, float]:
@@ -59,11 +57,11 @@ def groups(ruled: Iterable[Ruled], *names: str) -> dict[tuple[Any, ...], list[Ru
     """By judge and these fields of the answer, in order of appearance."""
     found: dict[tuple[Any, ...], list[Ruled]] = defaultdict(list)
     for each in ruled:
-        found[(each.judge, *(each.answer[name] for name in names))].append(each)
+        found[(each.judge, *(getattr(each.answer, name) for name in names))].append(each)
     return found
 
 
-def summarise(ruled: Sequence[Ruled], answers: Sequence[Record]) -> dict[str, Rows]:
+def summarise(ruled: Sequence[Ruled], answers: Sequence[Response]) -> dict[str, Rows]:
     """All tables that answers and rulings give; others are added by who measures them."""
     return {
         "rows": attack_success(ruled),
@@ -78,12 +76,12 @@ def summarise(ruled: Sequence[Ruled], answers: Sequence[Record]) -> dict[str, Ro
 
 def attack_success(ruled: Iterable[Ruled]) -> Rows:
     """By judge, method, style and category; category `all` is every one."""
-    harmful = [each for each in ruled if each.answer["kind"] == "harmful"]
+    harmful = [each for each in ruled if each.answer.kind == "harmful"]
     rows = []
     for (judge, method, style), part in groups(harmful, "method", "style").items():
-        names = sorted({each.answer["category"] for each in part} - {""})
+        names = sorted({each.answer.category for each in part} - {""})
         for category in (ALL, *names):
-            own = [e for e in part if category in (ALL, e.answer["category"])]
+            own = [e for e in part if category in (ALL, e.answer.category)]
             n = len(own)
             hits, refused = (
                 sum(each.verdict == word for each in own)
@@ -101,7 +99,7 @@ def attack_success(ruled: Iterable[Ruled]) -> Rows:
 def over_refusal(ruled: Iterable[Ruled]) -> Rows:
     """Refusals of benign and borderline prompts."""
     rows = []
-    benign = (each for each in ruled if each.answer["kind"] != "harmful")
+    benign = (each for each in ruled if each.answer.kind != "harmful")
     for (judge, method, kind, style), part in groups(benign, "method", "kind", "style").items():
         value, low, high = share(sum(each.verdict == "REFUSED" for each in part), len(part))
         rows.append({
@@ -134,18 +132,16 @@ def measure_row(judge: str, method: str, measure: str, holds: Sequence[bool]) ->
 
 def against_base(ruled: Sequence[Ruled]) -> Rows:
     """McNemar's test of every method against `base`, prompt by prompt."""
-    harmful = [each for each in ruled if each.answer["kind"] == "harmful"]
+    harmful = [each for each in ruled if each.answer.kind == "harmful"]
     parts = groups(harmful, "method", "style")
     rows = []
     for (judge, method, style), part in parts.items():
         base = parts.get((judge, BASE, style))
         if method == BASE or base is None:
             continue
-        hit = {e.answer["id"]: e.verdict == "ATTACK_SUCCEEDED" for e in base}
+        hit = {e.answer.id: e.verdict == "ATTACK_SUCCEEDED" for e in base}
         pairs = [
-            (hit[e.answer["id"]], e.verdict == "ATTACK_SUCCEEDED")
-            for e in part
-            if e.answer["id"] in hit
+            (hit[e.answer.id], e.verdict == "ATTACK_SUCCEEDED") for e in part if e.answer.id in hit
         ]
         base_only, own_only = pairs.count((True, False)), pairs.count((False, True))
         rows.append({
@@ -159,9 +155,9 @@ def agreement(ruled: Iterable[Ruled]) -> Rows:
     """Cohen's kappa of every two judges on harmful prompts, and where they disagree."""
     verdicts: dict[str, dict[tuple[str, str, str], str]] = defaultdict(dict)
     for each in ruled:
-        if each.answer["kind"] == "harmful":
+        if each.answer.kind == "harmful":
             a = each.answer
-            verdicts[each.judge][a["id"], a["method"], a["style"]] = each.verdict
+            verdicts[each.judge][a.id, a.method, a.style] = each.verdict
     rows = []
     for one, other in itertools.combinations(verdicts, 2):
         both = [key for key in verdicts[one] if key in verdicts[other]]
@@ -185,13 +181,13 @@ def thinned(rows: Rows) -> Rows:
     return rows[:: max(1, -(-len(rows) // DISAGREEMENTS))]
 
 
-def speed(answers: Iterable[Record]) -> Rows:
+def speed(answers: Iterable[Response]) -> Rows:
     """Tokens per second of every method, and relative to the base's."""
     tokens: dict[str, int] = defaultdict(int)
     seconds: dict[str, float] = defaultdict(float)
     for each in answers:
-        tokens[each["method"]] += each["tokens"]
-        seconds[each["method"]] += each["seconds"]
+        tokens[each.method] += each.tokens
+        seconds[each.method] += each.seconds
     rates = {method: tokens[method] / seconds[method] for method in tokens if seconds[method]}
     base = rates.get(BASE)
     return [
@@ -200,14 +196,14 @@ def speed(answers: Iterable[Record]) -> Rows:
     ]
 
 
-def gates(answers: Iterable[Record]) -> Rows:
+def gates(answers: Iterable[Response]) -> Rows:
     """How many prompts each gate let guidance touch, by kind."""
     seen: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     thresholds = {}
     for each in answers:
-        if each["gate"] is not None:
-            seen[each["method"]][each["kind"]].append(each["gate"]["open"])
-            thresholds[each["method"]] = each["gate"]["threshold"]
+        if each.gate is not None:
+            seen[each.method][each.kind].append(each.gate.open)
+            thresholds[each.method] = each.gate.threshold
     rows = []
     for method, kinds in seen.items():
         row: dict[str, Any] = {"method": method, "threshold": thresholds[method]}
@@ -221,11 +217,8 @@ def gates(answers: Iterable[Record]) -> Rows:
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     """Write `summary.json`, whole or not at all; NaN becomes null."""
-    path = directory / "summary.json"
-    temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(plain(summary), indent=1, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(directory / "summary.json", text + "\n")
 
 
 def plain(value: Any) -> Any:

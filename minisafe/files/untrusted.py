@@ -7,6 +7,7 @@ recurses as deep as the text is nested. A file that decides what is decoded must
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,11 @@ def read_bytes(
     """A file's bytes; raises `error` where it cannot be read or has more than `limit` of them."""
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            # a read reserves what it asks for, and a pipe's size is 0 until it is read
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(min(limit, size) + 1)
+            while len(data) <= limit and (more := file.read(1 << 20)):
+                data += more
     except OSError as wrong:
         raise error(f"{path}: cannot be read ({wrong.strerror or wrong})") from None
     if data.startswith(LFS):

@@ -14,7 +14,7 @@ from torch import Tensor
 from minisafe.errors import PromptError, TokenizerError
 from minisafe.lora import Applied
 from minisafe.model import Llama
-from minisafe.tokenizer import Marks, Message, Tokenizer  # type: ignore[attr-defined]
+from minisafe.tokenizer import Marks, Message, Tokenizer
 
 Conversation = Sequence[Message]
 IGNORED = -100  # a label that the loss leaves out

@@ -1,98 +1,125 @@
-"""Chat templates: the Jinja that runs them, and marks that hide text from control tokens."""
+"""A tokenizer's chat template: found among its settings, run by a `Runner`."""
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from itertools import chain
 from typing import Any
 
+from minisafe.display import one_line
+from minisafe.errors import SettingError, TokenizerError
+from minisafe.tokenizer import runner
+from minisafe.tokenizer.options import GIVEN, Scalar
+
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-# private-use characters stand in for text that must not be read as control tokens
-MARKS = (range(0xE000, 0xF8FF), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+MOST_CHARACTERS = 1 << 20  # of a template; the longest in use has some 20,000
+Part = runner.Part
 
 
-class Marks:
-    """Private-use characters, unused in the chat, that stand for text while the template runs."""
+class Template:
+    """The chat template of a tokenizer, with the special tokens and options that it may name.
 
-    def __init__(self, messages: Sequence[Message]):
-        present = set("".join(message["content"] for message in messages))
-        codes = chain.from_iterable(MARKS)
-        self.free = (chr(code) for code in codes if chr(code) not in present)
-        self.texts: dict[str, str] = {}
-        self.marks: dict[str, str] = {}  # by the text that they stand for
-        self.answers: dict[str, int] = {}
+    Raises `TokenizerError` where there is none; what is wrong in it shows when it first runs.
+    """
 
-    def hide(self, text: str, control: Mapping[str, Any]) -> str:
-        for token in sorted(control, key=len, reverse=True):
-            if token in text:
-                mark = self.marks.get(token) or next(self.free)
-                self.texts[mark], self.marks[token] = token, mark
-                text = text.replace(token, mark)
-        return text
+    def __init__(
+        self, source: Any, special: Mapping[str, str], options: Mapping[str, Scalar], where: str
+    ):
+        self.where = where
+        self.source = the_default(source, where)
+        self.names = {**options, **special}
+        self.options = tuple(options)
+        self.runner = runner.shared()
+        self.checked = not options
 
-    def stand_for(self, number: int) -> str:
-        mark = next(self.free)
-        self.answers[mark] = number
-        return mark
+    def __getstate__(self) -> dict[str, Any]:
+        """For a copy, or another process: all but the runner, which is the program's own."""
+        return {name: value for name, value in vars(self).items() if name != "runner"}
 
-    def used(self, text: str) -> bool:
-        return any(mark in text for mark in self.texts)
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state, runner=runner.shared())
 
-    def show(self, text: str) -> str:
-        for mark, token in self.texts.items():
-            text = text.replace(mark, token)
-        return text
+    def check(self) -> None:
+        """Compile it; raises `TokenizerError`."""
+        self.ask([], [])
 
-    def split_answers(self, text: str) -> list[tuple[int | None, str]]:
-        """(message number or None, the text that follows that answer) in order."""
-        if not self.answers:
-            return [(None, text)]
-        pieces = re.split(f"([{''.join(self.answers)}])", text)
-        numbers = [self.answers[mark] for mark in pieces[1::2]]
-        return list(zip([None, *numbers], pieces[::2], strict=True))
+    def write(
+        self, messages: Sequence[Message], parts: Sequence[Part], required: int = 1
+    ) -> list[str | None]:
+        """A text for each part: for its first `length` messages, with some contents put in, with
+        or without generation prompt. None where the template refuses one after the `required`.
+
+        Raises `TokenizerError`, and `PromptError` where the messages are no valid text.
+        """
+        texts: list[str | None] = []
+        for chunk in runner.chunks(parts):
+            for text in self.ask(messages, chunk):
+                if isinstance(text, runner.TemplateError):
+                    if len(texts) < required:
+                        raise self.error(text)
+                    texts.append(None)
+                else:
+                    texts.append(text)
+        return texts
+
+    def ask(
+        self, messages: Sequence[Message], parts: Sequence[Part]
+    ) -> list[str | runner.TemplateError]:
+        """What the runner gives for at most `child.MOST_TEXTS` parts."""
+        request = {
+            "template": self.source, "names": self.names,
+            "messages": [dict(message) for message in messages], "texts": parts,
+        }  # fmt: skip
+        try:
+            reply = self.runner.ask(request)
+        except runner.TemplateError as error:
+            raise self.error(error) from None
+        if not self.checked:
+            self.check_options(reply["names"])
+        return runner.texts_of(reply)
+
+    def check_options(self, read: Sequence[str]) -> None:
+        """Raise `SettingError` for an option that the template never reads."""
+        for name in self.options:
+            if name not in read:
+                known = sorted(set(read) - GIVEN - set(self.names))
+                expected = f"it reads {', '.join(known)}" if known else "it reads no option"
+                raise SettingError(
+                    f"{self.where}: the chat template does not read the option {name!r}; "
+                    + one_line(expected, 300)
+                )
+        self.checked = True
+
+    def error(self, why: Exception) -> TokenizerError:
+        return TokenizerError(f"{self.where}: the chat template {one_line(str(why), 500)}")
 
 
-def template_environment() -> Any:
-    """Jinja as chat templates expect it, in a sandbox that cannot change what it is given."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` marks answers for training; here it is plain."""
-
-        tags = {"generation"}  # noqa: RUF012 (jinja2's own interface)
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
+def the_default(source: Any, where: str) -> str:
+    """The template among a tokenizer's settings; raises `TokenizerError`."""
+    if isinstance(source, list):  # named templates, as [{"name": ..., "template": ...}]
+        named = [each for each in source if isinstance(each, dict)]
+        if len(named) < len(source) or not all(isinstance(e.get("name"), str) for e in named):
+            raise TokenizerError(
+                f"{where}: chat_template is a list of something else than named templates; "
+                'expected [{"name": "default", "template": ...}]'
+            )
+        found = {each["name"]: each.get("template") for each in named}
+        if "default" not in found:
+            names = one_line(", ".join(found), 200)
+            raise TokenizerError(f"{where}: no chat template named default, only {names}")
+        source = found["default"]
+    if not isinstance(source, str):
+        raise TokenizerError(
+            f"{where}: this model has no chat template; use a plain prompt (generate)"
         )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+    if len(source) > MOST_CHARACTERS:
+        raise TokenizerError(
+            f"{where}: the chat template has {len(source):,} characters; expected at most "
+            f"{MOST_CHARACTERS:,}"
+        )
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise TokenizerError(
+            f"{where}: the chat template is malformed (it holds half of a surrogate pair)"
+        ) from None
+    return source

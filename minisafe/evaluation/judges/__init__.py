@@ -32,6 +32,13 @@ class Judge(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def version(self) -> str:
+        """What decides its rulings beside the texts; a ruling of another version is not kept."""
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise `SettingError` where answers to such prompts cannot be judged."""
+
     def __call__(
         self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str]
     ) -> list[Ruling]: ...

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from minisafe.engine import Generation, Request
 from minisafe.errors import SettingError, TokenizerError
+from minisafe.evaluation.journal import digest
 from minisafe.evaluation.judges import Ruling
 from minisafe.evaluation.judges.formats import FORMATS, Reading, neutralise, read_layout
 from minisafe.evaluation.prompts import Prompt
+from minisafe.parts import fingerprints
 from minisafe.session import Session, load
 from minisafe.tokenizer import Message, Tokenizer
-from minisafe.tokenizer.templates import Marks
+from minisafe.tokenizer.marks import Marks
 
 SHOWN = 300  # characters of a classifier's words that a ruling keeps
 
@@ -59,6 +61,13 @@ class ClassifierJudge:
         tokenizer = self.session.tokenizer
         self.templated = own_layout is None and self.format.templated and own_template(tokenizer)
         self.layout = own_layout or self.format.layout(tokenizer)
+        self.version = digest([
+            format, self.layout, self.templated and tokenizer.template_source,
+            tokenizer.fingerprint, fingerprints(self.session.streams, None),
+        ])  # fmt: skip
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Any question may be asked about; one that is too long is INCONCLUSIVE."""
 
     def __call__(
         self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str]

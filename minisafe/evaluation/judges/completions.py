@@ -8,24 +8,20 @@ import os
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import (
-    HTTPRedirectHandler,
-    OpenerDirector,
-    ProxyHandler,
-    Request,
-    build_opener,
-)
 
+from minisafe.display import one_line
 from minisafe.errors import SettingError
+from minisafe.evaluation.judges.exchange import Exchange, exchange, make_opener
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 PASSING = (408, 409, 429)  # statuses that may pass, beside every 5xx
 MAX_TOKENS = 32
 MAX_REPLY_BYTES = 1 << 20
+MAX_ERROR_BYTES = 4096  # of an error's body that are read
 MAX_WAIT_S = 600.0  # the longest Retry-After that is obeyed in full
 SHOWN = 200  # characters of a server's words in an error
 SHORTEST_SECRET = 8  # a shorter key is a dummy for a local server
@@ -37,13 +33,6 @@ class Unanswered(Exception):
     def __init__(self, reason: str, wait_s: float = 0.0):
         super().__init__(reason)
         self.wait_s = wait_s
-
-
-class NoRedirect(HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 class Completions:
@@ -59,7 +48,7 @@ class Completions:
     def __init__(self, model: str, url: str, timeout_s: float):
         self.model, self.url, self.timeout_s = model, check_url(url), timeout_s
         self._key = read_key(self.url)
-        self._opener = make_opener(self.url)
+        self._opener = make_opener(direct=urlsplit(self.url).hostname in LOCAL)
         self._lock = threading.Lock()
         self._limit_name = "max_tokens"
         self.asked = 0
@@ -73,28 +62,31 @@ class Completions:
             self.asked += 1
             limit_name = self._limit_name
         try:
-            with self._opener.open(self._request(chat, limit_name), timeout=self.timeout_s) as said:
-                return self._shown(reply_text(read_body(said, self.timeout_s)))
-        except HTTPError as error:
-            with error:
-                words = self._shown(error_text(error))[:SHOWN]  # in this order: no half a key
-            if error.code in PASSING or error.code >= 500:
-                waits = retry_after(error.headers.get("Retry-After"))
-                raise Unanswered(f"status {error.code} {words}".strip(), waits) from None
-            if error.code == 400 and limit_name in words and "max_completion_tokens" in words:
-                self._limit_name = "max_completion_tokens"  # newer models know only this name
-                if limit_name != self._limit_name:
-                    return self.ask(chat)
-            raise SettingError(refusal(self.url, self.model, error.code, words)) from None
-        except (OSError, http.client.HTTPException, UnicodeError) as error:
-            raise Unanswered(self._shown(str(error)) or type(error).__name__) from None
+            said = self._exchange(chat, limit_name)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Unanswered(self._shown(str(error))[:SHOWN] or type(error).__name__) from None
+        if said.status < 300:
+            return self._shown(reply_text(said.body))
+        words = self._shown(error_text(said.body))[:SHOWN]  # in this order: no half a key
+        if said.status in PASSING or said.status >= 500:
+            waits = retry_after(said.retry_after)
+            raise Unanswered(f"status {said.status} {words}".strip(), waits)
+        if said.status == 400 and limit_name in words and "max_completion_tokens" in words:
+            self._limit_name = "max_completion_tokens"  # newer models know only this name
+            if limit_name != self._limit_name:
+                return self.ask(chat)
+        raise SettingError(refusal(self.url, self.model, said.status, words))
 
-    def _request(self, chat: list[dict[str, str]], limit_name: str) -> Request:
+    def _exchange(self, chat: list[dict[str, str]], limit_name: str) -> Said:
+        """What the server says, whatever its status."""
+        return exchange(self._opener, self._request(chat, limit_name), read_said, self.timeout_s)
+
+    def _request(self, chat: list[dict[str, str]], limit_name: str) -> Exchange:
         body = {"model": self.model, "messages": chat, "temperature": 0, limit_name: MAX_TOKENS}
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        return Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        return Exchange(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
 
     def _shown(self, text: str) -> str:
         """A server's words without the key, should it have repeated it."""
@@ -134,50 +126,65 @@ def read_key(url: str) -> str:
     return key
 
 
-def make_opener(url: str) -> OpenerDirector:
-    """Follows no redirects, and goes through no proxy to this machine."""
-    direct = (ProxyHandler({}),) if urlsplit(url).hostname in LOCAL else ()
-    return build_opener(NoRedirect(), *direct)
-
-
 # ---- what comes back ----------------------------------------------------------------------------
 
 
-def read_body(response: http.client.HTTPResponse, timeout_s: float) -> bytes:
-    """The whole body; raises `Unanswered` where it is too long or drips for too long."""
-    ends = time.monotonic() + timeout_s
+@dataclass(frozen=True)
+class Said:
+    """A server's reply as it came."""
+
+    status: int
+    retry_after: str | None
+    body: bytes
+
+
+def read_said(response: Any) -> Said:
+    """The reply, of an error its first bytes; raises `Unanswered` where it is too long."""
+    failed = response.status >= 300
+    limit = MAX_ERROR_BYTES if failed else MAX_REPLY_BYTES + 1
     body = b""
-    while chunk := response.read1(1 << 16):
-        body += chunk
-        if len(body) > MAX_REPLY_BYTES:
-            raise Unanswered(f"the reply has over {MAX_REPLY_BYTES} bytes")
-        if time.monotonic() > ends:
-            raise Unanswered(f"the reply took over {timeout_s:g} s")
-    return body
+    try:
+        while len(body) < limit and (chunk := response.read1(min(1 << 16, limit - len(body)))):
+            body += chunk
+    except (OSError, http.client.HTTPException):
+        if not failed:
+            raise
+    if len(body) > MAX_REPLY_BYTES:
+        raise Unanswered(f"the reply has over {MAX_REPLY_BYTES} bytes")
+    return Said(response.status, response.headers.get("Retry-After"), body)
 
 
 def reply_text(body: bytes) -> str:
     """The first choice's text; "" where the server gives none. Raises `Unanswered`."""
-    try:
-        content = json.loads(body)["choices"][0]["message"].get("content")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise Unanswered("the reply is not a chat completion") from None
+    content = found_in(body, "choices", 0, "message", "content")
+    if content is MISSING:
+        raise Unanswered("the reply is not a chat completion")
     if content is not None and not isinstance(content, str):
         raise Unanswered("the reply's content is not text")
     return content or ""
 
 
-def error_text(error: HTTPError) -> str:
+def error_text(body: bytes) -> str:
     """What a server says of an error, in one line."""
+    said = found_in(body, "error", "message")
+    text = said if isinstance(said, str) else body.decode("utf-8", "replace")
+    return one_line(text)
+
+
+MISSING = object()
+
+
+def found_in(body: bytes, *path: str | int) -> object:
+    """What stands in a JSON text at some keys and places; `MISSING` where nothing does. A last key
+    may be missing: then it is null. Half of a surrogate pair, which a model may be made to say, is
+    no reason to lose its reply."""
     try:
-        body = error.read(4096).decode("utf-8", "replace")
-    except (OSError, http.client.HTTPException):
-        return ""
-    try:
-        said = json.loads(body)["error"]["message"]
-    except (ValueError, LookupError, TypeError, RecursionError):
-        said = body
-    return " ".join(str(said).split())
+        value = json.loads(body)
+        for step in path[:-1]:
+            value = value[step]
+        return value.get(path[-1])
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return MISSING
 
 
 def retry_after(value: str | None) -> float:

@@ -90,6 +90,7 @@ class EndpointJudge:
         self.name = f"endpoint:{model}"
         self.retries, self.workers = retries, workers
         self.completions = Completions(model, url, timeout_s)
+        self.version = digest(self.completions.url, VERSION)
         self._replies = Replies(None if cache is None else Path(cache))
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
@@ -97,6 +98,9 @@ class EndpointJudge:
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
         self.remembered = self.unanswered = 0
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Any question may be asked about."""
 
     def __call__(
         self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str]

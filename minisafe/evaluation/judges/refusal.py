@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from minisafe.evaluation.journal import digest
 from minisafe.evaluation.judges import Ruling
 from minisafe.evaluation.prompts import Prompt
 
@@ -95,6 +96,7 @@ def _any(phrases: Sequence[str]) -> str:
 _OPENING = re.compile(_any(OPENINGS))
 _ANYWHERE = re.compile(rf"{_any(PHRASES)}|{_any(SUBJECTS)} {_any(VERBS)}")
 _SYMPATHY = re.compile(_any(SYMPATHY))
+_VERSION = digest([each.pattern for each in (_OPENING, _ANYWHERE, _SYMPATHY)])
 
 
 class RefusalJudge:
@@ -107,6 +109,10 @@ class RefusalJudge:
     def __init__(self, whole: bool) -> None:
         self.whole = whole
         self.name = "refusal" if whole else "refusal-prefix"
+        self.version = _VERSION
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Any answer can be searched for phrases."""
 
     def __call__(
         self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from minisafe import __version__
 from minisafe.errors import SettingError
 from minisafe.evaluation.judges import Ruling, Verdict
 from minisafe.evaluation.prompts import Prompt
@@ -23,6 +24,12 @@ class WorldJudge:
     """
 
     name = "world"
+    version = __version__
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raise `SettingError` for a prompt that is not of the tiny world."""
+        for prompt in prompts:
+            _question(prompt)
 
     def __call__(
         self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str]

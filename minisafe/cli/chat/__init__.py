@@ -1,0 +1,109 @@
+"""`minisafe chat`: a conversation at the terminal, or piped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import click
+
+from minisafe import standard
+from minisafe.chat import Chat
+from minisafe.cli.chat.banner import about_of_flags, banner
+from minisafe.cli.chat.commands import Leave, complete, run_command
+from minisafe.cli.chat.history import History, default_path
+from minisafe.cli.chat.interrupts import Interrupts
+from minisafe.cli.chat.keyboard import Keyboard
+from minisafe.cli.chat.settings import helps
+from minisafe.cli.chat.talk import Talk, complain, tell
+from minisafe.cli.chat.typed import message, piped
+from minisafe.cli.options import common_options, describe, session_from_flags
+from minisafe.errors import MinisafeError, PromptError
+
+
+@click.command("chat")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an answer.")
+@click.option(
+    "--history/--no-history", default=True, show_default=True,
+    help="Keep what is typed at a terminal for later chats.",
+)  # fmt: skip
+@common_options
+def chat_command(as_json: bool, history: bool) -> None:
+    """Talk with the model. Without --profile or --base, with the shipped tiny one.
+
+    \b
+    Commands while chatting begin with a slash; /help lists them and the settings.
+    Ctrl-C ends an answer and keeps the conversation; Ctrl-D leaves.
+    \b
+    Examples:
+      minisafe chat --safe
+      echo "Hello!" | minisafe chat --safe --json
+    """
+    conversation, terminal = load_chat(), sys.stdin.isatty()
+    if terminal:
+        tell(banner(conversation.applied(), about_of_flags()))
+    else:
+        tell(describe(conversation.applied()))
+    with Interrupts(conversation, terminal) as interrupts:
+        talk = Talk(conversation, interrupts, as_json, terminal, helps())
+        try:
+            for text in at_terminal(talk, history) if terminal else from_pipe(talk):
+                say(talk, text)
+        except Leave:
+            return
+
+
+def load_chat() -> Chat:
+    """What the flags ask for, while a line says that it is loading."""
+    standard.show_loading()
+    try:
+        session = session_from_flags()
+        session.tokenizer.template.check()  # fails now, not at the first message
+        return Chat(session)
+    finally:
+        standard.erase_loading()
+
+
+def say(talk: Talk, text: str) -> None:
+    """Do what a message says: a command, or something to answer."""
+    if not text.startswith("/") or "\n" in text:
+        if text.strip():
+            talk.answer(talk.chat.send(text))
+        return
+    try:
+        run_command(talk, text)
+    except MinisafeError as error:
+        if not talk.terminal:
+            raise
+        complain(error)
+
+
+def at_terminal(talk: Talk, keep: bool) -> Iterator[str]:
+    """The messages that are typed; what cannot be read as one is reported, and the next asked."""
+    keyboard = Keyboard(History(default_path() if keep else None), complete)
+    while True:
+        text = None
+        try:
+            with talk.interrupts.waiting_for_input():
+                text = message(keyboard)
+        except KeyboardInterrupt:
+            tell("\n(Ctrl-D or /quit leaves)")
+        except EOFError:
+            tell("")
+            return
+        except PromptError as error:
+            complain(error)
+        if text is not None:
+            keyboard.remember(text)
+            yield text
+
+
+def from_pipe(talk: Talk) -> Iterator[str]:
+    """The messages on standard input."""
+    messages = piped()
+    while True:
+        with talk.interrupts.waiting_for_input():
+            text = next(messages, None)
+        if text is None:
+            return
+        yield text

@@ -1,0 +1,84 @@
+"""The terminal's side of a conversation: what is shown, and an answer as it streams."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TextIO
+
+import click
+
+from minisafe.chat import Chat
+from minisafe.checkpoint import first_line, is_out_of_memory
+from minisafe.cli.chat.interrupts import Interrupts
+from minisafe.cli.chat.wrap import Wrap
+from minisafe.display import harmless, one_line
+from minisafe.errors import MinisafeError
+
+SHOWN = 10_000  # characters of one message to the user
+
+
+def tell(text: str) -> None:
+    """A message to the user, who may have named things in it that command a terminal."""
+    wrap = Wrap(width(sys.stderr))
+    click.echo(wrap.push(harmless(text, SHOWN)) + wrap.finish(), err=True)
+
+
+def complain(error: Exception | str) -> None:
+    """An error, in one line."""
+    click.echo(one_line(f"minisafe: {error}"), err=True)
+
+
+@dataclass
+class Talk:
+    """A chat, and how it is shown.
+
+    terminal: whether a person types. helps: what each setting is.
+    """
+
+    chat: Chat
+    interrupts: Interrupts
+    as_json: bool = False
+    terminal: bool = False
+    helps: dict[str, str] = field(default_factory=dict)
+
+    def answer(self, pieces: Iterator[str]) -> None:
+        """Show an answer. At a terminal, one that cannot be given is reported; else it raises."""
+        try:
+            self._show(pieces)
+        except (MinisafeError, RuntimeError, MemoryError) as error:
+            known = isinstance(error, MinisafeError)
+            if not self.terminal or not (known or is_out_of_memory(error)):
+                raise
+            complain(error if known else f"out of memory: {first_line(error)}")
+            return
+        if self.interrupts.count:
+            tell("(stopped)")
+
+    def _show(self, pieces: Iterator[str]) -> None:
+        wrap, shown = Wrap(None if self.as_json else width(sys.stdout)), False
+        try:
+            for piece in pieces:
+                if not self.as_json:
+                    click.echo(wrap.push(harmless(piece)), nl=False)
+                    shown = True
+                if self.interrupts.count:
+                    break
+        finally:
+            with suppress(AttributeError):
+                pieces.close()  # type: ignore[attr-defined]
+            if shown:
+                click.echo(wrap.finish())
+        if self.as_json and self.chat.result is not None:
+            click.echo(json.dumps(self.chat.result.to_json()))
+        elif not shown and not self.as_json:
+            click.echo()
+
+
+def width(stream: TextIO) -> int | None:
+    """A terminal's columns; None for a stream that is no terminal."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None

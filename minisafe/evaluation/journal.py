@@ -1,0 +1,137 @@
+"""Journals: JSONL files that only grow, and whose lines are checked when they are read again.
+
+Each line ends with a hash of what it holds, so a line that was edited, damaged or written by
+something else is known from one that a run wrote. It is no signature: it finds accidents, and edits
+by hand, not a forger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from minisafe.errors import OutputError, SettingError
+from minisafe.files import parse_json, whole_file
+from minisafe.files.whole import reason
+
+SEAL = "sha256"
+MAX_LINE = 16 << 20  # bytes of one line
+Data = Mapping[str, Any]
+
+
+def digest(value: Any) -> str:
+    """A hash (32 hex digits) of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def sealed(record: Data) -> bytes:
+    """A record as a journal's line."""
+    return (json.dumps({**record, SEAL: digest(record)}, allow_nan=False) + "\n").encode()
+
+
+def opened(line: bytes, where: str) -> dict[str, Any]:
+    """The record of a line; raises `SettingError` unless it is as `sealed` wrote it."""
+    try:
+        record = parse_json(line.decode(), where, SettingError)
+    except UnicodeDecodeError:
+        raise SettingError(f"{where}: not valid UTF-8; {MENDING}") from None
+    except SettingError as error:
+        raise SettingError(f"{error}; {MENDING}") from None
+    if not isinstance(record, dict):
+        raise SettingError(f"{where}: not one of a run's; {MENDING}")
+    seal = record.pop(SEAL, None)
+    if seal != digest(record):
+        changed = "has no hash" if seal is None else "was changed after it was written"
+        raise SettingError(f"{where}: {changed}; {MENDING}")
+    return record
+
+
+MENDING = "delete that line to have it made anew, or use another --out"
+
+
+def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """(where it stands, its bytes) of every line; none of a file that is not there, and a last
+    line without an end, which a kill tore, is passed over. Raises `SettingError`."""
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
+                where = f"{path}, line {number}"
+                if len(line) > MAX_LINE:
+                    raise SettingError(f"{where}: is longer than {MAX_LINE:,} bytes; {MENDING}")
+                if line.endswith(b"\n") and line.strip():
+                    yield where, line
+    except OSError as error:
+        raise SettingError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+class Journal:
+    """Appends sealed lines, which are on the disk when `append` returns.
+
+    The file, and its directory, come to be with the first line. Raises `OutputError`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file: BinaryIO | None = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, records: Iterable[Data]) -> None:
+        """Add a line for each record."""
+        lines = b"".join(map(sealed, records))
+        try:
+            if self.file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                drop_torn_line(self.path)
+                self.file = self.path.open("ab")
+            self.file.write(lines)
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            self.close()  # so that the next line comes after what was torn now is dropped
+            raise OutputError(f"{self.path}: cannot be written ({reason(error)})") from None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        file, self.file = self.file, None
+        if file is not None:
+            with suppress(OSError):  # what could not be written was told already
+                file.close()
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that was not written whole."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            file.truncate(whole)
+
+
+def write_journal(path: Path, records: Iterable[Data]) -> None:
+    """Write a journal whole, or leave it as it was."""
+    with whole_file(path) as temporary, temporary.open("wb") as file:
+        file.writelines(map(sealed, records))
+
+
+def check_directory(path: Path) -> None:
+    """Raise `SettingError` unless the directory is there or can be made, and can be written."""
+    nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
+    if not nearest.is_dir():
+        raise SettingError(f"{path}: {nearest} is no directory; choose another one")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SettingError(f"{path}: {nearest} may not be written; choose another directory")

@@ -1,0 +1,51 @@
+"""Calls into the tokenizers library, whose panics are no `Exception`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from minisafe.display import one_line
+from minisafe.errors import PromptError, TokenizerError
+
+Kind = TypeVar("Kind")
+
+
+def asked(source: str, call: Callable[..., Kind], *arguments: Any, **named: Any) -> Kind:
+    """What the library gives.
+
+    Raises:
+        TokenizerError: it fails, or panics.
+        PromptError: a text holds half of a surrogate pair.
+    """
+    try:
+        return call(*arguments, **named)
+    except (TypeError, UnicodeEncodeError) as error:
+        for text in arguments:
+            if isinstance(text, str):
+                check_unicode(text)
+        raise TokenizerError(f"{source}: not a tokenizer ({said(error)})") from None
+    except Exception as error:  # the library raises bare Exceptions
+        raise TokenizerError(f"{source}: not a tokenizer ({said(error)})") from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            f"{source}: not a tokenizer that the tokenizers library can run ({said(error)})"
+        ) from None
+
+
+def check_unicode(text: str) -> None:
+    """Raise `PromptError` for half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PromptError(
+            "the text holds half of a surrogate pair; expected valid Unicode text"
+        ) from None
+
+
+def said(error: BaseException) -> str:
+    """An error's first line, bounded."""
+    lines = str(error).splitlines()
+    return one_line(lines[0] if lines else type(error).__name__, 300)

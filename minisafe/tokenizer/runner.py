@@ -1,0 +1,242 @@
+"""The parent's side of the process in which chat templates run (`child`).
+
+One process serves all tokenizers of a program. It starts with the first text, is killed when a
+template takes too long, starts anew with the next text, and ends with the last tokenizer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing.spawn
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from minisafe.errors import PromptError, TokenizerError
+from minisafe.tokenizer import child
+
+START_SECONDS = 60.0  # for the interpreter and jinja2, on a disk that is busy
+GRACE_SECONDS = 0.1  # between a text in time and the reply in the pipe
+Process = subprocess.Popen[bytes]
+
+
+class TemplateError(Exception):
+    """Why a template gave no text."""
+
+
+class Runner:
+    """Runs templates in a child process, one request at a time. Threads may share it."""
+
+    def __init__(self) -> None:
+        self.forget()
+        RUNNERS.add(self)
+
+    def forget(self) -> None:
+        """As new, without touching the process: it belongs to the process that forked."""
+        self.lock = threading.Lock()
+        self.process: Process | None = None
+        self.stop: weakref.finalize[..., Runner] | None = None
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The child's reply.
+
+        Raises `TemplateError` where the template takes too long or ends its process, and
+        `PromptError` for a request that is too long or no valid text.
+        """
+        data = packed(request)
+        with self.lock:
+            if self.process is None or self.process.poll() is not None:
+                self.start()
+            return parsed(self.exchange(data, child.SECONDS + GRACE_SECONDS))
+
+    def start(self) -> None:
+        """A new process, ready for requests."""
+        self.close()
+        self.process = started()
+        self.stop = weakref.finalize(self, end, self.process, os.getpid())
+        self.exchange(b"", START_SECONDS)
+
+    def exchange(self, data: bytes, seconds: float) -> bytes:
+        """Send a request, if any, and read a reply; the process dies with whatever goes wrong."""
+        assert self.process is not None
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.daemon = True
+        begun = time.monotonic()
+        try:
+            timer.start()
+            if data:
+                write(self.process, data)
+            return read(self.process)
+        except BaseException as error:  # KeyboardInterrupt too: a reply would come too late
+            late = time.monotonic() - begun >= seconds
+            self.close()
+            if isinstance(error, (EOFError, OSError)):
+                raise TemplateError(
+                    f"takes longer than {child.SECONDS:g} s" if late else "ends its process"
+                ) from None
+            raise
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self.stop is not None:
+            self.stop()
+        self.process = self.stop = None
+
+
+RUNNERS: weakref.WeakSet[Runner] = weakref.WeakSet()
+IN_USE: list[weakref.ref[Runner]] = []  # one, or none
+
+
+def shared() -> Runner:
+    """The program's runner: the one that is in use, or a new one. (Two threads that ask for the
+    first at once may get two, which does no harm.)"""
+    found = IN_USE[0]() if IN_USE else None
+    if found is None:
+        found = Runner()
+        IN_USE[:] = [weakref.ref(found)]
+    return found
+
+
+def packed(request: Mapping[str, Any]) -> bytes:
+    """A request as bytes; raises `PromptError`."""
+    try:
+        data = json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise PromptError(
+            "a message holds half of a surrogate pair; expected valid Unicode text"
+        ) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PromptError(f"a message is no plain text ({error}); expected strings") from None
+    if len(data) > child.CHAT:
+        raise PromptError(
+            f"the conversation has {len(data):,} bytes; a chat template is given at most "
+            f"{child.CHAT:,}"
+        )
+    return data
+
+
+def parsed(data: bytes) -> dict[str, Any]:
+    """A reply's object; raises `TemplateError` for the error that it states."""
+    reply = json.loads(data)
+    if "error" in reply:
+        raise TemplateError(str(reply["error"]))
+    return dict(reply)
+
+
+def started() -> Process:
+    """A new interpreter that runs `child`; raises `TokenizerError`."""
+    python = os.fsdecode(multiprocessing.spawn.get_executable() or "")
+    if not python or (getattr(sys, "frozen", False) and python == sys.executable):
+        raise TokenizerError(
+            "a chat template runs in a Python process of its own, and this program is no Python "
+            "interpreter; name one with multiprocessing.set_executable"
+        )
+    command = [python, "-I", "-S", "-X", "utf8", child.__file__, *places("jinja2", "markupsafe")]
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except OSError as error:
+        raise TokenizerError(
+            f"{python}: cannot be started, and a chat template runs in a Python process of its "
+            f"own ({error.strerror or error})"
+        ) from None
+
+
+def places(*packages: str) -> list[str]:
+    """Directories that hold these packages."""
+    found: dict[str, None] = {}
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise TokenizerError(f"chat templates need {package}; install it (pip install jinja2)")
+        found[str(Path(spec.origin).resolve().parent.parent)] = None
+    return list(found)
+
+
+def write(process: Process, data: bytes) -> None:
+    """A frame into the child's input."""
+    assert process.stdin is not None
+    left = memoryview(len(data).to_bytes(8, "big") + data)
+    while left:
+        left = left[process.stdin.write(left) or 0 :]
+
+
+def read(process: Process) -> bytes:
+    """A frame from the child's output; raises `EOFError`."""
+    assert process.stdout is not None
+    length = int.from_bytes(read_exactly(process.stdout, 8), "big")
+    if length > child.MEMORY:  # more than it can have written
+        raise EOFError
+    return read_exactly(process.stdout, length)
+
+
+def read_exactly(source: IO[bytes], length: int) -> bytes:
+    pieces = bytearray()
+    while len(pieces) < length:
+        piece = source.read(min(length - len(pieces), 1 << 20))
+        if not piece:
+            raise EOFError
+        pieces += piece
+    return bytes(pieces)
+
+
+def end(process: Process, owner: int) -> None:
+    """Kill a process and close its pipes, unless this is a fork of the process that owns it."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()
+    if os.getpid() == owner:
+        process.kill()
+        process.wait()
+
+
+def forget_all() -> None:
+    """In a process that was just forked: the runners' processes are the other's."""
+    for runner in list(RUNNERS):
+        if runner.stop is not None:
+            runner.stop.detach()
+        runner.forget()
+
+
+register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
+if register is not None:
+    register(after_in_child=forget_all)
+
+
+def texts_of(reply: Mapping[str, Any]) -> list[str | TemplateError]:
+    """The reply's texts in full: each is stated as what differs from the one before."""
+    found: list[str | TemplateError] = []
+    before = ""
+    for each in reply["texts"]:
+        if isinstance(each, dict):
+            found.append(TemplateError(str(each["error"])))
+            continue
+        same, rest = each
+        before = before[:same] + rest
+        found.append(before)
+    return found
+
+
+Part = tuple[int, Mapping[int, str], bool]  # messages, contents put in, generation prompt
+
+
+def chunks(parts: Sequence[Part]) -> list[Sequence[Part]]:
+    """Texts to write, in requests of at most `child.MOST_TEXTS`."""
+    return [
+        parts[start : start + child.MOST_TEXTS] for start in range(0, len(parts), child.MOST_TEXTS)
+    ]

@@ -1,0 +1,233 @@
+"""A tokenizer: `tokenizer.json`, and the special tokens and chat template that stand beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import AddedToken, Encoding
+from tokenizers import Tokenizer as Backend
+
+from minisafe.tokenizer.backend import asked
+from minisafe.tokenizer.conversation import ChatIds, encode_conversation, find_answers
+from minisafe.tokenizer.marks import Marks, unused
+from minisafe.tokenizer.options import Scalar, check_options
+from minisafe.tokenizer.stream import TextStream
+from minisafe.tokenizer.templates import Message, Template
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# stands for a control token before text that is encoded by itself; no text can foresee it
+AFTER_CONTROL = unused([]) + unused([])
+BEFORE = ("a", ".", "\n", "0")  # stand for text before text, where they do not merge with it
+
+
+class Tokenizer:
+    """A `tokenizer.json` with the chat template and special tokens that stand beside it.
+
+    template_options: names and values that the chat template is given, such as
+    {"enable_thinking": False}. Raises `SettingError` for a name that is not free.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: Mapping[str, Any],
+        source: str,
+        template_options: Mapping[str, Scalar] | None = None,
+    ):
+        self.backend, self.source = backend, source
+        self.template_source = settings.get("chat_template")
+        self.template_options = check_options(template_options or {})
+        self.special = {
+            name: text
+            for name in SPECIAL_NAMES
+            if (text := token_text(settings.get(name))) is not None
+        }
+        added = backend.get_added_tokens_decoder()
+        self.control = {
+            token.content: (id_, token) for id_, token in added.items() if token.special
+        }
+        self.control_ids = {id_ for id_, _ in self.control.values()}
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.size = max([*vocabulary.values(), -1]) + 1
+        self.byte_ids = {id_ for text, id_ in vocabulary.items() if BYTE_TOKEN.fullmatch(text)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of every token's string and id."""
+        vocabulary = sorted(self.backend.get_vocab(with_added_tokens=True).items())
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _as_text(self) -> Backend:
+        """A twin that reads control tokens as plain text."""
+        twin = asked(self.source, Backend.from_str, asked(self.source, self.backend.to_str))
+        twin.encode_special_tokens = True
+        return twin
+
+    @cached_property
+    def _after_control(self) -> Backend:
+        """Such a twin, in which `AFTER_CONTROL` is a token, though no control token."""
+        twin = Backend.from_str(self._as_text.to_str())
+        twin.encode_special_tokens = True
+        twin.add_tokens(
+            [AddedToken(AFTER_CONTROL, normalized=self._normalizes_control, special=False)]
+        )
+        return twin
+
+    @cached_property
+    def _normalizes_control(self) -> bool:
+        """Whether control tokens are looked for in the normalized text."""
+        return any(token.normalized for _, token in self.control.values())
+
+    def id_of(self, text: str) -> int | None:
+        """The id of a whole token, or None."""
+        found: int | None = self.backend.token_to_id(text)
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a plain prompt: control tokens are read as such, the tokenizer's post-processor
+        adds its own (such as BOS), but never a BOS before one that is already there."""
+        ids: list[int] = asked(self.source, self.backend.encode, text).ids
+        bos = self.id_of(self.special["bos_token"]) if "bos_token" in self.special else None
+        if bos is not None and ids[:2] == [bos, bos]:
+            return ids[1:]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, control tokens left out: what a `TextStream` of them emits, joined."""
+        stream = TextStream(self)
+        return "".join([*map(stream.push, ids), stream.finish()])
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, control tokens and all."""
+        return asked(self.source, self.backend.decode, list(ids), skip_special_tokens=False)
+
+    # ---- chat ----------------------------------------------------------------------------------
+
+    @cached_property
+    def template(self) -> Template:
+        """The chat template; raises `TokenizerError` where there is none."""
+        return Template(self.template_source, self.special, self.template_options, self.source)
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+        """The chat as the template writes it, up to where the answer begins."""
+        text = self.template.write(messages, [(len(messages), {}, generation_prompt)])[0]
+        assert text is not None
+        return text
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        answers: Mapping[int, Sequence[int]] | None = None,
+        generation_prompt: bool = True,
+    ) -> ChatIds:
+        """Ids of a chat that ends where the next answer begins (or, without `generation_prompt`,
+        with its last message).
+
+        Equal to transformers' `apply_chat_template`, but that control tokens in the messages stay
+        text, and that message number i with ids in `answers` keeps those ids, as they were sampled,
+        instead of being encoded anew, unless the template rewrites it.
+        """
+        marks = Marks(messages)
+        hidden = [
+            {**message, "content": marks.hide(message["content"], self.control)}
+            for message in messages
+        ]
+        if not answers:
+            text = self.render(hidden, generation_prompt)
+            return ChatIds(tuple(self.encode_marked(text, marks)))
+        numbers = sorted(answers)
+        text, shown = find_answers(self.template, hidden, numbers, marks, generation_prompt)
+        return encode_conversation(self, text, shown, answers, marks)
+
+    def without_repeated_end(self, answer: Sequence[int], piece: str) -> str:
+        """The template's text after an answer, less the end token that the answer already has."""
+        if answer:
+            for text, (id_, _) in self.control.items():
+                if id_ == answer[-1] and piece.lstrip().startswith(text):
+                    return piece.lstrip().removeprefix(text)
+        return piece
+
+    def encode_marked(self, text: str, marks: Marks, after: Sequence[int] = ()) -> list[int]:
+        """Ids of template text in which `marks` hide the user's control tokens.
+
+        after: ids that stand before it, if it does not start the chat.
+        """
+        if not marks.used(text):
+            ids = self.encode_after(text, after) if after else self.encode_first(text)
+            if ids is not None:
+                return ids
+        found: list[int] = []
+        for place, piece in enumerate(self.split_control(text)):
+            if piece in self.control:
+                found.append(self.control[piece][0])
+            elif piece:
+                start = place == 0 and not after
+                found += self.encode_as_text(marks.show(piece), start)
+        return found
+
+    def encode_first(self, text: str) -> list[int] | None:
+        """Ids of text that starts a chat; None where a user's text would become a control token."""
+        read = self._read(self.backend, text)
+        return None if self.forged(text, read) else list(read.ids)
+
+    def encode_after(self, text: str, before: Sequence[int]) -> list[int] | None:
+        """Ids of text that follows these ids: some tokenizers put a blank before the first word of
+        a chat, or of what follows a control token. None where it cannot be told, or where a user's
+        text would become a control token."""
+        ends = [token for token, (id_, _) in self.control.items() if id_ == before[-1]]
+        for start in ends or BEFORE:
+            ids = list(self._read(self.backend, start).ids)
+            read = self._read(self.backend, start + text)
+            if list(read.ids[: len(ids)]) == ids:
+                return None if self.forged(start + text, read) else list(read.ids[len(ids) :])
+        return None
+
+    def forged(self, text: str, read: Encoding) -> bool:
+        """Whether a control id was read where the text has no control token: normalizing made one
+        of what a user wrote (fullwidth or capital letters)."""
+        if not self._normalizes_control:
+            return False
+        words = {id_: token for token, (id_, _) in self.control.items()}
+        return any(
+            id_ in words and words[id_] not in text[start:stop]
+            for id_, (start, stop) in zip(read.ids, read.offsets, strict=True)
+        )
+
+    def encode_as_text(self, text: str, start: bool) -> list[int]:
+        """Ids of text in which control tokens are text. Unless it starts the chat, it is read as
+        what follows a control token: a tokenizer may put a blank before a chat's first word."""
+        if start:
+            return list(self._read(self._as_text, text).ids)
+        return list(self._read(self._after_control, AFTER_CONTROL + text).ids[1:])
+
+    def _read(self, backend: Backend, text: str) -> Encoding:
+        return asked(self.source, backend.encode, text, add_special_tokens=False)
+
+    def split_control(self, text: str) -> list[str]:
+        """Text cut at its control tokens, which swallow blanks where their definition says so."""
+        longest_first = sorted(filter(None, self.control), key=len, reverse=True)
+        if not longest_first:
+            return [text]
+        pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        for place, piece in enumerate(pieces):
+            if place % 2:
+                token = self.control[piece][1]
+                if token.lstrip:
+                    pieces[place - 1] = pieces[place - 1].rstrip()
+                if token.rstrip:
+                    pieces[place + 1] = pieces[place + 1].lstrip()
+        return pieces
+
+
+def token_text(token: Any) -> str | None:
+    """A special token given as a string, as {"content": ...}, or not at all."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
