@@ -26,8 +26,8 @@ FLOOR_MS = 0.1  # a kernel is never out below: there, a call may cost more than 
 WORK = 1 << 20  # rows x weights that are multiplied; a larger matrix is raced by its first channels
 CHECKED = 64  # channels whose result is checked; a race has no fewer, if the matrix has them
 SHARE = {torch.bfloat16: 2.0**-6, torch.float32: 5e-4}  # error allowed, of the largest result
-TURNS, MORE_TURNS = 3, 9  # taken always, and before a kernel is out
-HOPELESS = 9.0  # times as long as the others: out without more turns
+TURNS, MORE_TURNS = 3, 15  # taken always, and before a kernel is out
+HOPELESS, LONG_MS = 9.0, 1.0  # times as long as the others, and so long: out without more turns
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,10 @@ def race(
     for turn in range(MORE_TURNS):
         best = [min(pair) for pair in zip(best, took_ms([kernel, *others]), strict=True)]
         times = best[0] / max(best[1:])
-        if turn + 1 >= TURNS and (times < SLOW or times >= HOPELESS):
+        quick = times < SLOW or best[0] < FLOOR_MS
+        hopeless = times >= HOPELESS and best[0] >= LONG_MS
+        if turn + 1 >= TURNS and (quick or hopeless):
             break
-    quick = times < SLOW or best[0] < FLOOR_MS
     return Lap(name, rows, best[0], best[1], error, right and quick)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minisafe import race as module
-from minisafe.race import CHECKED, FLOOR_MS, HOPELESS, SLOW, Lap, border, make_trials, race
+from minisafe.race import CHECKED, FLOOR_MS, HOPELESS, LONG_MS, SLOW, Lap, border, make_trials, race
 
 (TRIAL,) = make_trials((128, 32), torch.float32, (2,))
 
@@ -38,10 +38,19 @@ def test_a_kernel_is_out_from_a_wide_margin_on(
     assert SLOW >= 2
 
 
-def test_noise_puts_no_kernel_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All turns but one of nine are disturbed."""
-    times = iter([[8.0, 1.0]] * 8 + [[1.0, 1.0]])
+def test_a_burst_of_noise_that_leaves_a_kernel_below_the_floor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = iter([[FLOOR_MS * 2, 0.001]] * 5 + [[FLOOR_MS * 0.9, 0.001]])
     assert timed(monkeypatch, times)("k", TRIAL, product, product).fits
+
+
+def test_noise_puts_no_kernel_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All turns but the last are disturbed; short ones, however much."""
+    disturbed = [[8.0, 1.0], [LONG_MS * 0.9, 0.001]]
+    for each, clear in zip(disturbed, ([1.0, 1.0], [FLOOR_MS / 2, 0.001]), strict=True):
+        times = iter([each] * (module.MORE_TURNS - 1) + [clear])
+        assert timed(monkeypatch, times)("k", TRIAL, product, product).fits
 
 
 def test_a_hopeless_kernel_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
