@@ -123,6 +123,11 @@ def test_another_template_is_refused(world: World, saved: Path, tmp_path: Path) 
     refused(new_chat(world, base=base), saved, "saved with another tokenizer")
 
 
+def test_other_template_options_are_refused(world: World, saved: Path) -> None:
+    chat = new_chat(world, template_options={"enable_thinking": False})
+    refused(chat, saved, "saved with another template_options; start with those it was made with")
+
+
 SPOILT: dict[str, tuple[Any, str]] = {
     "an unknown key": (lambda d: d | {"more": 1}, "unknown key 'more'"),
     "a missing key": (lambda d: {k: v for k, v in d.items() if k != "turn"}, "no key 'turn'"),
