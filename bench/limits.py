@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from memory import checkpoints, load_rows, memory_rows, start_rows
 from prefill import prefill_rows
-from report import Row, bench_parser, describe_run, make_row, print_table, under, write_json
+from report import (
+    Progress,
+    Row,
+    bench_parser,
+    describe_run,
+    kept_when_stopped,
+    make_row,
+    under,
+    write_json,
+)
 from subjects import SHAPES, Subject, random_model, random_prompt, random_subject
 from timing import ratio, seconds, seconds_by_turns
 
@@ -183,10 +192,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
     result: dict[str, Any] = {"rows": rows, "run": describe_run(args)}
-    for lot in all_lots(args):
-        rows += lot
-        write_json(args.json, result)
-    print_table(rows)
+    progress = Progress("limits", len(args.part))
+    with kept_when_stopped(args.json, rows):
+        for lot in all_lots(args):
+            rows += lot
+            write_json(args.json, result)
+            progress.say(lot[0]["name"])
     print(f"{sum(row['holds'] is False for row in rows)} targets missed", file=sys.stderr)
 
 

@@ -8,7 +8,8 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,40 @@ def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(result, indent=1) + "\n")
 
 
+@contextmanager
+def kept_when_stopped(path: Path | None, rows: Sequence[Row]) -> Iterator[None]:
+    """Print the rows at the end, and also after Ctrl-C, which becomes a line and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        where = "in the table" if path is None else f"in {path}"
+        print(f"stopped; what was finished is {where}", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        if rows:
+            print_table(rows)
+
+
+class Progress:
+    """Says on standard error what is done, and about how long the rest takes."""
+
+    def __init__(self, label: str, total: int):
+        self.label, self.total, self.done = label, total, 0
+        self.started = time.monotonic()
+
+    def say(self, name: str) -> None:
+        """One more of `total` is done."""
+        self.done += 1
+        each = (time.monotonic() - self.started) / self.done
+        left = in_minutes(each * (self.total - self.done))
+        line = f"{self.label}: {self.done} of {self.total}, {name}; {left} left here"
+        print(line, file=sys.stderr, flush=True)
+
+
+def in_minutes(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"
+
+
 def describe_run(args: argparse.Namespace) -> dict[str, Any]:
     """Date, hardware, versions, settings."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -64,6 +99,7 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "load_at_start": os.getloadavg()[0],
         },
+        "instructions": os.environ.get("ONEDNN_MAX_CPU_ISA", "own"),
         "versions": {"python": sys.version.split()[0], "minisafe": minisafe.__version__}
         | {name: metadata.version(name) for name in packages},
         "settings": {k: v for k, v in vars(args).items() if k != "json"},

@@ -14,17 +14,26 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from report import Row, bench_parser, describe_run, make_row, print_table, under, write_json
+from report import (
+    Progress,
+    Row,
+    bench_parser,
+    describe_run,
+    kept_when_stopped,
+    make_row,
+    under,
+    write_json,
+)
 from speculation import speculation_rows
 from subjects import LABELS, SHAPES, Subject, bytes_per_token, find_subject, random_prompt
 from systems import CPP, CPP8, CPPS, PEER, PEERS, PLAIN, PROMPTED, SAFE, SEPARATE, all_systems
-from timing import answer_ms, by_turns, ratio, read_bandwidth
+from timing import answer_ms, ratio, read_bandwidth, turns
 
 BANDWIDTH, FIRST = "read bandwidth", "first token"
 OF_BANDWIDTH = {PLAIN: None, f"{PLAIN}, packed": ">= 0.65", f"{PLAIN}, compiled": ">= 0.85"}
@@ -56,22 +65,33 @@ RATIOS = (  # of times a token: name, the system above, the one below, target
 Samples = dict[str, list[float]]  # a value a round: GB/s, ms to the first token, ms a token
 
 
-def measure(subject: Subject, args: argparse.Namespace) -> Samples:
-    """All systems, round by round; one round to warm up is lost."""
+def measure(
+    subject: Subject, args: argparse.Namespace, samples: Samples, label: str
+) -> Iterator[str]:
+    """All systems, round by round; one round to warm up is lost. What a system gives goes to
+    `samples` at once, and then its name is yielded, so that a run cut short keeps it."""
     prompt = random_prompt(args.prompt, subject.model.config.vocab_size)
+    print(f"{label}: preparing the systems", file=sys.stderr, flush=True)
     systems = all_systems(subject, prompt, args.new, args.compile)
     buffers = [torch.ones(args.buffer_mib * 2**18) for _ in range(3)]
+    names = [BANDWIDTH, *systems]
 
-    def acts(new: int) -> list[Callable[[], tuple[float, ...]]]:
-        timed = [partial(answer_ms, system, new) for system in systems.values()]
-        return [lambda: (read_bandwidth(buffers),), *timed]
+    def act(name: str, new: int) -> tuple[float, ...]:
+        if name == BANDWIDTH:
+            return (read_bandwidth(buffers),)
+        return answer_ms(systems[name], new)
 
-    by_turns(1, *acts(min(args.new, 4)))
-    bandwidth, *answers = by_turns(args.runs, *acts(args.new))
-    samples = {BANDWIDTH: [gb_s for (gb_s,) in bandwidth]}
-    for name, answer in zip(systems, answers, strict=True):
-        samples[f"{name}, {FIRST}"], samples[name] = map(list, zip(*answer, strict=True))
-    return samples
+    progress = Progress(label, len(names) * (args.runs + 1))
+    for name in names:
+        act(name, min(args.new, 4))
+        progress.say(f"{name}, to warm up")
+    for which in turns(args.runs, len(names)):
+        name = names[which]
+        keys = (name,) if name == BANDWIDTH else (f"{name}, {FIRST}", name)
+        for key, value in zip(keys, act(name, args.new), strict=True):
+            samples.setdefault(key, []).append(value)
+        progress.say(name)
+        yield name
 
 
 def import_seconds(runs: int) -> float:
@@ -86,10 +106,10 @@ def import_seconds(runs: int) -> float:
 
 def make_rows(label: str, samples: Mapping[str, list[float]], bytes_read: float) -> list[Row]:
     """All numbers of one shape; bytes_read: by a plain token."""
-    bandwidth = samples[BANDWIDTH]
-    rows = [make_row(BANDWIDTH, median(bandwidth), "GB/s")]
+    bandwidth = samples.get(BANDWIDTH)
+    rows = [make_row(BANDWIDTH, median(bandwidth), "GB/s")] if bandwidth else []
     for name, target in OF_BANDWIDTH.items():
-        if name not in samples:
+        if bandwidth is None or name not in samples:
             continue
         speeds = [bytes_read / ms / 1e6 for ms in samples[name]]
         rows.append(make_row(f"{name}, weights and cache read", median(speeds), "GB/s"))
@@ -115,31 +135,38 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def decoding_rows(label: str, args: argparse.Namespace, samples: dict[str, Samples]) -> list[Row]:
-    """The rows of one shape; its samples go to `samples`."""
+def decode(label: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Add a shape's rows and samples to `result`; also those that there are when it is stopped."""
     subject = find_subject(label)
     if subject is None:
-        return []
-    samples[label] = measure(subject, args)
-    context = args.prompt + args.new / 2  # tokens in the cache, on average
-    return make_rows(label, samples[label], bytes_per_token(subject.model, context))
+        return
+    read = bytes_per_token(subject.model, args.prompt + args.new / 2)  # of the cache, on average
+    samples: Samples = result["samples"].setdefault(label, {})
+    try:
+        for _ in measure(subject, args, samples, label):
+            write_json(args.json, result)
+    finally:
+        result["rows"] += make_rows(label, samples, read)
+        write_json(args.json, result)
+
+
+def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Every shape, and what else is asked for."""
+    seconds = import_seconds(args.runs)
+    result["rows"].append(make_row("import minisafe beyond torch", seconds, "s", "<= 0.15"))
+    for label in args.shape:
+        decode(label, args, result)
+        if args.speculate and label in SHAPES:
+            result["rows"] += speculation_rows(label, args.prompt, args.new, args.runs)
+            write_json(args.json, result)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    rows: list[Row] = []
-    samples: dict[str, Samples] = {}
-    result: dict[str, Any] = {"rows": rows} | describe_run(args) | {"samples": samples}
-    seconds = import_seconds(args.runs)
-    rows.append(make_row("import minisafe beyond torch", seconds, "s", "<= 0.15"))
-    for label in args.shape:
-        rows += decoding_rows(label, args, samples)
-        write_json(args.json, result)
-        if args.speculate and label in SHAPES:
-            rows += speculation_rows(label, args.prompt, args.new, args.runs)
-            write_json(args.json, result)
-    print_table(rows)
+    result: dict[str, Any] = {"rows": []} | describe_run(args) | {"samples": {}}
+    with kept_when_stopped(args.json, result["rows"]):
+        measure_all(args, result)
 
 
 if __name__ == "__main__":

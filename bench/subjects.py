@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ SIZES = (
 SHAPES = {
     "tinyllama": llama("bfloat16", False, 32000, 2048, 5632, 22, 32, 4, 2048),  # TinyLlama-1.1B
     "100m": llama("bfloat16", True, 32000, 768, 2048, 12, 12, 4, 2048),
+    "135m": llama("bfloat16", True, 49152, 576, 1536, 30, 9, 3, 2048),  # SmolLM2-135M
     "tiny": llama("float32", True, 256, 64, 96, 2, 4, 2, 2048),  # for the smoke test
 }
 LABELS = (*SHAPES, "shipped")
@@ -84,9 +86,19 @@ def random_subject(config: LlamaConfig) -> Subject:
     return subject_of(random_model(config, generator), generator)
 
 
+def converted(subject: Subject, dtype: torch.dtype) -> Subject:
+    """A copy in another dtype."""
+    deltas = {
+        name: replace(delta, a=delta.a.to(dtype), b=delta.b.to(dtype))
+        for name, delta in subject.adapter.deltas.items()
+    }
+    model = copy.deepcopy(subject.model).to(dtype)
+    return replace(subject, model=model, adapter=LoraAdapter(deltas))
+
+
 def shipped_subject() -> Subject:
-    """The shipped model in its own dtype, with its own LoRA expert and vector."""
-    session = minisafe.load(SHIPPED, {"weights": "plain"})
+    """The shipped model in its file's dtype, with its own LoRA expert and vector."""
+    session = minisafe.load(SHIPPED, {"weights": "plain", "dtype": "bfloat16"})
     adapters = [stream.adapter for stream in session.streams if stream.adapter is not None]
     if not adapters or session.steering is None:
         raise SystemExit(f"{SHIPPED}: expected a profile with a LoRA expert and a vector")

@@ -42,14 +42,19 @@ def read_bandwidth(buffers: Sequence[Tensor]) -> float:
     return sum(buffer.nbytes for buffer in buffers) / (time.perf_counter() - started) / 1e9
 
 
-def by_turns(runs: int, *acts: Callable[[], T]) -> list[list[T]]:
-    """What every act gives in each of `runs` rounds; a round begins with another one each time, so
-    that noise and what an act leaves in the caches hit all alike."""
-    found: list[list[T]] = [[] for _ in acts]
+def turns(runs: int, n: int) -> Iterator[int]:
+    """Which of n acts comes next, in each of `runs` rounds; a round begins with another one each
+    time, so that noise and what an act leaves in the caches hit all alike."""
     for number in range(runs):
-        for place in range(len(acts)):
-            which = (number + place) % len(acts)
-            found[which].append(acts[which]())
+        for place in range(n):
+            yield (number + place) % n
+
+
+def by_turns(runs: int, *acts: Callable[[], T]) -> list[list[T]]:
+    """What every act gives in each of `runs` rounds."""
+    found: list[list[T]] = [[] for _ in acts]
+    for which in turns(runs, len(acts)):
+        found[which].append(acts[which]())
     return found
 
 
@@ -59,5 +64,5 @@ def seconds_by_turns(runs: int, *acts: Callable[[], object]) -> list[list[float]
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> float:
-    """The median of the rounds' ratios."""
-    return median(a / b for a, b in zip(one, other, strict=True))
+    """The median of the ratios of the rounds that both have finished."""
+    return median(a / b for a, b in zip(one, other, strict=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisafe.lora import Applied
+from minisafe.race import FEW, FEW_ROWS, Lap, Shape, border, make_trials, race
 
 
 class Step(Protocol):
@@ -70,14 +71,15 @@ class Projection(nn.Module):
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
-FEW_ROWS = 16  # up to here a CPU with AMX multiplies faster with the weight on the left
+# up to FEW_ROWS a CPU with AMX multiplies faster with the weight on the left ...
 LARGE = 1 << 18  # ... if the weight has so many values; below, the detour costs more than it saves
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`; for few rows of bf16 on a CPU with AMX, `(weight @ x.T).T`.
 
-    There the usual order leaves much of the memory bandwidth unused (bench/README.md); the
+    There the usual order leaves much of the memory bandwidth unused (bench/README.md), which a
+    race checks, since oneDNN may be told to use less than the CPU has; the
     products are the same, and one row is faster as two alike. The result is contiguous: given
     other strides, torch multiplies row by row and copies the next weight for each of them.
     """
@@ -85,11 +87,35 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     usual = rows > FEW_ROWS or weight.numel() < LARGE
     if usual or x.dtype != torch.bfloat16 or not weight_goes_left(x):
         return F.linear(x, weight, bias)
-    columns = x.reshape(rows, -1)
-    if rows == 1:
-        columns = columns.expand(2, -1)
-    y = torch.mm(weight, columns.t())[:, :rows].t().contiguous().view(*x.shape[:-1], -1)
+    if rows > left_rows((weight.shape[0], weight.shape[1])):
+        return F.linear(x, weight, bias)
+    y = weight_left(x.reshape(rows, -1), weight).view(*x.shape[:-1], -1)
     return y if bias is None else y + bias
+
+
+def weight_left(x: Tensor, weight: Tensor) -> Tensor:
+    """(rows, in) -> (rows, out), contiguous"""
+    columns = x.expand(2, -1) if len(x) == 1 else x
+    return torch.mm(weight, columns.t())[:, : len(x)].t().contiguous()
+
+
+@cache
+def left_laps(shape: Shape) -> tuple[Lap, ...]:
+    """How the weight on the left does against `F.linear`, in bf16, until it is out."""
+    laps = []
+    for trial in make_trials(shape, torch.bfloat16, FEW):
+        left, right = (partial(act, trial.x, trial.weight) for act in (weight_left, F.linear))
+        with torch.inference_mode():
+            laps.append(race("left", trial, left, right))
+        if not laps[-1].fits:
+            break
+    return tuple(laps)
+
+
+@cache
+def left_rows(shape: Shape) -> int:
+    """Up to how many rows the weight goes left."""
+    return border(left_laps(shape))
 
 
 def weight_goes_left(x: Tensor) -> bool:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from minisafe.checkpoint import EMBED, fingerprint_of, sample, samples_of
 from minisafe.errors import SettingError
+from minisafe.kernels import can_pack, packed_product, packs, race_plain, wide_rows
 from minisafe.linear import Projection, Step
 from minisafe.lora import LoraAdapter, LoraDelta
 from minisafe.model import Embedding, Layer, Llama, Prepared, RMSNorm
 from minisafe.quantize import (
-    LARGE,
-    can_pack_int8,
+    digits_fit,
+    few_rows,
     int8_linear,
     pack_int8,
     packed_linear,
@@ -33,18 +34,19 @@ from minisafe.quantize import (
 
 WEIGHTS = ("auto", "plain", "packed", "int8")
 FEW_ROWS = 16  # up to here one kernel's launch costs more than its work
-SMALL = 1 << 18  # weights of a matrix whose product costs less than its call
-WIDE_ROWS = 4  # ... up to so many rows
 FUSED_RANK = 64  # deltas of a projection's parts are one product up to this rank in all
 
 
 def choose_weights(model: Llama, weights: str) -> str:
-    """What `auto` means for a model: packed where that was measured to pay (docs/log.md), which is
-    in bf16 on a CPU with instructions for it; else plain. The others mean themselves."""
-    if weights != "auto":
-        return weights
-    pays = model.dtype == torch.bfloat16 and model.device.type == "cpu" and has_bf16()
-    return "packed" if pays and can_pack(model.dtype) else "plain"
+    """What `auto` means for a model; the others mean themselves."""
+    return automatic(model.dtype, model.device.type) if weights == "auto" else weights
+
+
+def automatic(dtype: torch.dtype, device: str = "cpu") -> str:
+    """What `auto` means: packed where that was measured to pay (docs/log.md), which is in bf16 on a
+    CPU with instructions for it; else plain."""
+    pays = dtype == torch.bfloat16 and device == "cpu" and has_bf16()
+    return "packed" if pays and can_pack(dtype) else "plain"
 
 
 def prepare(model: Llama, weights: str = "auto") -> Llama:
@@ -61,6 +63,8 @@ def prepare(model: Llama, weights: str = "auto") -> Llama:
         raise SettingError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
     kind = choose_weights(model, weights)
     now = "plain" if model.prepared is None else model.prepared.weights
+    if kind != "int8" and model.device.type == "cpu":  # packed: a tied head stays plain
+        race_plain(model.config, model.dtype)
     if kind == now:
         return model
     if kind == "int8" and (model.device.type != "cpu" or model.dtype == torch.float16):
@@ -214,14 +218,15 @@ class PackedProjection(PreparedProjection):
 
     def store(self, weights: list[Tensor]) -> None:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        self.packed = weight.device.type == "cpu" and can_pack(weight.dtype)
+        shape = weight.shape[0], weight.shape[1]
+        self.packed = weight.device.type == "cpu" and packs(shape, weight.dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
-        small = self.packed and weight.dtype == torch.bfloat16 and weight.numel() <= SMALL
-        self.wide = weight.float() if small else None
+        self.wide_rows = wide_rows(shape, weight.dtype) if self.packed else 0
+        self.wide = weight.float() if self.wide_rows > 0 else None
         self.wide_bias = None if self.bias is None else self.bias.float()
 
     def joined(self, x: Tensor, step: Step) -> Tensor:
-        if self.wide is None or x.numel() > WIDE_ROWS * self.in_features:
+        if self.wide is None or x.numel() > self.wide_rows * self.in_features:
             return super().joined(x, step)
         return super().joined(x.float(), step).to(x.dtype)  # deltas, too, before it is rounded
 
@@ -230,8 +235,7 @@ class PackedProjection(PreparedProjection):
             return F.linear(x, self.wide, self.wide_bias)
         if not self.packed:
             return F.linear(x, self.weight, self.bias)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return y
+        return packed_product(x, self.weight, self.bias)
 
 
 class Int8Projection(PreparedProjection):
@@ -243,8 +247,11 @@ class Int8Projection(PreparedProjection):
         rounded = [quantize(weight) for weight in weights]
         q = torch.cat([q for q, _ in rounded])
         scales = torch.cat([scales for _, scales in rounded])
-        pack = self.may_pack and q.numel() >= LARGE and can_pack_int8()
+        shape = q.shape[0], q.shape[1]
+        pack = self.may_pack and digits_fit(shape, scales.dtype)
         self.packed = pack_int8(q, scales) if pack else None
+        if not pack:
+            few_rows(shape, scales.dtype)  # raced now, and not in the first answer
         self.rows = None if pack else (q, scales)
 
     def product(self, x: Tensor) -> Tensor:
@@ -302,20 +309,6 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
-
-
-@cache
-def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch packs weights of `dtype` for the CPU, found out by doing it once."""
-    if dtype == torch.float16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    weight, x = torch.eye(16, dtype=dtype), torch.arange(32.0, dtype=dtype).view(2, 16)
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-        y = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    except (AttributeError, RuntimeError):
-        return False
-    return torch.equal(y, x)
 
 
 @cache

@@ -3,22 +3,29 @@
 A weight errs by at most half its channel's scale. `int8_linear` leaves activations in their dtype.
 `packed_linear`, for large weights, writes each as two digits of 8 bits (see `two_digits`): integers
 are what kernels multiply at the speed of the memory, and two digits err no more than bf16 does.
+They are multiplied as unsigned bytes, 128 added and taken off again: oneDNN has quick kernels for
+signed ones only on CPUs with AMX, and takes 300 times as long elsewhere (docs/log.md).
+Both kernels are raced (`minisafe.race`) before they are used.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.errors import SettingError
+from minisafe.race import FEW, FEW_ROWS, ROWS, Lap, Shape, border, make_trials, race
 
+# up to FEW_ROWS torch's int8 kernel is faster than widening the weights (docs/log.md)
 BLOCK = 1 << 20  # weights that are widened at a time: 2 MB of bf16, which a core's cache holds
-FEW_ROWS = 16  # up to here torch's int8 kernel is faster than widening the weights (docs/log.md)
 STEP = 32  # inputs the kernel takes at a time; torch 2.13 crashes where 16 do not divide them
-LARGE = 1 << 22  # weights from which on reading costs more than writing two digits (docs/log.md)
+# weights from which on reading, or widening, costs more than writing two digits (docs/log.md)
+LARGE = {torch.bfloat16: 1 << 22, torch.float32: 1 << 18}
+MOST_INPUTS = (2**31 - 1) // (255 * 127)  # of packed weights: more may overflow an integer's sum
 FEW_DIGITS = 256  # rows of digits' products at a time: in float32 they take much room
 BASE = 254  # of the digits: the second one is within half of it, and both fit -127 to 127
 SHARES = torch.tensor([1 / 127, 1 / 127 / BASE])[:, None, None]  # digits' steps of a row's largest
@@ -57,12 +64,18 @@ def dequantize(q: Tensor, scales: Tensor) -> Tensor:
 def int8_linear(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
     """`x @ dequantize(q, scales).T`. x: (..., in) in the scales' dtype -> (..., out)"""
     flat = x.reshape(-1, x.shape[-1])
-    fits = len(flat) <= FEW_ROWS and q.shape[1] % STEP == 0 and x.device.type == "cpu"
-    if fits and has_kernel():
-        y: Tensor = torch.ops.aten._weight_int8pack_mm(flat, q, scales)
+    few = len(flat) <= FEW_ROWS and x.device.type == "cpu"
+    if few and len(flat) <= few_rows((q.shape[0], q.shape[1]), x.dtype):
+        y = few_int8(flat, q, scales)
     else:
         y = widened(flat, q, scales)
     return y.view(*x.shape[:-1], -1)
+
+
+def few_int8(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
+    """(rows, in) -> (rows, out), by torch's kernel; in a multiple of `STEP`."""
+    y: Tensor = torch.ops.aten._weight_int8pack_mm(x, q, scales)
+    return y
 
 
 def widened(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
@@ -79,9 +92,23 @@ def widened(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 
 
 @cache
-def has_kernel() -> bool:
-    """Whether this torch has a weight-only int8 product for the CPU."""
-    return hasattr(torch.ops.aten, "_weight_int8pack_mm")
+def few_laps(shape: Shape) -> tuple[Lap, ...]:
+    """How torch's kernel does in bf16 against `F.linear` and `widened`; none for a width that it
+    cannot take. In float32 it is not used: it takes two to eight times as long as `widened`."""
+    if shape[1] % STEP != 0:
+        return ()
+    laps = []
+    for trial in make_trials(shape, torch.bfloat16, FEW):
+        kernel, instead = (partial(f, trial.x, trial.q, trial.scales) for f in (few_int8, widened))
+        linear = partial(F.linear, trial.x, trial.weight)
+        laps.append(race("int8 rows", trial, kernel, linear, instead))
+    return tuple(laps)
+
+
+@cache
+def few_rows(shape: Shape, dtype: torch.dtype) -> int:
+    """Up to how many rows torch's kernel is used for int8 weights that are not packed."""
+    return border(few_laps(shape)) if dtype == torch.bfloat16 else 0
 
 
 # ---- large weights -----------------------------------------------------------------------------
@@ -131,23 +158,24 @@ def packed_linear(x: Tensor, packed: PackedInt8) -> Tensor:
 def packed_rows(x: Tensor, packed: PackedInt8) -> Tensor:
     """(rows, in) -> (rows, out)"""
     digits, steps = two_digits(x)
+    y = digit_product(digits, packed)
+    return y[len(x) :].add_(y[: len(x)], alpha=BASE).mul_(steps[1]).to(x.dtype)
+
+
+def digit_product(digits: Tensor, packed: PackedInt8) -> Tensor:
+    """int8 (2, rows, in) -> float32 (2 rows, out)"""
+    unsigned = digits.view(torch.uint8).bitwise_xor(128)  # digit + 128
     y: Tensor = torch.ops.onednn.qlinear_pointwise(
-        digits.view(-1, x.shape[1]), 1.0, 0, packed.weight, packed.scales, packed.zeros,
+        unsigned.view(-1, digits.shape[-1]), 1.0, 128, packed.weight, packed.scales, packed.zeros,
         None, 1.0, 0, torch.float32, "none", [], "",
     )  # fmt: skip
-    return y[len(x) :].add_(y[: len(x)], alpha=BASE).mul_(steps[1]).to(x.dtype)
+    return y
 
 
 @cache
 def can_pack_int8() -> bool:
-    """Whether this torch and CPU multiply packed int8 well, found out by the largest product.
-
-    CPUs without VNNI or AMX add up pairs in 16 bits, which are too few for it.
-    """
-    asked = ("_is_vnni_supported", "_is_amx_tile_supported")
-    found = (getattr(torch.cpu, name, None) for name in asked)
-    if not any(ask is not None and ask() for ask in found):
-        return False
+    """Whether this torch and CPU multiply packed int8 without errors, found out by the largest
+    product. CPUs without VNNI or AMX add up pairs in 16 bits, which are too few for it."""
     q = torch.full((64, 256), 127, dtype=torch.int8)
     q[::2] *= -1
     try:
@@ -155,3 +183,28 @@ def can_pack_int8() -> bool:
     except (AttributeError, RuntimeError):
         return False
     return torch.allclose(y, q.float().sum(dim=1).expand(2, -1), rtol=1e-5)
+
+
+@cache
+def digit_laps(shape: Shape, dtype: torch.dtype) -> tuple[Lap, ...]:
+    """How products of digits do against `F.linear` in `dtype`; none where sums could go wrong. To
+    write the digits is not timed: it is done once for all channels, of which a race has few."""
+    if shape[1] > MOST_INPUTS or not can_pack_int8():
+        return ()
+    laps = []
+    for trial in make_trials(shape, dtype, ROWS):
+        packed = pack_int8(trial.q, trial.scales)
+        kernel = partial(digit_product, two_digits(trial.x)[0], packed)
+        linear = partial(F.linear, trial.x, trial.weight)
+        result = partial(packed_rows, trial.x, packed)
+        laps.append(race("digits", trial, kernel, linear, result=result))
+    return tuple(laps)
+
+
+def digits_fit(shape: Shape, dtype: torch.dtype) -> bool:
+    """Whether a weight of this shape is packed as digits: a large one, whose kernel is right, and
+    quick for any number of rows."""
+    if shape[0] * shape[1] < LARGE[dtype]:
+        return False
+    laps = digit_laps(shape, dtype)
+    return bool(laps) and all(lap.fits for lap in laps)

@@ -13,6 +13,7 @@ from minisafe.answer import Result
 from minisafe.chat import Chat
 from minisafe.checkpoint import load_adapter, load_model
 from minisafe.compiled import check_compile, compile_streams
+from minisafe.dtype import widen_small
 from minisafe.editing import merge_adapter
 from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.gate import Calibration
@@ -167,6 +168,7 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     model = load_model(settings.base, settings.dtype, check_device(settings.device))
     if settings.edit is not None:
         merge_adapter(model, load_adapter(settings.edit, model))
+    widen_small(model, settings.dtype, settings.weights)
     tokenizer = load_tokenizer(settings.base, settings.template_options)
     check_tokenizer(tokenizer, model.config.vocab_size)
     steering = None

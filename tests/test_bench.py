@@ -7,11 +7,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from helpers import load_bench
+
+from minisafe.errors import OutputError
 
 ROW = ["name", "value", "unit", "target", "holds"]
 PROMPT = tuple(range(3, 20))
@@ -75,27 +77,137 @@ def test_import_time_is_measured(speed: ModuleType) -> None:
 
 
 def test_a_run_cut_short_keeps_what_it_has(
-    speed: ModuleType, subject: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    speed: ModuleType,
+    subject: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def measure(_: Any, args: Any) -> dict[str, list[float]]:
-        if len(seen) == 2:
+    """Within a shape: every system that had its turn, and in the file already at that time."""
+
+    def stop(system: Any, new: int) -> tuple[float, float]:
+        if len(taken) == 9:
+            on_disk.append(json.loads(path.read_text(encoding="utf-8")))
             raise KeyboardInterrupt
-        seen.append(args)
-        return {"read bandwidth": [2.0], "plain, first token": [8.0], "plain": [4.0]}
+        taken.append(system)
+        return 8.0, 4.0 if system == "a" else 2.0
+
+    taken: list[str] = []
+    on_disk: list[Any] = []
+    monkeypatch.setattr(speed, "import_seconds", lambda runs: 0.1)
+    monkeypatch.setattr(speed.torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(speed, "answer_ms", stop)
+    monkeypatch.setattr(speed, "read_bandwidth", lambda buffers: 2.0)
+    systems = {"plain": "a", "plain, packed": "b", "llama.cpp Q8_0, plain": "c"}
+    monkeypatch.setattr(speed, "all_systems", lambda *_: systems)
+    monkeypatch.setattr(speed, "find_subject", lambda label: subject)
+    path = tmp_path / "rows.json"
+    options = ["--shape", "tiny", "100m", "--runs", "1", "--buffer-mib", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        speed.main([*options, "--json", str(path)])
+    assert stopped.value.code == 130
+    assert taken == list("abcabcabc")  # a warm-up and a turn of each, and the warm-up of 100m
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert list(result["samples"]) == ["tiny", "100m"]
+    rows = {row["name"]: row["value"] for row in result["rows"]}
+    assert (rows["tiny: plain"], rows["tiny: plain, first token"]) == (250.0, 8.0)
+    said = capsys.readouterr()
+    assert "tiny: plain, packed" in said.out  # the table
+    assert f"stopped; what was finished is in {path}" in said.err
+    assert "tiny: 5 of 8, " in said.err
+    assert [each.name for each in tmp_path.iterdir()] == ["rows.json"]
+    assert on_disk[0]["samples"]["tiny"]["plain"] == [4.0]
+
+
+@pytest.mark.parametrize("turns", [1, 2, 5])
+def test_a_shape_cut_short_keeps_its_finished_turns(
+    speed: ModuleType, subject: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """Also where some systems have had more turns than others, or none."""
+
+    def measure(subject: Any, args: Any, samples: Any, label: str) -> Any:
+        for n in range(turns):
+            name = ("read bandwidth", "plain", "plain, packed")[n % 3]
+            samples.setdefault(name, []).append(4.0 + n)
+            if n % 3:
+                samples.setdefault(f"{name}, first token", []).append(9.0)
+            yield name
+            seen.append(json.loads(path.read_text(encoding="utf-8"))["samples"]["tiny"])
+        raise KeyboardInterrupt
 
     seen: list[Any] = []
+    path = tmp_path / "rows.json"
     monkeypatch.setattr(speed, "import_seconds", lambda runs: 0.1)
     monkeypatch.setattr(speed.torch, "set_num_threads", lambda n: None)
     monkeypatch.setattr(speed, "measure", measure)
     monkeypatch.setattr(speed, "find_subject", lambda label: subject)
-    path = tmp_path / "rows.json"
-    with pytest.raises(KeyboardInterrupt):
-        speed.main(["--shape", "tiny", "100m", "tinyllama", "--json", str(path)])
+    with pytest.raises(SystemExit):
+        speed.main(["--shape", "tiny", "--json", str(path)])
     result = json.loads(path.read_text(encoding="utf-8"))
-    assert list(result["samples"]) == ["tiny", "100m"]
     rows = {row["name"]: row["value"] for row in result["rows"]}
-    assert (rows["tiny: plain"], rows["100m: plain, first token"]) == (250.0, 8.0)
-    assert [each.name for each in tmp_path.iterdir()] == ["rows.json"]
+    assert seen[-1] == result["samples"]["tiny"]
+    assert rows["tiny: read bandwidth"] == (4.0 if turns < 4 else 5.5)
+    assert ("tiny: plain" in rows) == (turns > 1)
+    assert ("tiny: packed over plain weights, plain, speed" in rows) == (turns > 2)
+
+
+def test_progress_has_an_estimate(capsys: pytest.CaptureFixture[str]) -> None:
+    report = load_bench("report")
+    progress = report.Progress("100m", 4)
+    progress.started -= 60
+    progress.say("plain")
+    assert "100m: 1 of 4, plain; about 3 min left here" in capsys.readouterr().err
+    assert report.in_minutes(20.4) == "about 20 s"
+
+
+def test_dtypes_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dtypes = load_bench("dtypes")
+    monkeypatch.setattr(dtypes.torch, "set_num_threads", lambda n: None)
+    path = tmp_path / "rows.json"
+    options = ["--shape", "tiny", "--prompt", "9", "--new", "3", "--runs", "2"]
+    dtypes.main([*options, "--json", str(path)])
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    names = {row["name"] for row in rows}
+    assert {"tiny: plain, float32", "tiny: plain, float32 over bfloat16, a token, time"} <= names
+    monkeypatch.setattr(dtypes, "turns", lambda runs, n: iter([0, 2]))  # stopped before the others
+    dtypes.main([*options, "--json", str(path)])
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 4 + 2
+
+
+def test_an_instruction_set_has_its_rows(tmp_path: Path) -> None:
+    isa = load_bench("isa")
+    assert isa.instruction_sets()[-1] == "own"
+    path = tmp_path / "rows.json"
+    options = ["--shape", "tiny", "--prompt", "9", "--new", "2", "--runs", "1", "--threads", "1"]
+    isa.main([*options, "--isa", "AVX2", "--json", str(path)])
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 3 * 2 * 2
+    assert rows[1]["name"] == "tiny, AVX2: plain, float32 plain"
+    assert all(row["value"] > 0 for row in rows)
+
+
+def test_a_stopped_instruction_set_keeps_its_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], env: dict[str, str], check: bool) -> Any:
+        asked.append(env.get("ONEDNN_MAX_CPU_ISA"))
+        load_bench("report").write_json(Path(command[-1]), {"rows": [row]})
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return SimpleNamespace(returncode=0)
+
+    asked: list[str | None] = []
+    isa = load_bench("isa")
+    row = load_bench("report").make_row("plain", 1.0, "tokens/s")
+    monkeypatch.setattr(isa.torch, "set_num_threads", lambda n: None)
+    monkeypatch.setattr(isa.subprocess, "run", run)
+    path = tmp_path / "rows.json"
+    with pytest.raises(SystemExit):
+        isa.main(["--isa", "own", "AVX2", "AVX512_CORE", "--json", str(path)])
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert asked == [None, "AVX2"]
+    assert [row["name"] for row in rows] == ["100m, own: plain", "100m, AVX2: plain"]
 
 
 def test_a_result_is_written_whole_or_not_at_all(
@@ -105,14 +217,14 @@ def test_a_result_is_written_whole_or_not_at_all(
     path = tmp_path / "rows.json"
     report.write_json(path, {"rows": [1]})
 
-    def half(self: Path, text: str, encoding: str) -> int:
-        with self.open("w", encoding=encoding) as file:
-            file.write(text[:3])
+    def half(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:3])
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", half)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr(Path, "write_bytes", half)
+        with pytest.raises(OutputError, match="disk is full"):
             report.write_json(path, {"rows": [2]})
     assert json.loads(path.read_text(encoding="utf-8")) == {"rows": [1]}
 

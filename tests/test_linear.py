@@ -44,8 +44,10 @@ def test_it_is_used_only_for_few_rows_of_bf16_without_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     used: list[int] = []
+    border = [FEW_ROWS]  # up to where it won its races
     real = torch.mm
     monkeypatch.setattr(module, "has_amx", lambda: True)
+    monkeypatch.setattr(module, "left_rows", lambda shape: border[0])
     monkeypatch.setattr(torch, "mm", lambda a, b: used.append(b.shape[1]) or real(a, b))
     weight = torch.randn(8, 16).bfloat16()
     with torch.inference_mode():
@@ -56,6 +58,10 @@ def test_it_is_used_only_for_few_rows_of_bf16_without_gradients(
         assert used == []
         linear(torch.randn(1, 16).bfloat16(), weight, None)
         assert used == [2]  # one row goes as two alike
+        border[0] = 1
+        linear(torch.randn(2, 16).bfloat16(), weight, None)
+        assert used == [2]
+        border[0] = FEW_ROWS
     linear(torch.randn(2, 16).bfloat16(), weight, None)
     assert used == [2]
 

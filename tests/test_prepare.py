@@ -29,7 +29,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import minisafe
+from minisafe import kernels
 from minisafe import prepare as module
+from minisafe import quantize as quantize_module
 from minisafe.amplify import head_vector
 from minisafe.checkpoint import (
     fingerprint,
@@ -111,12 +113,12 @@ def test_float32_is_the_plain_model(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("small", [0, module.SMALL])
+@pytest.mark.parametrize("small", [0, kernels.SMALL])
 @torch.inference_mode()
 def test_bfloat16_is_near_the_plain_model(
     monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool, small: int
 ) -> None:
-    monkeypatch.setattr(module, "SMALL", small)
+    monkeypatch.setattr(kernels, "SMALL", small)
     model = random_model(tiny_config(tied=tied, hidden=64), seed=2, dtype=torch.bfloat16)
     reference = model if kind == "packed" else rounded(model)
     adapter, ids = random_adapter(model), random_ids(model, 3, 5)
@@ -137,7 +139,7 @@ def test_large_int8_weights_are_packed(
     monkeypatch: pytest.MonkeyPatch, tied: bool, dtype: torch.dtype
 ) -> None:
     """A tied head is not, since tokens are looked up in it."""
-    monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(quantize_module, "LARGE", dict.fromkeys(quantize_module.LARGE, 0))
     model = random_model(tiny_config(tied=tied, hidden=64), seed=2, dtype=dtype)
     small = prepared(model, "int8")
     assert [each.packed is None for each in projections(small)] == [False] * len(
@@ -233,7 +235,7 @@ def test_many_adapters_one_after_another() -> None:
 
 @torch.inference_mode()
 def test_where_packing_is_missing_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "can_pack", lambda dtype: False)
+    monkeypatch.setattr(module, "packs", lambda shape, dtype: False)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         plain = random_model(tiny_config(qkv_bias=True), dtype=dtype)
         ids, model = random_ids(plain, 2, 5), prepared(plain, "packed")

@@ -543,11 +543,19 @@ def test_dtypes(world: World) -> None:
     assert str(load(base=world.base).model.dtype) == "torch.float32"
 
 
-def test_an_expert_takes_the_bases_dtype(world: World, tmp_path: Path) -> None:
-    """Whatever its own file is kept in."""
+def test_an_expert_takes_the_bases_dtype(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its own file is kept in; small ones in float32, where no dtype is asked for."""
     save_model(random_model(base_model(seed=1).config, 1, torch.bfloat16), tmp_path / "half")
     write_tokenizer(tmp_path / "half", "byte_level", {})
-    assert load(base=tmp_path / "half").model.dtype == torch.bfloat16
+    assert load(base=tmp_path / "half").model.dtype == torch.float32
+    session = load(base=tmp_path / "half", expert=world.expert, sa_scale=0.0)
+    assert {stream.model.dtype for stream in session.streams} == {torch.float32}
+    with monkeypatch.context() as patch:
+        patch.setattr("minisafe.dtype.SMALL_MODEL", 0)
+        session = load(base=tmp_path / "half", expert=world.expert, sa_scale=0.0)
+        assert {stream.model.dtype for stream in session.streams} == {torch.bfloat16}
     session = load(base=world.base, expert=tmp_path / "half", sa_scale=0.0)
     assert session.streams[1].model.dtype == torch.float32
 

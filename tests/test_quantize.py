@@ -14,14 +14,18 @@ from minisafe.quantize import (
     BASE,
     FEW_DIGITS,
     FEW_ROWS,
+    MOST_INPUTS,
+    STEP,
     can_pack_int8,
     dequantize,
+    digit_product,
     int8_linear,
     pack_int8,
     packed_linear,
     quantize,
     two_digits,
 )
+from minisafe.race import FEW, ROWS, Lap
 
 DTYPES = (torch.float32, torch.bfloat16)
 # of a sum of sizes; bf16 kernels round up to four times on the way (3.3 x 2^-9 was seen)
@@ -93,18 +97,23 @@ def test_equal_rows_of_a_product_are_bit_equal(dtype: torch.dtype, rows: int) ->
 
 
 def test_the_kernel_is_for_few_rows_whose_width_it_divides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16, and as far as its races say."""
     widened: list[tuple[int, int]] = []
     real = module.widened
     monkeypatch.setattr(
         module, "widened", lambda x, q, s: widened.append(tuple(x.shape)) or real(x, q, s)
     )
-    shapes = [(1, 64), (FEW_ROWS, 64), (FEW_ROWS + 1, 64), (1, 60), (1, 48)]
+    fits = [Lap("int8 rows", rows, 1.0, 1.0, 0.0, rows <= 2) for rows in FEW]
+    monkeypatch.setattr(module, "few_laps", lambda shape: fits if shape[1] % 32 == 0 else [])
+    module.few_rows.cache_clear()
+    shapes = [(1, 64), (2, 64), (3, 64), (FEW_ROWS, 64), (FEW_ROWS + 1, 64), (1, 60), (1, 48)]
     for rows, width in shapes:
-        int8_linear(torch.ones(rows, width), *quantize(draw_weight(0, 8, width, torch.float32)))
+        weight = quantize(draw_weight(0, 8, width, torch.bfloat16))
+        int8_linear(torch.ones(rows, width).bfloat16(), *weight)
     assert widened == shapes[2:]
-    monkeypatch.setattr(module, "has_kernel", lambda: False)
     int8_linear(torch.ones(1, 64), *quantize(draw_weight(0, 8, 64, torch.float32)))
     assert widened == [*shapes[2:], (1, 64)]
+    module.few_rows.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -198,6 +207,36 @@ def test_no_packing_where_the_largest_product_is_wrong(monkeypatch: pytest.Monke
         return torch.full((len(x), 64), 32767.0 / 127)
 
     can_pack_int8.cache_clear()
+    module.digit_laps.cache_clear()
     monkeypatch.setattr(module, "packed_linear", saturating)
     assert not can_pack_int8()
+    assert not module.digits_fit((1 << 11, 1 << 11), torch.bfloat16)
     can_pack_int8.cache_clear()
+    module.digit_laps.cache_clear()
+
+
+@packs
+def test_the_largest_sums_are_exact() -> None:
+    """Unsigned digits times weights of 127, as many as an integer's sum holds."""
+    width = MOST_INPUTS // STEP * STEP
+    digits = torch.full((2, 1, width), 127, dtype=torch.int8)
+    digits[1] = -127
+    q = torch.full((3, width), 127, dtype=torch.int8)
+    q[1] = -127
+    q[2, ::2] = 0
+    y = digit_product(digits, pack_int8(q, torch.ones(3)))
+    exact = digits.view(2, -1).double() @ q.double().T
+    assert torch.equal(y, exact.float())
+
+
+@packs
+def test_a_weight_is_packed_only_if_large_short_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGE", {torch.bfloat16: 100, torch.float32: 50})
+    fits = module.digits_fit
+    assert fits((10, 10), torch.bfloat16)
+    assert not fits((9, 10), torch.bfloat16)
+    assert fits((9, 10), torch.float32)
+    assert not fits((1, MOST_INPUTS + 1), torch.float32)
+    laps = [Lap("digits", rows, 1.0, 1.0, 0.0, rows < 64) for rows in ROWS]
+    monkeypatch.setattr(module, "digit_laps", lambda shape, dtype: laps)
+    assert not fits((10, 10), torch.bfloat16)

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from minisafe.cache import bytes_per_token
 from minisafe.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
-    as_dtype,
     stated_in,
     stated_tensors,
 )
+from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
 from minisafe.cli.options import PATH
 from minisafe.config import LlamaConfig
 from minisafe.display import one_line
@@ -27,7 +26,7 @@ from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
 from minisafe.files.foreign import HAS_ONE, no_config
 from minisafe.lora import check_adapter_config
-from minisafe.profile import PATHS, Profile, load_profile, resolve
+from minisafe.profile import PATHS, Profile, default_profile, load_profile, resolve
 from minisafe.tokenizer import load_tokenizer
 from minisafe.vectors import load_vector
 
@@ -36,20 +35,34 @@ MOST_LETTERS = 600  # of a name or a value
 
 
 @click.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=PATH, required=False)
+@click.option(
+    "--kernels",
+    is_flag=True,
+    help="Race the CPU's kernels for a model's shapes: times, and what is used. Without "
+    "PATH for the shipped model.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
     """Say what PATH holds: a model or LoRA directory, a safety vector, or a profile.
 
     \b
-    Example:
+    Examples:
       minisafe inspect weights/tiny
+      minisafe inspect weights/tiny --kernels
     """
-    found = describe_path(path)
+    if path is None and not kernels:
+        raise click.UsageError("Missing argument 'PATH'.")
+    if kernels:
+        raced = describe_kernels(path or default_profile())
+        found: dict[str, Any] = {"kernels": raced}
+    else:
+        assert path is not None
+        found = describe_path(path)
     if as_json:  # plain ASCII, but for the one control character that JSON leaves as it is
         click.echo(json.dumps(found, default=str).replace("\x7f", "\\u007f"))
         return
-    for line in as_lines(found):
+    for line in kernel_lines(raced) if kernels else as_lines(found):
         click.echo(line)
 
 
@@ -147,8 +160,7 @@ def cache_bytes(profile: Profile) -> int:
     settings = resolve(profile.settings)
     assert settings.base is not None
     config = LlamaConfig.from_directory(settings.base)
-    dtype = as_dtype(settings.dtype or config.dtype) or torch.float32
-    return bytes_per_token(config, dtype, settings.cache_dtype)
+    return bytes_per_token(config, dtype_of(settings, config), settings.cache_dtype)
 
 
 def as_lines(found: Mapping[str, Any], indent: str = "") -> list[str]:

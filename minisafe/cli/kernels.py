@@ -1,0 +1,78 @@
+"""What `minisafe inspect --kernels` says: races of a model's shapes, and what is used."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minisafe.checkpoint import as_dtype
+from minisafe.config import LlamaConfig
+from minisafe.display import one_line
+from minisafe.dtype import count_parameters, decoding_dtype
+from minisafe.errors import BadInput, SettingError
+from minisafe.kernels import choices
+from minisafe.prepare import automatic
+from minisafe.profile import Settings, load_profile, resolve
+
+KINDS = ("plain", "packed", "int8")
+
+
+def describe_kernels(path: Path) -> dict[str, Any]:
+    """How kernels do for a model directory, or a profile's base: for every way to store weights
+    (`choices`), and which of them is used where nobody asks for another."""
+    is_profile = path.suffix == ".json" or (path / "profile.json").is_file()
+    if is_profile:
+        settings = resolve(load_profile(path).settings)
+    else:
+        settings = resolve({"base": path})
+    if settings.base is None:
+        raise BadInput(
+            f"{path}: names no base model; give a model directory, or a profile with one"
+        )
+    config = LlamaConfig.from_directory(settings.base)
+    dtype = dtype_of(settings, config)
+    if dtype == torch.float16:
+        raise SettingError("kernels are raced in bfloat16 and float32, and this model is float16")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    weights = automatic(dtype) if settings.weights == "auto" else settings.weights
+    return {
+        "path": str(path), "dtype": str(dtype).removeprefix("torch."), "weights": weights,
+        "threads": torch.get_num_threads(),
+        **{kind: [asdict(each) for each in choices(config, dtype, kind)] for kind in KINDS},
+    }  # fmt: skip
+
+
+def dtype_of(settings: Settings, config: LlamaConfig) -> torch.dtype:
+    """What a model decodes in under these settings."""
+    stored = as_dtype(settings.dtype or config.dtype) or torch.float32
+    if settings.dtype is not None or settings.weights == "int8":
+        return stored
+    return decoding_dtype(stored, count_parameters(config), settings.device)
+
+
+def kernel_lines(found: dict[str, Any]) -> list[str]:
+    """A line a shape and a lap."""
+    lines = [
+        f"{one_line(found['path'], 600)}: {found['dtype']}, weights {found['weights']}, threads "
+        f"{found['threads']}; times in ms, the least of several"
+    ]
+    for kind in KINDS:
+        lines.append(f"{kind}:{' (used)' if kind == found['weights'] else ''}")
+        for each in found[kind]:
+            rows, columns = each["shape"]
+            lines.append(f"  {', '.join(each['names'])} ({rows} x {columns}): {each['uses']}")
+            lines += [f"    {lap_line(lap)}" for lap in each["laps"]]
+    return lines
+
+
+def lap_line(lap: dict[str, Any]) -> str:
+    """One race: times, and the verdict."""
+    name = f"{lap['kernel']}, {lap['rows']} row{'' if lap['rows'] == 1 else 's'}"
+    if lap["ms"] is None:
+        return f"{name}: does not run here"
+    times = f"{lap['ms']:.3f}, F.linear {lap['linear_ms']:.3f}"
+    return f"{name}: {times}, error {lap['error']:.0e}{'' if lap['fits'] else ', out'}"

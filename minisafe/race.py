@@ -1,0 +1,137 @@
+"""Races: whether a kernel may be used on this machine, by its result and by its time.
+
+Which kernels are preferred is written where they are used; a race only rules out. A kernel is out
+if its product is wrong, or if it takes `SLOW` times as long, or longer, as `F.linear` and as what
+would take its place. Times are the least of several by turns, and a kernel gets more turns before
+it is out: noise only makes things slower, so one machine always chooses the same. What is raced is
+random, so the choice depends on shape, dtype and machine, and never on the weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEW_ROWS = 16  # some kernels are for so few rows only
+FEW = (1, 2, FEW_ROWS)  # numbers of rows that are raced for these
+ROWS = (*FEW, 4 * FEW_ROWS)  # ... and for all
+Shape = tuple[int, int]  # (out_features, in_features)
+SLOW = 3.0  # times as long as the others; kernels of use are within 2
+FLOOR_MS = 0.1  # a kernel is never out below: there, a call may cost more than its work
+WORK = 1 << 20  # rows x weights that are multiplied; a larger matrix is raced by its first channels
+CHECKED = 64  # channels whose result is checked; a race has no fewer, if the matrix has them
+SHARE = {torch.bfloat16: 2.0**-6, torch.float32: 5e-4}  # error allowed, of the largest result
+TURNS, MORE_TURNS = 3, 9  # taken always, and before a kernel is out
+HOPELESS = 9.0  # times as long as the others: out without more turns
+
+
+@dataclass(frozen=True)
+class Lap:
+    """How a kernel did on so many rows. Times in ms; error: of the largest result; None where the
+    kernel does not run here."""
+
+    kernel: str
+    rows: int
+    ms: float | None
+    linear_ms: float
+    error: float | None
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What is multiplied: x (rows, in), and weight (channels, in), which is q times scales."""
+
+    x: Tensor
+    weight: Tensor
+    q: Tensor
+    scales: Tensor
+
+    def expected(self) -> Tensor:
+        """The product's first channels, in float32."""
+        return F.linear(self.x.float(), self.weight[:CHECKED].float())
+
+
+def make_trials(shape: Shape, dtype: torch.dtype, rows: Sequence[int]) -> list[Trial]:
+    """Random factors for races with so many rows each, rising; as many of the matrix's channels as
+    keep a race short. They are repetitions of a few, since to draw all takes longer than to race.
+    """
+    channels, in_features = min(shape[0], max(CHECKED, WORK // (rows[0] * shape[1]))), shape[1]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows[-1], in_features, generator=generator).to(dtype)
+    q = torch.randint(-127, 128, (CHECKED, in_features), generator=generator, dtype=torch.int8)
+    scales = torch.linspace(0.5, 1.5, CHECKED).to(dtype)
+    block = q.to(dtype) * scales[:, None]
+    n = -(-channels // CHECKED)
+    weight, q, scales = block.repeat(n, 1), q.repeat(n, 1), scales.repeat(n)
+    found = []
+    for each in rows:
+        some = min(channels, max(CHECKED, WORK // (each * in_features)))
+        found.append(Trial(x[:each], weight[:some], q[:some], scales[:some]))
+    return found
+
+
+def race(
+    name: str,
+    trial: Trial,
+    kernel: Callable[[], Tensor],
+    linear: Callable[[], Tensor],
+    instead: Callable[[], Tensor] | None = None,
+    result: Callable[[], Tensor] | None = None,
+) -> Lap:
+    """Whether `kernel` may be used for the trial's product.
+
+    kernel: gives (rows, channels), in any dtype.
+    linear: the same through `F.linear`.
+    instead: what takes the kernel's place where it is out; None: `F.linear`.
+    result: gives the product that is checked, where that is not what the kernel gives.
+    """
+    rows = len(trial.x)
+    others = [linear] if instead is None else [linear, instead]
+    try:
+        kernel()
+        error = error_of((result or kernel)(), trial.expected())
+    except (AttributeError, RuntimeError, NotImplementedError):  # an instruction or a torch lacks
+        return Lap(name, rows, None, took_ms([linear])[0], None, False)
+    right = error <= SHARE[trial.x.dtype]
+    for each in others:
+        each()
+    best = [torch.inf] * (1 + len(others))
+    for turn in range(MORE_TURNS):
+        best = [min(pair) for pair in zip(best, took_ms([kernel, *others]), strict=True)]
+        times = best[0] / max(best[1:])
+        if turn + 1 >= TURNS and (times < SLOW or times >= HOPELESS):
+            break
+    quick = times < SLOW or best[0] < FLOOR_MS
+    return Lap(name, rows, best[0], best[1], error, right and quick)
+
+
+def error_of(found: Tensor, expected: Tensor) -> float:
+    """The largest difference, of the largest result."""
+    wrong = (found[:, : expected.shape[1]].float() - expected).abs().max()
+    return float(wrong / expected.abs().max())
+
+
+def took_ms(acts: Sequence[Callable[[], Tensor]]) -> list[float]:
+    """How long each act takes, once."""
+    found = []
+    for act in acts:
+        started = time.perf_counter()
+        act()
+        found.append(1e3 * (time.perf_counter() - started))
+    return found
+
+
+def border(laps: Sequence[Lap]) -> int:
+    """Up to how many rows a kernel may be used: its laps, by rows, until the first that is out."""
+    found = 0
+    for lap in laps:
+        if not lap.fits:
+            break
+        found = lap.rows
+    return found
