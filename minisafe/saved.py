@@ -60,11 +60,14 @@ def state_of(chat: Chat) -> SavedChat:
 
 
 def made_with(chat: Chat) -> dict[str, str]:
-    """Fingerprints of all that reads the conversation."""
+    """Fingerprints of all that writes and reads the conversation."""
     session = chat.session
     streams = session.streams if chat.safe else session.streams[:1]
     found = fingerprints(streams, session.steering if chat.safe else None)
-    return found | {"tokenizer": tokenizer_hash(session.tokenizer)}
+    options = json.dumps(dict(session.settings.template_options), sort_keys=True)
+    return found | {
+        "tokenizer": tokenizer_hash(session.tokenizer), "template_options": options,
+    }  # fmt: skip
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:

@@ -123,6 +123,15 @@ def test_another_template_is_refused(world: World, saved: Path, tmp_path: Path) 
     refused(new_chat(world, base=base), saved, "saved with another tokenizer")
 
 
+def test_other_template_options_are_refused(world: World, tmp_path: Path) -> None:
+    config = json.loads((world.base / "tokenizer_config.json").read_text())
+    template = config["chat_template"] + "{% if enable_thinking %}<think>{% endif %}"
+    base = world.edited(world.base, tmp_path, "tokenizer_config.json", chat_template=template)
+    save_chat(new_chat(world, base=base), tmp_path / "talk.json")
+    chat = new_chat(world, base=base, template_options={"enable_thinking": False})
+    refused(chat, tmp_path / "talk.json", "saved with another template_options; start with those")
+
+
 SPOILT: dict[str, tuple[Any, str]] = {
     "an unknown key": (lambda d: d | {"more": 1}, "unknown key 'more'"),
     "a missing key": (lambda d: {k: v for k, v in d.items() if k != "turn"}, "no key 'turn'"),
