@@ -118,7 +118,7 @@ def class_text(kind: type, name: str) -> Iterator[str]:
     decorators = [f"@{ast.unparse(each)}" for each in node.decorator_list]
     bases = f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else ""
     head = [*decorators, f"class {node.name}{bases}:", *fields]
-    yield code("\n".join(head if fields else [*head, "    ..."])) + "\n"
+    yield code("\n".join(head) if fields else f"{head[-1]} ...") + "\n"
     yield prose(ast.get_docstring(node))
     if issubclass(kind, BaseException):
         yield errors_table(kind)

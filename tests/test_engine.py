@@ -219,6 +219,18 @@ def test_penalties_count_the_answer_not_the_prompt(
         assert scores[step.id] >= scores.max() - 1e-4
 
 
+def test_a_frequency_counts_every_time_a_token_comes() -> None:
+    penalty = Sampling(frequency_penalty=0.5)
+    request = Request(((3, 1, 4),), sampling=penalty, max_new_tokens=40)
+    (found,) = run((Stream(random_model(tiny_config(), 47)),), Plain(), [request], None)
+    decided = 0
+    for number, step in enumerate(found.steps):
+        times = torch.bincount(torch.tensor(found.ids[:number], dtype=torch.long), minlength=67)
+        assert step.id == int((step.final - 0.5 * times).argmax())
+        decided += step.id != int((step.final - 0.5 * times.clamp(max=1)).argmax())
+    assert decided  # counted once each, another token would have come
+
+
 # ---- steering ----------------------------------------------------------------------------------
 
 
