@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisafe.errors import PromptError, SettingError
 from minisafe.lora import LoraAdapter
@@ -39,12 +39,11 @@ DRIFT_LINES, DRIFT_TOKENS = 32, 32  # of the text, to see what edits do to it
 
 def merge_adapter(model: Llama, adapter: LoraAdapter) -> None:
     """Add an adapter's deltas to the model's own weights, computed in float32."""
-    tensors = {name: (holder, attribute) for name, holder, attribute in model.tensors()}
+    tensors = model.tensors()
     for name, delta in adapter.deltas.items():
-        holder, attribute = tensors[f"{name}.weight"]
-        weight = getattr(holder, attribute)
+        weight = tensors[f"{name}.weight"]
         merged = (weight.float() + delta.weight()).to(weight.dtype)  # never into the mapped file
-        setattr(holder, attribute, nn.Parameter(merged, requires_grad=False))
+        model.put(f"{name}.weight", merged)
 
 
 # ---- rank-one edits ----------------------------------------------------------------------------
