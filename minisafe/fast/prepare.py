@@ -15,9 +15,9 @@ import torch
 
 from minisafe.checkpoint import EMBED, fingerprint_of, sample, samples_of
 from minisafe.errors import SettingError
+from minisafe.fast.held import HeldLinear
 from minisafe.fast.joined import JoinedAttention, JoinedMLP, Make, TurnedAttention
 from minisafe.fast.kernels import can_pack, race_left
-from minisafe.fast.held import HeldLinear
 from minisafe.fast.left import LeftLinear, may_go_left
 from minisafe.fast.llama import FastLlama
 from minisafe.fast.norm import FastNorm
