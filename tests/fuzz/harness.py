@@ -130,8 +130,8 @@ def child(
 
 
 def tries(
-    target: Target, number: int, numbers: range, known: int, most_s: float, made: Callable[[int], bytes],
-    path: Path, memory: mmap.mmap,
+    target: Target, number: int, numbers: range, known: int, most_s: float,
+    made: Callable[[int], bytes], path: Path, memory: mmap.mmap,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Read each input, keep count, and yield what fails for the first few times in its place.
 
