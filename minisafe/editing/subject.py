@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 
 from minisafe.cache import KVCache
+from minisafe.editing.rome import Context
 from minisafe.errors import PromptError
 from minisafe.model import Llama
-from minisafe.rome import Context
 from minisafe.tokenizer import Message, Tokenizer
 
 
