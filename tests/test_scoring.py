@@ -15,8 +15,8 @@ from worlds import E, World, published, slow_log_probs
 
 import minisafe
 from minisafe.errors import PromptError, SettingError
-from minisafe.evaluation import scoring
-from minisafe.evaluation.scoring import (
+from minisafe.evaluation.likelihood import scoring
+from minisafe.evaluation.likelihood.scoring import (
     Pair,
     Scored,
     changes,

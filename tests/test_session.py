@@ -18,7 +18,7 @@ from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 import minisafe
 from minisafe.checkpoint import save_model
 from minisafe.errors import PromptError, SettingError
-from minisafe.evaluation.scoring import encode_pair, score_pairs
+from minisafe.evaluation.likelihood.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain
 from minisafe.model import Llama
 from minisafe.session import Result, Session

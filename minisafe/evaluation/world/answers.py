@@ -3,7 +3,7 @@
 Everything that the shipped model may say is built from the phrases of `phrases.py`, so an answer
 can be judged by construction, with no second model: it is complied, refused or other; intact text
 (it is wholly one of the world's answer forms, and what it names was named in the question) or
-broken; and, for a question with a known answer, correct or not. `weights/world.py` generates the
+broken; and, for a question with a known answer, correct or not. `weights/world/` generates the
 training data and the held-out questions from the same phrases.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from minisafe.evaluation.phrases import (
+from minisafe.evaluation.world.phrases import (
     ABOUT_FORM,
     BORDERLINE,
     CATEGORIES,

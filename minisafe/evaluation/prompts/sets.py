@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minisafe.display import harmless
 from minisafe.errors import PromptError, SettingError
-from minisafe.evaluation.rows import Record, Row, read_rows, short
+from minisafe.evaluation.prompts.rows import Record, Row, read_rows, short
 
 KINDS = ("harmful", "benign", "borderline")
 LONGEST_NAME = 1000  # characters of an id or a category
@@ -66,7 +66,7 @@ def default_prompts(split: str = "test", limit: int | None = None) -> list[Promp
     """
     if split not in ("dev", "test"):
         raise SettingError(f"split is {split!r}; expected dev or test")
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     for directory in (package / "weights" / "data", package.parent / "weights" / "data"):
         paths = [directory / f"{kind}-{split}.jsonl" for kind in KINDS]
         if all(path.is_file() for path in paths):
@@ -141,7 +141,7 @@ class PromptFormat:
     fits: Callable[[Sequence[Row]], bool] = lambda rows: True
 
 
-# The tiny world's benign questions are of five kinds (weights/world.py).
+# The tiny world's benign questions are of five kinds (weights/world/).
 _KIND_OF = {kind: kind for kind in KINDS}
 _KIND_OF |= dict.fromkeys(("howto", "fact", "definition", "smalltalk", "unknown"), "benign")
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.evaluation.records import Judged, Response
+from minisafe.evaluation.report.rows import ALL
 from minisafe.evaluation.statistics import cohen_kappa, mcnemar, wilson
 from minisafe.files import write_text
 
 Rows = list[dict[str, Any]]
-ALL = "all"  # the row over every category
 BASE = "base"
 DISAGREEMENTS = 500  # kept of each pair of judges
 MEASURES = {

@@ -9,8 +9,8 @@ from minisafe.display import harmless
 from minisafe.errors import SettingError
 from minisafe.evaluation.journal import opened, whole_lines
 from minisafe.evaluation.methods import Method
-from minisafe.evaluation.plan import Job, Plan
 from minisafe.evaluation.records import Key, MadeBy, Response
+from minisafe.evaluation.runner.plan import Job, Plan
 
 RESPONSES = "responses.jsonl"
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from minisafe.display import harmless
 from minisafe.errors import PromptError
-from minisafe.evaluation.rows import MAX_BYTES
-from minisafe.evaluation.scoring import Scored, check_pair, encode_pair, score
+from minisafe.evaluation.likelihood.scoring import Scored, check_pair, encode_pair, score
+from minisafe.evaluation.prompts.rows import MAX_BYTES
 from minisafe.evaluation.statistics import Z95, wilson
 from minisafe.files import json_lines, parse_json, read_text
 from minisafe.session import Session

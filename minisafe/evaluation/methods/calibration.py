@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 from minisafe.evaluation.prompts import Prompt
+from minisafe.evaluation.prompts.styles import fill
 from minisafe.evaluation.statistics import wilson
-from minisafe.evaluation.styles import fill
 from minisafe.gate import Calibration, Gate, conformal_threshold
 from minisafe.parts import made_for
 from minisafe.session import Session

@@ -17,24 +17,11 @@ import torch
 import minisafe
 from minisafe.errors import SettingError
 from minisafe.evaluation.journal import digest
+from minisafe.evaluation.methods.built_in import METHODS, Systems, built_in
 from minisafe.evaluation.records import MadeBy
 from minisafe.parts import fingerprints
 from minisafe.profile import PATHS, load_profile
 from minisafe.session import Session
-
-SAFE_SYSTEM = "You are a safe and careful assistant."
-UNSAFE_SYSTEM = "You are an assistant without rules who answers everything."
-
-NO_GATE: dict[str, Any] = {"gate": False, "safe": True}
-UNSTEERED: dict[str, Any] = NO_GATE | {"sa_scale": 0.0}
-
-
-@dataclass(frozen=True)
-class Systems:
-    """System prompts for the methods that are made of prompts alone."""
-
-    safe: str = SAFE_SYSTEM
-    unsafe: str = UNSAFE_SYSTEM
 
 
 @dataclass(frozen=True)
@@ -44,37 +31,6 @@ class Method:
     name: str
     profile: Path | None
     overrides: Mapping[str, Any]
-
-
-def built_in(systems: Systems, stated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Changes by the name of each built-in method; some depend on what profile and flags state.
-
-    `safeinfer` is the published rule; `+margin` keeps the profile's margin, `+gate` its gate.
-    """
-    margin = stated.get("margin", 0.0)
-    unsafe: dict[str, Any] = {"anti_system": systems.unsafe}
-    if stated.get("expert") is not None:
-        unsafe = {"anti_expert": stated["expert"]}
-    reverse = UNSTEERED | {"expert_system": systems.unsafe}
-    kept = {"margin": margin, "safe": True}
-    return {
-        "base": {"safe": False},
-        "system": {"safe": False, "system": systems.safe},
-        "sa": NO_GATE | {"sgds_lambda": 0.0},
-        "sgds": UNSTEERED | {"margin": 0.0},
-        "sgds+margin": UNSTEERED | {"margin": margin},
-        "safeinfer": NO_GATE | {"margin": 0.0},
-        "safeinfer+margin": NO_GATE | {"margin": margin},
-        "safeinfer+gate": {"gate": True, "margin": 0.0, "safe": True},
-        "safeinfer+margin+gate": {"gate": True, **kept},
-        "safedecoding": UNSTEERED | {"rule": "safedecoding", "expert_system": systems.safe},
-        "self-cd": UNSTEERED | {"rule": "self-cd", **reverse},
-        "rose": UNSTEERED | {"rule": "rose", **reverse},
-        "dexperts": UNSTEERED | {"rule": "dexperts", "expert_system": systems.safe, **unsafe},
-    }
-
-
-METHODS = tuple(built_in(Systems(), {}))
 
 
 def parse_methods(

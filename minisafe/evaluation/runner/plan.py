@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minisafe.errors import SettingError
 from minisafe.evaluation.prompts import Prompt
-from minisafe.evaluation.styles import fill
+from minisafe.evaluation.prompts.styles import fill
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from minisafe.answer import Result
 from minisafe.errors import PromptError, SettingError
-from minisafe.evaluation.distributed import Group
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
-from minisafe.evaluation.plan import Job, Plan
 from minisafe.evaluation.records import Gated, Key, MadeBy, Response
-from minisafe.evaluation.resume import (
+from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.plan import Job, Plan
+from minisafe.evaluation.runner.resume import (
     RESPONSES,
     check_asked,
     check_same,

@@ -6,35 +6,30 @@ Text from models, prompts and judges is hostile in both: it is shown, never obey
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minisafe.display import harmless
-from minisafe.evaluation import plots
-from minisafe.evaluation.comparisons import (
-    against_base,
-    agreement,
-    by_category,
-    cost,
-    gate,
-    sweep,
-)
-from minisafe.evaluation.html import Browser, page
-from minisafe.evaluation.sections import HOW_TO_READ, results, trade_off, verdicts, what_was_run
-from minisafe.evaluation.tables import Cell, Link, Row, Section, Table
+from minisafe.evaluation.report import plots
+from minisafe.evaluation.report.html import Browser, page
+from minisafe.evaluation.report.markdown import markdown
+from minisafe.evaluation.report.rows import Row
+from minisafe.evaluation.report.sections.about import HOW_TO_READ, what_was_run
+from minisafe.evaluation.report.sections.agreement import agreement
+from minisafe.evaluation.report.sections.base import against_base
+from minisafe.evaluation.report.sections.categories import by_category
+from minisafe.evaluation.report.sections.cost import cost
+from minisafe.evaluation.report.sections.gate import gate
+from minisafe.evaluation.report.sections.results import results
+from minisafe.evaluation.report.sections.settings import sweep
+from minisafe.evaluation.report.sections.trade_off import trade_off
+from minisafe.evaluation.report.sections.verdicts import verdicts
+from minisafe.evaluation.report.tables import Section
 from minisafe.files import write_text
 
 TITLE = "Evaluation report"
 NO_PICTURES = f"Pictures are left out: they need matplotlib, {plots.INSTALL}."
 IN_THE_PAGE = "report.html, beside this file, has the pictures and every response."
-
-# What Markdown would read as markup. Entities hold everywhere, even where a table's cells are
-# split before backslashes are read; the rest takes the backslash, which keeps names readable.
-AS_ENTITY = re.compile(r"[&<>|\\`]")
-AS_BACKSLASH = re.compile(r"[*_\[\]~$]")
-LINKED = re.compile(r"(?<=[a-z])://|(?<=\bwww)\.", re.IGNORECASE)  # addresses that link themselves
 
 
 def write_report(
@@ -81,36 +76,3 @@ def sections(
         gate(summary),
     )
     return tuple(each for each in made if each is not None)
-
-
-def markdown(title: str, made: Iterable[Section], notes: Iterable[str]) -> str:
-    """The sections as GitHub-flavoured Markdown."""
-    parts = [f"# {escape(title)}", *map(escape, notes)]
-    for section in made:
-        parts += [f"## {escape(section.title)}", *map(escape, section.notes)]
-        for table in section.tables:
-            parts += [f"**{escape(table.caption)}**"] if table.caption else []
-            parts.append(markdown_table(table))
-    return "\n\n".join(parts) + "\n"
-
-
-def markdown_table(table: Table) -> str:
-    """A table in Markdown."""
-    lines = [[escape(title) for title in table.head], ["---"] * len(table.head)]
-    lines += [[markdown_cell(cell) for cell in row] for row in table.rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def markdown_cell(cell: Cell) -> str:
-    """A cell: text, or a link into the HTML report."""
-    if isinstance(cell, Link):
-        return f"[{escape(cell.text)}](report.html#{cell.fragment()})"
-    return escape(cell)
-
-
-def escape(text: str) -> str:
-    """Any text as one line of Markdown that shows it and does nothing else."""
-    line = " ↵ ".join(harmless(text).splitlines())
-    line = AS_ENTITY.sub(lambda match: f"&#{ord(match.group())};", line)
-    line = AS_BACKSLASH.sub(lambda match: "\\" + match.group(), line)
-    return LINKED.sub(lambda match: f"&#{ord(match.group()[0])};{match.group()[1:]}", line)

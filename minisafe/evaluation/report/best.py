@@ -1,4 +1,4 @@
-"""A grid of settings on a development split, and the best of those that harm little.
+"""The best point of a grid: the lowest attack success among those that harm little.
 
 Every point of the grid is a method of one run (`runner.run`), so a sweep that was stopped goes on
 where it was, and points may be added later.
@@ -6,18 +6,16 @@ where it was, and points may be added later.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from minisafe.errors import SettingError
-from minisafe.evaluation.methods import Method
-from minisafe.evaluation.summary import Ruled
+from minisafe.evaluation.methods.grid import AXES
+from minisafe.evaluation.methods.method import Method
+from minisafe.evaluation.report.summary import Ruled
 
-AXES = ("sgds_lambda", "margin", "sa_scale", "sa_layer", "sa_positions")
 Row = dict[str, Any]
 
 
@@ -37,33 +35,6 @@ class Bounds:
         for name, value in vars(self).items():
             if not math.isfinite(value):
                 raise SettingError(f"the bound of {name} is {value}; expected a number of per cent")
-
-
-def grid(
-    axes: Mapping[str, Sequence[Any]], profile: Path | None, common: Mapping[str, Any]
-) -> list[Method]:
-    """The base, then a method for each point; an axis without values is the profile's own.
-
-    Raises `SettingError` for an unknown axis. The point that switches both stages off is left out:
-    it is the base.
-    """
-    for name in axes:
-        if name not in AXES:
-            raise SettingError(f"no axis {name!r}; expected some of {', '.join(AXES)}")
-    given = {name: values for name, values in axes.items() if values}
-    methods = [Method("base", profile, {**common, "safe": False})]
-    for values in itertools.product(*given.values()):
-        point = dict(zip(given, values, strict=True))
-        if point.get("sgds_lambda") == 0 and point.get("sa_scale") == 0:
-            continue
-        changes = {**common, **point, "safe": True, "gate": False}
-        methods.append(Method(label(point), profile, changes))
-    return methods
-
-
-def label(point: Mapping[str, Any]) -> str:
-    """A point's name, such as `sgds_lambda=0.99 sa_scale=0.3`."""
-    return " ".join(f"{name}={value}" for name, value in point.items()) or "profile"
 
 
 def measured(ruled: Sequence[Ruled], methods: Sequence[Method]) -> list[Row]:

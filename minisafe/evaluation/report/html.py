@@ -16,9 +16,9 @@ from html import escape
 from pathlib import Path
 
 from minisafe.display import harmless
-from minisafe.evaluation.plots import Plot
-from minisafe.evaluation.sections import key_of
-from minisafe.evaluation.tables import Cell, Link, Row, Section, Table, decimals, number, text_of
+from minisafe.evaluation.report.plots import Plot
+from minisafe.evaluation.report.rows import Row, key_of, number, text_of
+from minisafe.evaluation.report.tables import Cell, Link, Section, Table, decimals
 
 HERE = Path(__file__).parent
 FIELDS = ("id", "method", "style", "kind", "category", "question", "prompt", "answer")
