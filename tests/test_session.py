@@ -17,7 +17,7 @@ from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 
 import minisafe
 from minisafe.checkpoint import load_adapter, load_model, save_model
-from minisafe.editing import merge_adapter
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.likelihood.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisafe.checkpoint import as_dtype, finite
+from minisafe.divergence import kl
 from minisafe.errors import NonFiniteError, SettingError
 from minisafe.model import Llama
 from minisafe.slots import Add, Record
@@ -236,4 +237,4 @@ def target_loss(log_probs: Sequence[Tensor], contexts: Sequence[Context]) -> Ten
 def divergence(before: Sequence[Tensor], now: Sequence[Tensor]) -> Tensor:
     """Mean KL(before || now) over all predictions, nats."""
     old, new = torch.cat(list(before)), torch.cat(list(now))
-    return F.kl_div(new, old, reduction="batchmean", log_target=True)
+    return kl(old, new).mean()

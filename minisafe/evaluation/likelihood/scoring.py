@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from minisafe.divergence import kl
 from minisafe.errors import PromptError, SettingError
 from minisafe.loaded import user
 from minisafe.lockstep import Lockstep, Stream, log_probs_of
@@ -108,8 +109,8 @@ def changes(
         raise PromptError("no answer has a token; expected at least one that has")
     scored = score_pairs(session, [encode_pair(session, *each, chat) for each in both], batch_size)
     changed = torch.cat([each.changed for each in scored]).double()
-    kl = torch.cat([each.kl for each in scored]).double()
-    return Changes(changed.mean().item(), kl.mean().item(), len(kl))
+    moved = torch.cat([each.kl for each in scored]).double()
+    return Changes(changed.mean().item(), moved.mean().item(), len(moved))
 
 
 def paired(contexts: Sequence[Text], answers: Sequence[Text]) -> list[tuple[Text, Text]]:
@@ -226,16 +227,10 @@ class Said:
         """(5, m) on the CPU, for m of the tokens: what `Scored` keeps of each, in its order."""
         best = self.final.argmax(dim=-1)
         changed = (best != self.plain.argmax(dim=-1)).float()
-        kl = divergence(self.final, self.plain)
+        moved = kl(self.final, self.plain).clamp(min=0)
         at, id_ = torch.tensor([index, ids], dtype=torch.long, device=best.device)
-        noted = self.final[at, id_], self.plain[at, id_], changed[at], kl[at], best[at] == id_
+        noted = self.final[at, id_], self.plain[at, id_], changed[at], moved[at], best[at] == id_
         return torch.stack([each.float() for each in noted]).cpu()
-
-
-def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) in nats, (..., vocab) twice -> (...); 0 log 0 is 0, and p > 0 = q gives inf."""
-    each = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
-    return each.sum(dim=-1).clamp(min=0)  # rounding may take it just below
 
 
 def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
