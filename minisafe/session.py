@@ -12,9 +12,9 @@ import torch
 from minisafe.answer import Result
 from minisafe.chat import Chat
 from minisafe.checkpoint import load_adapter, load_model
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.compiled import check_compile, compile_streams
 from minisafe.dtype import widen_small
-from minisafe.editing import merge_adapter
 from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.gate import Calibration
 from minisafe.loaded import Loaded

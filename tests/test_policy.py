@@ -18,7 +18,7 @@ from worlds import World, base_model
 import minisafe
 from minisafe.engine import Generation, Request
 from minisafe.errors import SafetyError
-from minisafe.evaluation.scoring import Pair, score_pairs
+from minisafe.evaluation.likelihood.scoring import Pair, score_pairs
 from minisafe.gate import Gate
 from minisafe.guidance import RULES, SGDS, Plain
 from minisafe.lockstep import Lockstep, Stream

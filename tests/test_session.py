@@ -17,9 +17,9 @@ from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 
 import minisafe
 from minisafe.checkpoint import load_adapter, load_model, save_model
-from minisafe.editing import merge_adapter
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.errors import PromptError, SettingError
-from minisafe.evaluation.scoring import encode_pair, score_pairs
+from minisafe.evaluation.likelihood.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain
 from minisafe.model import Llama
 from minisafe.session import Result, Session

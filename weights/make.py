@@ -31,9 +31,9 @@ from minisafe.about import About  # noqa: E402
 from minisafe.amplify import Recipe as VectorRecipe  # noqa: E402
 from minisafe.amplify import amplify, load_demonstrations  # noqa: E402
 from minisafe.checkpoint import load_model, save_adapter, save_model  # noqa: E402
-from minisafe.evaluation import calibration  # noqa: E402
+from minisafe.evaluation.methods import calibration  # noqa: E402
 from minisafe.evaluation.prompts import Prompt, default_prompts  # noqa: E402
-from minisafe.evaluation.styles import STYLES  # noqa: E402
+from minisafe.evaluation.prompts.styles import STYLES  # noqa: E402
 from minisafe.gate import Calibration  # noqa: E402
 from minisafe.lora import LoraAdapter  # noqa: E402
 from minisafe.model import Llama  # noqa: E402

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: directories to values and back. `minisafe.lora` has its rules."""
+"""LoRA adapters in PEFT's format: directories to values and back. `peft` has the format's rules."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minisafe.checkpoint.files import check_finite, read_file, save_tensors
+from minisafe.checkpoint.peft import PatternValues, check_adapter_config, targeted_modules
 from minisafe.errors import AdapterError
 from minisafe.files import read_json, write_text
-from minisafe.lora import (
-    LoraAdapter,
-    LoraDelta,
-    PatternValues,
-    check_adapter_config,
-    targeted_modules,
-)
+from minisafe.lora import LoraAdapter, LoraDelta
 from minisafe.model import Llama, projections
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -157,3 +152,13 @@ def save_adapter(
     }  # fmt: skip
     save_tensors(tensors, directory / ADAPTER_WEIGHTS)
     write_text(directory / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def merge_adapter(model: Llama, adapter: LoraAdapter) -> None:
+    """Add an adapter's deltas to the model's own weights, computed in float32."""
+    tensors = {name: (holder, attribute) for name, holder, attribute in model.tensors()}
+    for name, delta in adapter.deltas.items():
+        holder, attribute = tensors[f"{name}.weight"]
+        weight = getattr(holder, attribute)
+        merged = (weight.float() + delta.weight()).to(weight.dtype)  # never into the mapped file
+        setattr(holder, attribute, nn.Parameter(merged, requires_grad=False))

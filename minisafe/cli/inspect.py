@@ -18,6 +18,7 @@ from minisafe.checkpoint import (
     stated_in,
     stated_tensors,
 )
+from minisafe.checkpoint.peft import check_adapter_config
 from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
 from minisafe.cli.options import PATH
 from minisafe.config import LlamaConfig
@@ -25,7 +26,6 @@ from minisafe.display import one_line
 from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
 from minisafe.files.foreign import HAS_ONE, no_config
-from minisafe.lora import check_adapter_config
 from minisafe.profile import PATHS, Profile, default_profile, load_profile, resolve
 from minisafe.tokenizer import load_tokenizer
 from minisafe.vectors import load_vector
