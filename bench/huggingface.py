@@ -32,7 +32,7 @@ def transformers_model(model: Llama, adapter: LoraAdapter | None = None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    weights = {name: getattr(holder, key).detach() for name, holder, key in model.tensors()}
+    weights = {name: each.detach() for name, each in model.tensors().items()}
     if adapter is not None:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
         for module, delta in adapter.deltas.items():

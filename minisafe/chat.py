@@ -13,11 +13,11 @@ from minisafe.answer import Answer, Result
 from minisafe.conversation import Conversation, Exchange
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
+from minisafe.faster import make_generation
 from minisafe.guidance import Guidance, Plain
 from minisafe.loaded import Loaded, user
 from minisafe.lockstep import Lockstep
 from minisafe.slots import Span, covered
-from minisafe.speculate import make_generation
 from minisafe.tokenizer import ChatIds, Message
 from minisafe.vectors import Steering
 from minisafe.why import Why

@@ -14,6 +14,7 @@ from minisafe.acted import Acted, what_acts
 from minisafe.answer import Answer, StopFilter
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
+from minisafe.faster import block_limit, make_generation
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance
 from minisafe.lockstep import Lockstep, Stream
@@ -21,7 +22,6 @@ from minisafe.model import Llama
 from minisafe.parts import make_guidance
 from minisafe.profile import Settings, resolve
 from minisafe.promise import check_asked, check_numbers
-from minisafe.speculate import block_limit, make_generation
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering
 

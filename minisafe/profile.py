@@ -28,7 +28,7 @@ from minisafe.errors import (
 from minisafe.files import read_json, write_text
 from minisafe.gate import Calibration
 from minisafe.guidance import RULES, check_guidance, check_rule
-from minisafe.prepare import WEIGHTS
+from minisafe.linear import WEIGHTS
 from minisafe.sampling import Sampling
 from minisafe.tokenizer.options import Scalar, check_options
 from minisafe.vectors import POSITIONS
@@ -60,9 +60,10 @@ class Settings:
     alpha, first_tokens: None means the rule's own default. anti_expert, anti_system: the third
     stream of `dexperts`. gate: None means on if the profile holds a calibration for these weights.
     speculate: most tokens that the base drafts for an expert with weights of its own (see
-    `speculate`); 0 means none, None decides by itself. weights: how they are kept (see `prepare`).
+    `fast.speculation`); 0 means none, None decides by itself. weights: how they are kept (see
+    `fast.prepare`).
     cache_dtype: in which keys and values are held (see `cache`).
-    compile: run the decoding step as one compiled graph (see `compiled`).
+    compile: run the decoding step as one compiled graph (see `fast.compiled`).
     template_options: names and values that the chat template is given, such as
     {"enable_thinking": False}.
     expert_kind: "unsafe" or "safe", what the expert is; None: what the rule beside it reads.

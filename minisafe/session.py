@@ -13,9 +13,9 @@ from minisafe.answer import Result
 from minisafe.chat import Chat
 from minisafe.checkpoint import load_adapter, load_model
 from minisafe.checkpoint.adapter import merge_adapter
-from minisafe.compiled import check_compile, compile_streams
 from minisafe.dtype import widen_small
 from minisafe.errors import PromptError, SafetyError, SettingError
+from minisafe.faster import check_fast, put_in
 from minisafe.gate import Calibration
 from minisafe.loaded import Loaded
 from minisafe.parts import (
@@ -26,7 +26,6 @@ from minisafe.parts import (
     make_steering,
     make_streams,
 )
-from minisafe.prepare import prepare
 from minisafe.profile import (
     Profile,
     Settings,
@@ -163,8 +162,7 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     assert settings.base is not None
-    if settings.compile:
-        check_compile(settings.device, settings.weights)
+    check_fast(settings.device, settings.weights, settings.compile)
     model = load_model(settings.base, settings.dtype, check_device(settings.device))
     if settings.edit is not None:
         merge_adapter(model, load_adapter(settings.edit, model))
@@ -178,10 +176,7 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     streams, kinds = make_streams(settings, model, tokenizer)
     guidance = make_guidance(settings)
     check_parts(Parts(settings, tokenizer, streams, kinds, steering, guidance))
-    for stream in streams:
-        prepare(stream.model, "plain" if settings.compile else settings.weights)
-    if settings.compile:
-        compile_streams(streams)
+    put_in(streams, settings.weights, settings.compile)
     gate = None
     if asked.calibration is not None or settings.gate:
         gate = make_gate(settings, asked.calibration, made_for(settings, steering))

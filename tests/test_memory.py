@@ -23,7 +23,7 @@ import torch
 
 from minisafe.cache import KVCache
 from minisafe.checkpoint import load_model
-from minisafe.prepare import can_pack, prepare
+from minisafe.fast.prepare import can_pack, prepare
 
 
 def peak():

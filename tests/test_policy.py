@@ -12,6 +12,7 @@ import torch
 from helpers import random_adapter
 from hypothesis import given
 from hypothesis import strategies as st
+from minisafe.speculate import Speculation
 from torch import Tensor
 from worlds import World, base_model
 
@@ -23,7 +24,6 @@ from minisafe.gate import Gate
 from minisafe.guidance import RULES, SGDS, Plain
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.policy import Policy, Seen
-from minisafe.speculate import Speculation
 
 pytest_plugins = ["world_fixtures"]
 rules = st.sampled_from([*(make() for make in RULES.values()), Plain()]).flatmap(

@@ -581,13 +581,13 @@ def test_an_edit_is_merged_into_the_base(world: World) -> None:
     plain, edited = load(base=world.base), load(base=world.base, edit=world.adapter)
     expected = merged(plain.model, load_adapter(world.adapter, plain.model))
     changed = 0
-    for name, holder, attribute in edited.model.tensors():
-        torch.testing.assert_close(getattr(holder, attribute), expected[name], atol=1e-6, rtol=0)
+    for name, tensor in edited.model.tensors().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=0)
         changed += name.endswith("q_proj.weight")
     assert changed == 3
     assert not torch.equal(
-        edited.model.layers[0].self_attn.qkv.weights[0],
-        plain.model.layers[0].self_attn.qkv.weights[0],
+        edited.model.layers[0].self_attn.q_proj.weight,
+        plain.model.layers[0].self_attn.q_proj.weight,
     )
     with pytest.warns(SafetyWarning, match="other weights"):
         load(**world.flags(edit=world.adapter))

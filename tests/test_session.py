@@ -302,7 +302,7 @@ def test_weights_that_break_down_stop_the_answer(world: World, tmp_path: Path) -
     broken = Llama(session.model.config)
     broken.load_state_dict(session.model.state_dict())
     with torch.no_grad():
-        broken.layers[2].mlp.down.weights[0].fill_(3e38)
+        broken.layers[2].mlp.down_proj.weight.fill_(3e38)
     save_model(broken, tmp_path / "b")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "b" / name).write_bytes((world.base / name).read_bytes())

@@ -61,8 +61,7 @@ def config(vocab_size: int) -> LlamaConfig:
 def initialise(model: Llama, seed: int) -> None:
     """Normal weights; smaller ones where a layer writes to the residual stream."""
     generator = torch.Generator().manual_seed(seed)
-    for name, holder, attribute in model.tensors():
-        weight = getattr(holder, attribute)
+    for name, weight in model.tensors().items():
         with torch.no_grad():
             if weight.dim() == 1:
                 weight.fill_(1.0)
@@ -144,7 +143,7 @@ def loss_of(
     given, asked, counts = ids[:, :-1], ids[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
     picked = counts.nonzero().squeeze(1)
     with torch.autocast("cpu", torch.bfloat16):
-        step = model.step((given.shape[1],) * len(given), given.shape[1], None, None, (), adapters)
+        step = model.make_step((given.shape[1],) * len(given), given.shape[1], adapters=adapters)
         x = model.embed_tokens(given)  # (B, T - 1, hidden)
         for layer in model.layers:
             x = layer(x, step)
@@ -159,10 +158,10 @@ def new_adapter(
     """A trainable adapter on the named projections of every layer; B starts at zero."""
     generator = torch.Generator().manual_seed(seed)
     deltas = {}
-    for name, holder, attribute in model.tensors():
+    for name, weight in model.tensors().items():
         module = name.removesuffix(".weight")
         if module.rsplit(".", 1)[-1] in parts:
-            outs, ins = getattr(holder, attribute).shape
+            outs, ins = weight.shape
             a = nn.Parameter(torch.randn(rank, ins, generator=generator) / math.sqrt(ins))
             deltas[module] = LoraDelta(a, nn.Parameter(torch.zeros(outs, rank)), alpha / rank)
     return LoraAdapter(deltas)

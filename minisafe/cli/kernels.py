@@ -13,8 +13,8 @@ from minisafe.config import LlamaConfig
 from minisafe.display import one_line
 from minisafe.dtype import count_parameters, decoding_dtype
 from minisafe.errors import BadInput, SettingError
-from minisafe.kernels import choices
-from minisafe.prepare import automatic
+from minisafe.fast.kernels import choices
+from minisafe.fast.prepare import automatic
 from minisafe.profile import Settings, load_profile, resolve
 
 KINDS = ("plain", "packed", "int8")

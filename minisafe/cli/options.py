@@ -16,7 +16,7 @@ from minisafe.config import DTYPES
 from minisafe.display import harmless as harmless  # commands take it from here
 from minisafe.errors import PromptError, SettingError
 from minisafe.guidance import RULES
-from minisafe.prepare import WEIGHTS
+from minisafe.linear import WEIGHTS
 from minisafe.session import Session, load
 from minisafe.tokenizer import parse_option
 from minisafe.vectors import POSITIONS

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisafe.checkpoint import as_dtype, finite
 from minisafe.divergence import kl
@@ -115,25 +115,21 @@ def covariance(model: Llama, layer: int, rows: Sequence[Sequence[int]], ridge: f
 
 def down_projection(model: Llama, layer: int) -> Tensor:
     """W of a layer: (hidden, intermediate)."""
-    holder, attribute = _down(model, layer)
-    weight: Tensor = getattr(holder, attribute)
-    return weight.detach()
+    return model.tensors()[_down(layer)].detach()
 
 
 def put_down_projection(model: Llama, layer: int, weight: Tensor) -> None:
     """Put a new W in place, rounded as the checkpoint stores it; the old one is not written to."""
-    holder, attribute = _down(model, layer)
-    old = getattr(holder, attribute)
+    old = model.tensors()[_down(layer)]
     stored = weight.to(as_dtype(model.config.dtype) or old.dtype).to(old.dtype)
     if not finite(stored):
         raise NonFiniteError(f"the edited weight of layer {layer} is not finite; use more ridge")
-    setattr(holder, attribute, nn.Parameter(stored, requires_grad=False))
+    model.put(_down(layer), stored)
 
 
-def _down(model: Llama, layer: int) -> tuple[nn.Module, str]:
-    """The module and attribute that hold a layer's down projection."""
-    wanted = f"model.layers.{layer}.mlp.down_proj.weight"
-    return next((holder, key) for name, holder, key in model.tensors() if name == wanted)
+def _down(layer: int) -> str:
+    """The name of a layer's down projection."""
+    return f"model.layers.{layer}.mlp.down_proj.weight"
 
 
 def rank_one(weight: Tensor, key: Tensor, change: Tensor, covariance: Tensor) -> Tensor:

@@ -209,12 +209,10 @@ def described(model: Llama, examples: Sequence[Example], training: Training) -> 
 
 def prepared(model: Llama) -> dict[str, nn.Parameter]:
     """The model's own parameters by name, unmapped from any file and ready to be trained."""
-    parameters = {}
-    for name, holder, attribute in model.tensors():
-        value = nn.Parameter(getattr(holder, attribute).detach().clone(), requires_grad=True)
-        setattr(holder, attribute, value)
-        parameters[name] = value
-    return parameters
+    return {
+        name: model.put(name, old.detach().clone(), requires_grad=True)
+        for name, old in model.tensors().items()
+    }
 
 
 def finished_adapter(trainer: Trainer, dtype: torch.dtype = torch.float32) -> LoraAdapter:

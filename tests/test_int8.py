@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minisafe import quantize as module
 from minisafe.errors import SettingError
-from minisafe.quantize import (
+from minisafe.fast import int8 as module
+from minisafe.fast.int8 import (
     BASE,
     FEW_DIGITS,
     FEW_ROWS,
@@ -25,7 +25,7 @@ from minisafe.quantize import (
     quantize,
     two_digits,
 )
-from minisafe.race import FEW, ROWS, Lap
+from minisafe.fast.race import FEW, ROWS, Lap
 
 DTYPES = (torch.float32, torch.bfloat16)
 # of a sum of sizes; bf16 kernels round up to four times on the way (3.3 x 2^-9 was seen)
@@ -231,7 +231,7 @@ def test_the_largest_sums_are_exact() -> None:
 
 @packs
 def test_a_weight_is_packed_only_if_large_short_and_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGE", {torch.bfloat16: 100, torch.float32: 50})
+    monkeypatch.setattr(module, "MIN_DIGITS", {torch.bfloat16: 100, torch.float32: 50})
     fits = module.digits_fit
     assert fits((10, 10), torch.bfloat16)
     assert not fits((9, 10), torch.bfloat16)

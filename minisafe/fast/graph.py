@@ -1,36 +1,38 @@
 """The decoding step as torch's compiler is given it: one token a row through all layers.
 
-It is `Llama.forward` again, for that case alone and without state; `minisafe.compiled` says when it
-runs. Products hold no weights of their own here: they are the model's.
+It is `Llama.run` again, for that case alone and without state; `compiled` says when it runs.
+Products hold no weights of their own here: they are the model's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisafe.linear import Projection
+from minisafe.linear import Linear
 from minisafe.lora import LoraAdapter, LoraDelta
 from minisafe.model import Layer, Llama
 from minisafe.rotary import rotate
 
 
 class Product(nn.Module):
-    """A projection's parts as one product, and every adapter's deltas of them."""
+    """Linear maps of one input as one product, and every adapter's deltas of them."""
 
-    def __init__(self, plain: Projection, adapters: Sequence[LoraAdapter]):
+    def __init__(self, parts: Sequence[Linear], adapters: Sequence[LoraAdapter]):
         super().__init__()
-        self.weights = nn.ParameterList(frozen(weight) for weight in plain.weights)
-        self.biases = nn.ParameterList(frozen(bias) for bias in plain.biases)
+        self.weights = nn.ParameterList(frozen(part.weight) for part in parts)
+        biases = (part.bias for part in parts)
+        self.biases = nn.ParameterList(frozen(bias) for bias in biases if bias is not None)
         # adapter by adapter: (first column of the output, delta) of each part that has one
         self.deltas: list[list[tuple[int, LoraDelta]]] = []
         for adapter in adapters:
-            ends = torch.tensor([0, *plain.sizes.values()]).cumsum(0).tolist()
-            found = zip(ends, plain.sizes, strict=False)
+            starts = accumulate((len(part.weight) for part in parts), initial=0)
+            found = zip(starts, (part.name for part in parts), strict=False)
             self.deltas.append(
                 [(at, adapter.deltas[name]) for at, name in found if name in adapter.deltas]
             )
@@ -84,9 +86,13 @@ class Decoder(nn.Module):
             assert isinstance(layer, Layer)
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
                 self.norms.append(frozen(norm.weight))
-            for holder, name in layer.projections():
-                self.products.append(Product(getattr(holder, name), adapters))
-        self.head = None if model.lm_head is None else Product(model.lm_head, adapters)
+            attn, mlp = layer.self_attn, layer.mlp
+            for parts in (
+                (attn.q_proj, attn.k_proj, attn.v_proj), (attn.o_proj,),
+                (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,),
+            ):  # fmt: skip
+                self.products.append(Product(parts, adapters))
+        self.head = None if model.lm_head is None else Product((model.lm_head,), adapters)
 
     def normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)

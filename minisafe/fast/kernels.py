@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.config import LlamaConfig
-from minisafe.linear import LARGE, has_amx, left_laps, left_rows
-from minisafe.quantize import LARGE as LARGE_INT8
-from minisafe.quantize import digit_laps, digits_fit, few_laps, few_rows
-from minisafe.race import ROWS, Lap, Shape, border, make_trials, race
+from minisafe.fast.int8 import MIN_DIGITS, digit_laps, digits_fit, few_laps, few_rows
+from minisafe.fast.left import left_laps, left_rows, may_go_left
+from minisafe.fast.race import ROWS, Lap, Shape, border, make_trials, race
 
 SMALL = 1 << 18  # weights of a matrix whose product costs less than its call
 WIDE_ROWS = 4  # ... up to so many rows
@@ -147,7 +146,7 @@ def packed_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tu
 
 
 def int8_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tuple[Lap, ...]]:
-    large = not tied and shape[0] * shape[1] >= LARGE_INT8[dtype]
+    large = not tied and shape[0] * shape[1] >= MIN_DIGITS[dtype]
     laps = digit_laps(shape, dtype) if large else ()
     if large and digits_fit(shape, dtype):
         return "digits", laps
@@ -164,11 +163,6 @@ def in_words(kernel: str, rows: int, beyond: str) -> str:
     return f"{kernel} for {count}, else {beyond}"
 
 
-def may_go_left(shape: Shape, dtype: torch.dtype) -> bool:
-    """Whether `linear` prefers the weight on the left for some numbers of rows."""
-    return dtype == torch.bfloat16 and shape[0] * shape[1] >= LARGE and has_amx()
-
-
-def race_plain(config: LlamaConfig, dtype: torch.dtype) -> None:
-    """Run the races of a plain model now, at load, and not in its first answer."""
+def race_left(config: LlamaConfig, dtype: torch.dtype) -> None:
+    """Run the races of a model's plain matrices now, at load, and not in its first answer."""
     choices(config, dtype, "plain")

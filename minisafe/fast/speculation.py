@@ -23,47 +23,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minisafe.draft import Draft
-from minisafe.engine import Event, Generation, Request
+from minisafe.engine import Event, Generation
 from minisafe.errors import NonFiniteError
-from minisafe.gate import Gate
-from minisafe.guidance import Guidance
-from minisafe.lockstep import Lockstep, Stream
-from minisafe.pace import Pace
+from minisafe.fast.block import BlockLength
+from minisafe.fast.draft import Draft
+from minisafe.lockstep import Stream
 from minisafe.slots import covered
-from minisafe.vectors import Steering
 
 AUTOMATIC = 7  # with the token before it a block of eight rows, which kernels read like one
-
-
-def block_limit(setting: int | None, streams: Sequence[Stream]) -> int:
-    """Most tokens a block for these streams, 0 where there are no two models.
-
-    None is decided here: blocks, but not in float32 on a CPU, where kernels take much longer for
-    several tokens than for one.
-    """
-    if len(streams) != 2 or streams[0].model is streams[1].model:
-        return 0
-    if setting is not None:
-        return setting
-    slow = any(s.model.device.type == "cpu" and s.model.dtype == torch.float32 for s in streams)
-    return 0 if slow else AUTOMATIC
-
-
-def make_generation(
-    lockstep: Lockstep,
-    guidance: Guidance,
-    requests: Sequence[Request],
-    steering: Steering | None = None,
-    eos: frozenset[int] = frozenset(),
-    gate: Gate | None = None,
-    most: int = 0,
-) -> Generation:
-    """A `Generation`, with blocks of up to `most` tokens where guidance reads two models."""
-    two = guidance.n_streams == len(lockstep.streams) == len(lockstep.groups) == 2
-    if most and two and all(len(r.prompts) == 2 and all(r.prompts) for r in requests):
-        return Speculation(lockstep, guidance, requests, steering, eos, gate, most)
-    return Generation(lockstep, guidance, requests, steering, eos, gate)
 
 
 @dataclass(eq=False, repr=False)
@@ -86,7 +53,7 @@ class Speculation(Generation):
     def __post_init__(self) -> None:
         super().__post_init__()
         base, expert = (n_weights(stream) for stream in self.lockstep.streams)
-        self.pace = Pace(self.most, expert / base)
+        self.block_length = BlockLength(self.most, expert / base)
         self.judged = self.agreed = 0
         self.live = list(range(len(self.requests)))
         self.drafts: list[Draft] = []  # of the live rows
@@ -133,13 +100,13 @@ class Speculation(Generation):
     def block(self, log_probs: Tensor) -> Iterator[Event]:
         """Draft, judge and tell; then let the caches hold what the answers have become."""
         judged, agreed, self.spoilt = self.judged, self.agreed, False
-        most = self.pace.block
+        most = self.block_length.now
         if most == 0:
             self.catch_up()
         self.write(log_probs, max(most, 1))
         self.listen()
         gained = self.judge()
-        self.pace.note(self.agreed - agreed, self.judged - judged)
+        self.block_length.note(self.agreed - agreed, self.judged - judged)
         yield from self.tell(gained)
         for number in self.live:
             if self.rows[number].finish == "cancelled":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def forwards_a_token(block: int, acceptance: float, price: float = 1.0) -> float:
-    """What a token of `speculate.Speculation` costs, in forwards of the base.
+    """What a token of `speculation.Speculation` costs, in forwards of the base.
 
     A block is `block` forwards of the base and one of the expert, which costs `price` of them. A
     draft is accepted with probability `acceptance`. Blocks are of two kinds, states of a Markov
@@ -29,7 +29,7 @@ def best_block(acceptance: float, most: int, price: float = 1.0) -> int:
 POOR = 0.05  # acceptance at which a forward of the expert over two tokens costs more than it saves
 
 
-class Pace:
+class BlockLength:
     """Blocks for the acceptance so far, of which older blocks count less.
 
     It knows nothing of time, so that runs repeat.
@@ -44,7 +44,7 @@ class Pace:
         self.agreed, self.judged = 0.95 * self.agreed + agreed, 0.95 * self.judged + judged
 
     @property
-    def block(self) -> int:
+    def now(self) -> int:
         """How many tokens to draft now; 0 for none, where hardly any stands."""
         acceptance = self.agreed / self.judged
         return 0 if acceptance < POOR else best_block(acceptance, self.most, self.price)

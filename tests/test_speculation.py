@@ -25,16 +25,17 @@ from torch import Tensor
 from worlds import E, World, hangs_in_the_balance
 
 import minisafe
-from minisafe import draft as draft_module
 from minisafe.engine import Event, Generation, Request
 from minisafe.errors import NonFiniteError, SettingError, SlotError
+from minisafe.fast import draft as draft_module
+from minisafe.fast.block import BlockLength, best_block, forwards_a_token
+from minisafe.fast.speculation import AUTOMATIC, Speculation
+from minisafe.faster import block_limit, make_generation
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance, Plain, SelfCD
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.pace import Pace, best_block, forwards_a_token
 from minisafe.sampling import Sampling, accept_or_redraw, filtered
-from minisafe.speculate import AUTOMATIC, Speculation, block_limit, make_generation
 from minisafe.vectors import POSITIONS, Steering
 
 pytest_plugins = ["world_fixtures"]
@@ -48,13 +49,9 @@ texts = st.lists(st.integers(0, 66), min_size=1, max_size=12)
 def disturbed(model: Llama, scale: float, seed: int = 0) -> Llama:
     """Another model: the same weights plus `scale` times as much noise."""
     other, generator = Llama(model.config), torch.Generator().manual_seed(seed)
-    for (name, holder, attribute), (_, its, _) in zip(
-        other.tensors(), model.tensors(), strict=True
-    ):
-        tensor = tensors_of(model)[name]
+    for name, tensor in tensors_of(model).items():
         noise = torch.randn(tensor.shape, generator=generator) * tensor.std().nan_to_num()
-        assert type(its) is type(holder)
-        getattr(holder, attribute).data.copy_(tensor + scale * noise)
+        other.put(name, tensor + scale * noise)
     return other.requires_grad_(False).eval()
 
 
@@ -126,10 +123,10 @@ def collect(generation: Generation) -> list[Event]:
     return list(generation)
 
 
-def assert_same(scene: Scene, most: int, pace: Pace | None = None) -> int:
+def assert_same(scene: Scene, most: int, length: BlockLength | None = None) -> int:
     """Compare speculation with plain lockstep; returns how many tokens were equal."""
     plain, blocks = scene.generation(0, Watched), scene.generation(most)
-    blocks.pace = pace or blocks.pace
+    blocks.block_length = length or blocks.block_length
     list(plain)
     events = list(blocks)
     equal, whole = 0, True
@@ -176,12 +173,12 @@ def test_greedy_blocks_are_plain_lockstep(scene: Scene, most: int) -> None:
 
 @settings(max_examples=15)
 @given(scenes(), st.integers(0, 7))
-def test_greedy_answers_do_not_depend_on_the_pace(scene: Scene, turn: int) -> None:
+def test_greedy_answers_do_not_depend_on_the_block_length(scene: Scene, turn: int) -> None:
     """Blocks of any length in any order, none among them."""
     assert assert_same(scene, 7, Turning(turn)) > 0
 
 
-class Turning(Pace):
+class Turning(BlockLength):
     """Blocks of 0 to 7 in turn."""
 
     def __init__(self, turn: int):
@@ -189,7 +186,7 @@ class Turning(Pace):
         self.turn = turn
 
     @property
-    def block(self) -> int:
+    def now(self) -> int:
         self.turn = (5 * self.turn + 3) % 8
         return self.turn
 
@@ -241,7 +238,7 @@ def test_the_context_of_either_stream_ends_a_block(
         request = Request(tuple(tuple(range(1, 1 + n)) for n in lengths))
         scene = Scene(streams, SGDS(0.5, first_tokens=first_tokens), [request])
         plain, blocks = scene.generation(0), scene.generation(most)
-        blocks.pace = Fixed(most)
+        blocks.block_length = Fixed(most)
         assert list(plain) == list(blocks)
         assert blocks.rows[0].finish == "context"
         for stream in range(2):
@@ -312,11 +309,11 @@ def test_sampled_text_is_that_of_a_loop_which_judges_each_token(sampling: dict[s
 LENGTH, VOCABULARY, ROWS, BATCHES = 3, 5, 500, 5
 
 
-class Fixed(Pace):
+class Fixed(BlockLength):
     """Blocks of one length."""
 
     @property
-    def block(self) -> int:
+    def now(self) -> int:
         return self.most
 
 
@@ -352,7 +349,7 @@ def p_value(scene: Scene, most: int) -> float:
     for batch in range(BATCHES):
         requests = [replace(scene.requests[0], index=batch * ROWS + row) for row in range(ROWS)]
         generation = replace(scene, requests=requests).generation(most)
-        generation.pace = Fixed(most)
+        generation.block_length = Fixed(most)
         list(generation)
         for row in generation.rows:
             seen[tuple(row.answer)] = seen.get(tuple(row.answer), 0) + 1
@@ -478,7 +475,7 @@ def test_an_expert_like_the_base_accepts_all(most: int, limit: int) -> None:
     """One forward of the base a token. The first token of a block is known, so a block of k has
     k - 1 to judge; with k = 1 the expert reads every second token with the one before."""
     generation = long_scene(SGDS(0.9), limit).generation(most)
-    generation.pace = Fixed(most)
+    generation.block_length = Fixed(most)
     counted = Counted(generation)
     assert counted.n == limit
     assert counted.base == limit - 1
@@ -496,7 +493,7 @@ def test_an_expert_that_never_agrees(most: int) -> None:
     """One forward of the expert and k of the base for each token but the first, and no more than
     plain lockstep's two where k adapts."""
     generation = long_scene(Contrary(), 40).generation(most)
-    generation.pace = Fixed(most)
+    generation.block_length = Fixed(most)
     counted = Counted(generation)
     # the first block's first token is known; blocks near the end are shorter
     assert counted.expert <= 39
@@ -533,7 +530,7 @@ def test_guidance_that_rests_takes_no_forwards() -> None:
     """After `first_tokens` the expert reads nothing, and the base one token a step."""
     scene = long_scene(SGDS(0.9, first_tokens=4), 20)
     generation = scene.generation(7)
-    generation.pace = Fixed(7)
+    generation.block_length = Fixed(7)
     counted = Counted(generation)
     assert (counted.expert, counted.base) == (1, 19)
     assert generation.lockstep.length(1, 0) == 3 + 3  # prompt and what the fourth token follows
@@ -566,16 +563,16 @@ def test_blocks_follow_acceptance() -> None:
     assert [best_block(p, 7) for p in (0.0, 0.3, 0.9, 1.0)] == [1, 1, 4, 7]
     assert best_block(0.9, 3) == 3
     assert best_block(0.5, 7, price=5.0) > best_block(0.5, 7)  # a dear expert is asked less often
-    pace = Pace(7)
+    length = BlockLength(7)
     for _ in range(60):
-        pace.note(1, 6)
-    assert pace.block == 1
+        length.note(1, 6)
+    assert length.now == 1
     for _ in range(60):
-        pace.note(0, 1)
-    assert pace.block == 0
+        length.note(0, 1)
+    assert length.now == 0
     for _ in range(60):
-        pace.note(5, 5)
-    assert pace.block >= 6
+        length.note(5, 5)
+    assert length.now >= 6
 
 
 # ---- caches ------------------------------------------------------------------------------------
@@ -622,7 +619,7 @@ def test_caches_are_a_straight_run(scene: Scene, most: int, stop: int, close: bo
 def test_a_cancelled_row_gets_nothing_more_of_its_block() -> None:
     scene = unsteered(fixed_scene(noise=0.0))  # every draft stands
     generation = scene.generation(7)
-    generation.pace = Fixed(7)
+    generation.block_length = Fixed(7)
     events: list[Event] = []
     for event in generation:
         events.append(event)
@@ -660,7 +657,7 @@ def test_nan_after_an_accepted_token_ends_the_answer_where_plain_does(who: int, 
     streams[who] = Stream(broken_at(streams[who].model, answer[first]))
     scene = replace(scene, streams=tuple(streams))
     blocks = scene.generation(7)
-    blocks.pace = Fixed(most)
+    blocks.block_length = Fixed(most)
     for generation in (scene.generation(0), blocks):
         with pytest.raises(NonFiniteError, match="NaN or infinite"):
             list(generation)
@@ -692,7 +689,7 @@ def test_nan_behind_a_draft_that_falls_is_never_seen(who: int, at: int) -> None:
     streams[who] = Stream(broken_at(streams[who].model, banned))
     scene = replace(scene, streams=tuple(streams), guidance=Without(0.9, id_=banned))
     plain, blocks = scene.generation(0), scene.generation(7)
-    blocks.pace = Fixed(7)
+    blocks.block_length = Fixed(7)
     spoilt = []
     list(plain)
     for _ in blocks:
@@ -708,7 +705,7 @@ def test_steering_that_only_fallen_drafts_met_never_took_place() -> None:
     scene = replace(scene, requests=[request], steering=steering)
     for most in (0, 7):
         generation = scene.generation(most)
-        generation.pace = Fixed(7)
+        generation.block_length = Fixed(7)
         with pytest.raises(SlotError, match="never applied"):
             list(generation)
 

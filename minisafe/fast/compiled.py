@@ -1,7 +1,7 @@
 """One compiled graph for the step that decodes: one token a row, all layers, by `torch.compile`.
 
-`compile_step(model, adapters)` gives a plain model a fast path for that step alone. `Llama.forward`
-is the reference, and takes whatever the graph cannot express: prompts, blocks, other slots, other
+`compile_step(model, adapters)` gives a plain model a fast path for that step alone. `Llama.run` is
+the reference, and takes whatever the graph cannot express: prompts, blocks, other slots, other
 adapters. The graph holds its own copy of the weights, in the order in which inductor's C++ matrix
 products read them ("freezing"), and has its arithmetic fused around these products.
 """
@@ -21,12 +21,15 @@ import torch
 from torch import Tensor
 
 from minisafe.cache import KVCache
-from minisafe.decoder import Decoder, Inputs, window_kinds
 from minisafe.errors import SettingError
+from minisafe.fast.graph import Decoder, Inputs, window_kinds
+from minisafe.fast.llama import FastLlama
+from minisafe.fast.prepare import quicken
 from minisafe.lockstep import Stream
 from minisafe.lora import Applied, LoraAdapter
-from minisafe.model import Llama, Step
+from minisafe.model import Llama
 from minisafe.slots import Add
+from minisafe.step import Step
 
 # only templates: they are faster here than what torch would time them against; and each walks whole
 # rows of a matrix, where torch's own blocks of them cost 4 % (docs/log.md)
@@ -59,7 +62,7 @@ def check_compile(device: str, weights: str) -> None:
         )
 
 
-class CompiledStep:
+class Graphs:
     """A model's compiled decoding step; see `compile_step`.
 
     There are up to two graphs, for one row and for several, each with a copy of the weights. A
@@ -74,11 +77,11 @@ class CompiledStep:
         self.threads = torch.get_num_threads()  # written into the products' code
         self.graphs: dict[bool, Callable[..., Tensor]] = {}
 
-    def takes(self, width: int, step: Step) -> bool:
+    def takes(self, step: Step) -> bool:
         """Whether the graph expresses this step in full."""
         several = len(step.place.starts) > 1
         return (
-            width == 1
+            step.place.width == 1
             and step.cache is not None
             and step.cache.stored == step.cache.dtype
             and step.place.stop < step.cache.capacity  # a full cache has a layout of its own
@@ -167,6 +170,18 @@ class CompiledStep:
             model(torch.zeros(rows, 1, dtype=torch.long), cache, last_only=True)
 
 
+class CompiledLlama(FastLlama):
+    """A model whose layers and head run as one graph, wherever that expresses the step."""
+
+    graphs: Graphs
+
+    def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
+        if no_logits or not self.graphs.takes(step):
+            return super().run(ids, step, last_only, no_logits)
+        logits = self.graphs(ids, step)
+        return logits if last_only else logits.unsqueeze(1)
+
+
 def fresh(view: Tensor) -> Tensor:
     """A copy, even of what is contiguous: torch makes a graph for each kind of view, and another
     where two inputs are one tensor."""
@@ -227,12 +242,15 @@ def compile_step(model: Llama, adapters: Sequence[LoraAdapter] = (), rows: int =
     Raises `SettingError` for prepared weights, float16, another device than the CPU, or no C++
     compiler.
     """
-    check_compile(str(model.device), "plain" if model.prepared is None else model.prepared.weights)
+    check_compile(str(model.device), model.weights)
     if model.dtype == torch.float16:
         raise SettingError("compile is for bfloat16 and float32, and dtype is float16")
-    model.compiled = CompiledStep(model, adapters)
+    quicken(model)
+    model.__class__ = CompiledLlama
+    assert isinstance(model, CompiledLlama)
+    model.graphs = Graphs(model, adapters)
     with reported("compiling the decoding step"):
-        model.compiled.warm(min(rows, 2), model.dtype, model)
+        model.graphs.warm(min(rows, 2), model.dtype, model)
     return model
 
 

@@ -5,7 +5,7 @@ A weight errs by at most half its channel's scale. `int8_linear` leaves activati
 are what kernels multiply at the speed of the memory, and two digits err no more than bf16 does.
 They are multiplied as unsigned bytes, 128 added and taken off again: oneDNN has quick kernels for
 signed ones only on CPUs with AMX, and takes 300 times as long elsewhere (docs/log.md).
-Both kernels are raced (`minisafe.race`) before they are used.
+Both kernels are raced (`minisafe.fast.race`) before they are used.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.errors import SettingError
-from minisafe.race import FEW, FEW_ROWS, ROWS, Lap, Shape, border, make_trials, race
+from minisafe.fast.race import FEW, FEW_ROWS, ROWS, Lap, Shape, border, make_trials, race
 
 # up to FEW_ROWS torch's int8 kernel is faster than widening the weights (docs/log.md)
 BLOCK = 1 << 20  # weights that are widened at a time: 2 MB of bf16, which a core's cache holds
 STEP = 32  # inputs the kernel takes at a time; torch 2.13 crashes where 16 do not divide them
 # weights from which on reading, or widening, costs more than writing two digits (docs/log.md)
-LARGE = {torch.bfloat16: 1 << 22, torch.float32: 1 << 18}
+MIN_DIGITS = {torch.bfloat16: 1 << 22, torch.float32: 1 << 18}
 MOST_INPUTS = (2**31 - 1) // (255 * 127)  # of packed weights: more may overflow an integer's sum
 FEW_DIGITS = 256  # rows of digits' products at a time: in float32 they take much room
 BASE = 254  # of the digits: the second one is within half of it, and both fit -127 to 127
@@ -204,7 +204,7 @@ def digit_laps(shape: Shape, dtype: torch.dtype) -> tuple[Lap, ...]:
 def digits_fit(shape: Shape, dtype: torch.dtype) -> bool:
     """Whether a weight of this shape is packed as digits: a large one, whose kernel is right, and
     quick for any number of rows."""
-    if shape[0] * shape[1] < LARGE[dtype]:
+    if shape[0] * shape[1] < MIN_DIGITS[dtype]:
         return False
     laps = digit_laps(shape, dtype)
     return bool(laps) and all(lap.fits for lap in laps)
