@@ -12,7 +12,6 @@ import torch
 from helpers import random_adapter
 from hypothesis import given
 from hypothesis import strategies as st
-from minisafe.speculate import Speculation
 from torch import Tensor
 from worlds import World, base_model
 
@@ -20,6 +19,7 @@ import minisafe
 from minisafe.engine import Generation, Request
 from minisafe.errors import SafetyError
 from minisafe.evaluation.likelihood.scoring import Pair, score_pairs
+from minisafe.fast.speculation import Speculation
 from minisafe.gate import Gate
 from minisafe.guidance import RULES, SGDS, Plain
 from minisafe.lockstep import Lockstep, Stream
