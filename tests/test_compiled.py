@@ -18,7 +18,6 @@ from helpers import TOLERANCE, cache_for, random_adapter, random_ids, random_mod
 from torch import Tensor
 
 from minisafe import compiled as module
-from minisafe import session
 from minisafe.compiled import CompiledStep, check_compile, compile_step
 from minisafe.engine import Generation, Request
 from minisafe.errors import SettingError
@@ -27,6 +26,7 @@ from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import Applied, LoraAdapter
 from minisafe.model import Llama
 from minisafe.prepare import prepare
+from minisafe.session import session
 from minisafe.slots import Add, Patch, Slot
 from minisafe.vectors import Steering
 

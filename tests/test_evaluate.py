@@ -39,7 +39,7 @@ from minisafe.evaluation.runner import run
 from minisafe.evaluation.statistics import wilson
 from minisafe.evaluation.styles import STYLES, fill, load_styles
 from minisafe.evaluation.summary import Ruled, join, summarise
-from minisafe.profile import default_profile
+from minisafe.session.profile import default_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOAT = {"dtype": "float32", "max_new_tokens": 24}

@@ -37,8 +37,8 @@ from minisafe.errors import (
     TokenizerError,
     VectorError,
 )
-from minisafe.parts import SafetyWarning
-from minisafe.profile import (
+from minisafe.session.parts import SafetyWarning
+from minisafe.session.profile import (
     FIELDS,
     Settings,
     decide_safe,
@@ -342,8 +342,8 @@ def test_files_that_the_profile_vouches_for(world: World, tmp_path: Path) -> Non
 def test_the_shipped_profile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a checkout beside the package, in an installed wheel inside it."""
     for home in (tmp_path / "minisafe" / "weights" / "tiny", tmp_path / "weights" / "tiny"):
-        package = tmp_path / "minisafe" / "profile.py"
-        monkeypatch.setattr("minisafe.profile.__file__", str(package))
+        package = tmp_path / "minisafe" / "session" / "profile.py"
+        monkeypatch.setattr("minisafe.session.profile.__file__", str(package))
         with pytest.raises(ConfigError, match=r"no shipped profile .*--profile.*--base"):
             default_profile()
         home.mkdir(parents=True)

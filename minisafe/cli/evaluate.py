@@ -27,7 +27,7 @@ from minisafe.evaluation.prompts import (
 from minisafe.evaluation.ruling import make_judge
 from minisafe.evaluation.runner import silent
 from minisafe.evaluation.styles import load_styles
-from minisafe.profile import default_profile
+from minisafe.session.profile import default_profile
 
 Files = tuple[Path, ...]
 TABLES = {"rows": ("style", "asr"), "over_refusal": ("kind", "refused")}

@@ -15,7 +15,7 @@ from minisafe.dtype import count_parameters, decoding_dtype
 from minisafe.errors import BadInput, SettingError
 from minisafe.kernels import choices
 from minisafe.prepare import automatic
-from minisafe.profile import Settings, load_profile, resolve
+from minisafe.session.profile import Settings, load_profile, resolve
 
 KINDS = ("plain", "packed", "int8")
 

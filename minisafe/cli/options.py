@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import click
 
-from minisafe.acted import Acted
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES
 from minisafe.display import harmless as harmless  # commands take it from here
 from minisafe.errors import PromptError, SettingError
 from minisafe.guidance import RULES
 from minisafe.prepare import WEIGHTS
-from minisafe.session import Session, load
+from minisafe.session.acted import Acted
+from minisafe.session.session import Session, load
 from minisafe.tokenizer import parse_option
 from minisafe.vectors import POSITIONS
 

@@ -24,7 +24,7 @@ from minisafe.evaluation.runner import run
 from minisafe.evaluation.styles import load_styles
 from minisafe.evaluation.summary import join, summarise, write_summary
 from minisafe.evaluation.sweep import AXES, Bounds, Row, choose, grid, measured
-from minisafe.profile import (
+from minisafe.session.profile import (
     FIELDS,
     checked,
     default_profile,

@@ -21,8 +21,8 @@ from minisafe.evaluation.ruling import JUDGEMENTS, read_known, rule_all
 from minisafe.evaluation.runner import Progress, run, silent
 from minisafe.evaluation.scoring import changes
 from minisafe.evaluation.summary import join, summarise, write_summary
-from minisafe.profile import Settings
 from minisafe.session import Session
+from minisafe.session.profile import Settings
 
 
 @dataclass(frozen=True)

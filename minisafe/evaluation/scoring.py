@@ -14,10 +14,10 @@ from torch import Tensor
 
 from minisafe.errors import PromptError, SettingError
 from minisafe.gate import total_variation
-from minisafe.loaded import user
 from minisafe.lockstep import Lockstep, Stream, log_probs_of
 from minisafe.lora import Applied
 from minisafe.session import Session
+from minisafe.session.loaded import user
 from minisafe.slots import Slot
 from minisafe.tokenizer import Message, Tokenizer
 

@@ -13,8 +13,8 @@ from minisafe.cli.chat.talk import Talk, tell
 from minisafe.cli.options import describe
 from minisafe.display import harmless
 from minisafe.errors import SettingError
-from minisafe.loaded import SETTABLE
-from minisafe.saved import load_chat, save_chat
+from minisafe.session.loaded import SETTABLE
+from minisafe.session.saved import load_chat, save_chat
 
 
 class Leave(Exception):

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from minisafe.errors import SettingError
-from minisafe.loaded import SETTABLE
-from minisafe.profile import FIELDS, Settings
+from minisafe.session.loaded import SETTABLE
+from minisafe.session.profile import FIELDS, Settings
 
 NONE = "none"
 

@@ -12,12 +12,12 @@ from typing import TextIO
 
 import click
 
-from minisafe.chat import Chat
 from minisafe.checkpoint import first_line, is_out_of_memory
 from minisafe.cli.chat.interrupts import Interrupts
 from minisafe.cli.chat.wrap import Wrap
 from minisafe.display import harmless, one_line
 from minisafe.errors import MinisafeError
+from minisafe.session.chat import Chat
 
 SHOWN = 10_000  # characters of one message to the user
 

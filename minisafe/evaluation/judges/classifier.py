@@ -12,8 +12,8 @@ from minisafe.evaluation.journal import digest
 from minisafe.evaluation.judges import Ruling
 from minisafe.evaluation.judges.formats import FORMATS, Reading, neutralise, read_layout
 from minisafe.evaluation.prompts import Prompt
-from minisafe.parts import fingerprints
-from minisafe.session import Session, load
+from minisafe.session.parts import fingerprints
+from minisafe.session.session import Session, load
 from minisafe.tokenizer import Message, Tokenizer
 from minisafe.tokenizer.marks import Marks
 

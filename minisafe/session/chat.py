@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from minisafe.acted import Acted
-from minisafe.answer import Answer, Result
-from minisafe.conversation import Conversation, Exchange
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.guidance import Guidance, Plain
-from minisafe.loaded import Loaded, user
 from minisafe.lockstep import Lockstep
+from minisafe.session.acted import Acted
+from minisafe.session.answer import Answer, Result
+from minisafe.session.conversation import Conversation, Exchange
+from minisafe.session.loaded import Loaded, user
+from minisafe.session.why import Why
 from minisafe.slots import Span, covered
 from minisafe.speculate import make_generation
 from minisafe.tokenizer import ChatIds, Message
 from minisafe.vectors import Steering
-from minisafe.why import Why
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from minisafe.errors import SafetyError, SafetyWarning
 from minisafe.guidance import SGDS, Guidance, Plain
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.profile import SAFE_EXPERT, Settings
+from minisafe.session.profile import SAFE_EXPERT, Settings
 from minisafe.tokenizer import Tokenizer
 from minisafe.vectors import Steering
 

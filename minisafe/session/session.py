@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from minisafe.answer import Result
-from minisafe.chat import Chat
 from minisafe.checkpoint import load_adapter, load_model
 from minisafe.compiled import check_compile, compile_streams
 from minisafe.dtype import widen_small
 from minisafe.editing import merge_adapter
 from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.gate import Calibration
-from minisafe.loaded import Loaded
-from minisafe.parts import (
+from minisafe.prepare import prepare
+from minisafe.session.answer import Result
+from minisafe.session.chat import Chat
+from minisafe.session.loaded import Loaded
+from minisafe.session.parts import (
     check_device,
     made_for,
     make_gate,
@@ -26,8 +27,7 @@ from minisafe.parts import (
     make_steering,
     make_streams,
 )
-from minisafe.prepare import prepare
-from minisafe.profile import (
+from minisafe.session.profile import (
     Profile,
     Settings,
     decide_safe,
@@ -36,7 +36,7 @@ from minisafe.profile import (
     load_profile,
     resolve,
 )
-from minisafe.promise import Parts, check_asked, check_parts
+from minisafe.session.promise import Parts, check_asked, check_parts
 from minisafe.tokenizer import check_tokenizer, load_tokenizer
 from minisafe.vectors import SafetyVector, load_vector
 

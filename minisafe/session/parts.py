@@ -25,7 +25,7 @@ from minisafe.guidance import RULES, SGDS, Guidance, Plain, SafeDecoding
 from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter
 from minisafe.model import Llama
-from minisafe.profile import TOKENIZER_FILES, Settings
+from minisafe.session.profile import TOKENIZER_FILES, Settings
 from minisafe.tokenizer import (
     Tokenizer,
     check_same_vocabulary,

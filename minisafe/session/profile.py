@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from minisafe.about import About
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import DTYPES, LlamaConfig, shown
 from minisafe.errors import (
@@ -30,6 +29,7 @@ from minisafe.gate import Calibration
 from minisafe.guidance import RULES, check_guidance, check_rule
 from minisafe.prepare import WEIGHTS
 from minisafe.sampling import Sampling
+from minisafe.session.about import About
 from minisafe.tokenizer.options import Scalar, check_options
 from minisafe.vectors import POSITIONS
 
@@ -164,7 +164,7 @@ class Profile:
 
 def default_profile() -> Path:
     """The shipped profile: in a checkout `weights/tiny`, in an installed wheel the package's."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     for directory in (package / "weights" / "tiny", package.parent / "weights" / "tiny"):
         if (directory / "profile.json").is_file():
             return directory / "profile.json"

@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from minisafe.acted import Acted, what_acts
-from minisafe.answer import Answer, StopFilter
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.parts import make_guidance
-from minisafe.profile import Settings, resolve
-from minisafe.promise import check_asked, check_numbers
+from minisafe.session.acted import Acted, what_acts
+from minisafe.session.answer import Answer, StopFilter
+from minisafe.session.parts import make_guidance
+from minisafe.session.profile import Settings, resolve
+from minisafe.session.promise import check_asked, check_numbers
 from minisafe.speculate import block_limit, make_generation
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering

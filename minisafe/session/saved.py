@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe.chat import Chat
-from minisafe.conversation import Conversation, Exchange
 from minisafe.errors import PromptError, SettingError
 from minisafe.files import parse_json, read_text, write_text
-from minisafe.loaded import SETTABLE
-from minisafe.parts import fingerprints
-from minisafe.profile import FIELDS, Settings, checked
+from minisafe.session.chat import Chat
+from minisafe.session.conversation import Conversation, Exchange
+from minisafe.session.loaded import SETTABLE
+from minisafe.session.parts import fingerprints
+from minisafe.session.profile import FIELDS, Settings, checked
 from minisafe.tokenizer import Tokenizer
 
 VERSION = 1
