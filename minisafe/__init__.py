@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from minisafe.sampling import Sampling
     from minisafe.session.answer import Result
     from minisafe.session.chat import Chat
-    from minisafe.session.profile import Settings
     from minisafe.session.session import Session, load
+    from minisafe.session.settings import Settings
     from minisafe.tokenizer import load_tokenizer
     from minisafe.vectors import SafetyVector, Steering, load_vector
 
@@ -82,7 +82,7 @@ HOMES = {
     "sampling": ("Sampling",),
     "session.answer": ("Result",),
     "session.chat": ("Chat",),
-    "session.profile": ("Settings",),
+    "session.settings": ("Settings",),
     "session.session": (
         "Session",
         "load",

@@ -17,8 +17,8 @@ from minisafe.cli.chat.commands import COMMANDS
 from minisafe.display import harmless
 from minisafe.errors import NonFiniteError
 from minisafe.session.chat import Chat
-from minisafe.session.loaded import SETTABLE
 from minisafe.session.saved import load_chat
+from minisafe.session.settings import SETTABLE
 from minisafe.tokenizer import TextStream
 
 pytest_plugins = ["world_fixtures"]

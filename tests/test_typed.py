@@ -25,8 +25,8 @@ from minisafe.cli.chat.typed import LIMIT, message, piped
 from minisafe.errors import ConfigError, PromptError
 from minisafe.session.about import About, read_about
 from minisafe.session.acted import Acted, Amplification, OtherRule, SafetyGuidance
-from minisafe.session.loaded import SETTABLE
 from minisafe.session.profile import default_profile
+from minisafe.session.settings import SETTABLE
 
 FOX = "the fox\nand\nthe hen"
 

@@ -33,7 +33,8 @@ from minisafe.finetune import (
 )
 from minisafe.model import Llama
 from minisafe.session.parts import check_device
-from minisafe.session.profile import default_profile, load_profile, resolve
+from minisafe.session.profile import default_profile, load_profile
+from minisafe.session.settings import resolve
 from minisafe.tokenizer import load_tokenizer
 
 BESIDE = (

@@ -24,14 +24,9 @@ from minisafe.evaluation.runner import run
 from minisafe.evaluation.styles import load_styles
 from minisafe.evaluation.summary import join, summarise, write_summary
 from minisafe.evaluation.sweep import AXES, Bounds, Row, choose, grid, measured
-from minisafe.session.profile import (
-    FIELDS,
-    checked,
-    default_profile,
-    files_read,
-    load_profile,
-    save_profile,
-)
+from minisafe.session.profile import default_profile, load_profile, save_profile
+from minisafe.session.settings import SETTINGS, checked
+from minisafe.session.vouched import files_read
 
 
 def axis(name: str, text: str) -> Callable[[Command], Command]:
@@ -146,7 +141,7 @@ def values_of(name: str, text: str) -> list[Any]:
 def write_best(path: Path, profile: Path, best: Mapping[str, Any]) -> None:
     """The profile with the chosen settings; a calibration was for others, and does not go along."""
     read = load_profile(profile)
-    settings = {name: value for name, value in read.settings.items() if name in FIELDS}
+    settings = {name: value for name, value in read.settings.items() if name in SETTINGS}
     settings |= {name: best[name] for name in AXES if name in best}
     if settings.get("sa_scale") == 0:  # a part that is switched off is not named
         settings.pop("vector", None)

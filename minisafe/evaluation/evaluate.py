@@ -22,7 +22,7 @@ from minisafe.evaluation.runner import Progress, run, silent
 from minisafe.evaluation.scoring import changes
 from minisafe.evaluation.summary import join, summarise, write_summary
 from minisafe.session import Session
-from minisafe.session.profile import Settings
+from minisafe.session.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ class Chat:
         settings = session.settings
         first = not self.messages  # later turns are not like what the gate was calibrated on
         request = Request(
-            pending, spans, settings.sampling(), settings.max_new_tokens, self.turn, gated=first,
+            pending, spans, settings, settings.max_new_tokens, self.turn, gated=first,
             watched=True,
         )  # fmt: skip
         gate = session.gate if self.safe else None
