@@ -59,8 +59,8 @@ class Settings(Sampling):
     """
 
     base: Path | None = declared(
-        None, PATH, "Model directory; without --profile, just this model.", unset="required",
-        docs="Model directory.",
+        None, PATH, "Model directory; without --profile, just this model.",
+        docs="Model directory; required.",
     )  # fmt: skip
     edit: Path | None = declared(
         None, PATH, "LoRA directory to merge into the base first.",
