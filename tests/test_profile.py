@@ -316,6 +316,16 @@ def test_checksums_that_are_none(world: World, tmp_path: Path, value: Any) -> No
         load_profile(root)
 
 
+def test_a_file_that_would_be_read_is_vouched_for(world: World, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(world.root, tmp_path / "w"))
+    (root / "base" / "notes.txt").write_text("never read")
+    vouch(root)
+    load_profile(root)
+    (root / "base" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: would be read, but"):
+        load_profile(root)
+
+
 def test_files_that_the_profile_vouches_for(world: World, tmp_path: Path) -> None:
     root = Path(shutil.copytree(world.root, tmp_path / "w"))
     weights = root / "base" / "model.safetensors"

@@ -7,15 +7,15 @@ the prompt and then the answer in blocks, and says at each token what it would s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from minisafe.errors import PromptError, SettingError
-from minisafe.gate import total_variation
 from minisafe.lockstep import Lockstep, Stream, log_probs_of
 from minisafe.lora import Applied
+from minisafe.policy import Policy, Seen
 from minisafe.session import Session
 from minisafe.session.loaded import user
 from minisafe.slots import Slot
@@ -252,19 +252,17 @@ def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
             slots[0] += session.steering.slots(row, session.spans(text.prompts[0]))
     found = lockstep.feed([*prompts, *(prompts[0] for _ in plain)], slots)
     first = tuple(each for each in found if each is not None)
-    shut = [False] * len(texts)
-    if session.gate is not None and len(session.streams) > 1:
-        variations = total_variation(first[0], first[1]).tolist()
-        shut = [
-            text.gated and not session.gate.opens(variation)
-            for text, variation in zip(texts, variations, strict=True)
-        ]
-    yield judged(session, first, [(row, 0) for row in range(len(texts))], shut)
+    policy = Policy(session.guidance, session.gate)
+    seen = policy.look([Seen(gated=text.gated) for text in texts], first[: len(session.streams)])
+    yield decided(
+        policy, len(session.streams), first, [(row, 0) for row in range(len(texts))], seen
+    )
     width = max(1, min(WIDEST, LOGITS // (len(lockstep.streams) * len(texts) * session.n_ids)))
     for start in range(0, max(len(text.answer) for text in texts), width):
         blocks = [text.answer[start : start + width] for text in texts]
         at = [(row, start + 1 + n) for row, block in enumerate(blocks) for n in range(len(block))]
-        yield judged(session, read_block(lockstep, blocks, slots), at, shut)
+        said = read_block(lockstep, blocks, slots)
+        yield decided(policy, len(session.streams), said, at, seen)
 
 
 def read_block(
@@ -291,16 +289,15 @@ def read_block(
     return tuple(found[stream] for stream in range(len(lockstep.streams)))
 
 
-def judged(session: Session, log_probs: tuple[Tensor, ...], at: Where, shut: list[bool]) -> Said:
-    """What the method makes of its streams; the unsteered base is the last one. Rows whose gate is
-    `shut` are that base's, and guidance may act on an answer's first tokens only."""
-    base, plain = log_probs[0], log_probs[-1] if session.steering is not None else log_probs[0]
-    final = session.guidance(log_probs[: len(session.streams)])
-    limit = session.guidance.first_tokens
-    if limit is not None:
-        late = torch.tensor([place >= limit for _, place in at], device=base.device)
-        final = torch.where(late[:, None], base, final)
-    if any(shut):
-        still = torch.tensor([shut[row] for row, _ in at], device=base.device)
-        final = torch.where(still[:, None], plain, final)
-    return Said(at, final, plain)
+def decided(
+    policy: Policy, n_streams: int, log_probs: tuple[Tensor, ...], at: Where, seen: Sequence[Seen]
+) -> Said:
+    """What the method makes of its `n_streams` streams at each place. seen: by row, after the
+    prompt. The unsteered base follows the streams, where the base is steered: it stands in for
+    the base of a row that the gate leaves to it."""
+    plain = log_probs[-1] if len(log_probs) > n_streams else log_probs[0]
+    there = [replace(seen[row], tokens=place) for row, place in at]
+    left = torch.tensor([not each.guided for each in there], device=plain.device)[:, None]
+    base = torch.where(left, plain, log_probs[0])
+    decision = policy.decide(there, (base, *log_probs[1:n_streams]))
+    return Said(at, decision.log_probs, plain)
