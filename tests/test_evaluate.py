@@ -39,7 +39,7 @@ from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.resume import read_all
 from minisafe.evaluation.runner.run import run
 from minisafe.evaluation.statistics import wilson
-from minisafe.profile import default_profile
+from minisafe.session.profile import default_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOAT = {"dtype": "float32", "max_new_tokens": 24}

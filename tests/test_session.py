@@ -22,7 +22,7 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.likelihood.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain
 from minisafe.model import Llama
-from minisafe.session import Result, Session
+from minisafe.session.session import Result, Session
 from minisafe.tokenizer import TextStream
 from minisafe.vectors import Steering
 

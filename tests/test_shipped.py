@@ -21,7 +21,7 @@ from minisafe.cli import cli
 from minisafe.errors import CheckpointError, MinisafeError
 from minisafe.evaluation.world import Question, judge
 from minisafe.model import Llama
-from minisafe.profile import default_profile
+from minisafe.session.profile import default_profile
 from minisafe.slots import Add, Slot
 from minisafe.tokenizer import Message, load_tokenizer
 

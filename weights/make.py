@@ -27,7 +27,6 @@ import train  # noqa: E402
 import world  # noqa: E402
 
 import minisafe  # noqa: E402
-from minisafe.about import About  # noqa: E402
 from minisafe.amplify import Recipe as VectorRecipe  # noqa: E402
 from minisafe.amplify import amplify, load_demonstrations  # noqa: E402
 from minisafe.checkpoint import load_model, save_adapter, save_model  # noqa: E402
@@ -37,7 +36,8 @@ from minisafe.evaluation.prompts.styles import STYLES  # noqa: E402
 from minisafe.gate import Calibration  # noqa: E402
 from minisafe.lora import LoraAdapter  # noqa: E402
 from minisafe.model import Llama  # noqa: E402
-from minisafe.profile import save_profile, store_calibration  # noqa: E402
+from minisafe.session.about import About  # noqa: E402
+from minisafe.session.profile import save_profile, store_calibration  # noqa: E402
 from minisafe.tokenizer import load_tokenizer  # noqa: E402
 from minisafe.vectors import save_vector  # noqa: E402
 

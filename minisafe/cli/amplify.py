@@ -33,8 +33,8 @@ from minisafe.cli.options import (
 )
 from minisafe.errors import SafetyError, SettingError
 from minisafe.guidance import Plain
-from minisafe.parts import make_expert
 from minisafe.session import Session
+from minisafe.session.parts import make_expert
 from minisafe.vectors import save_vector
 
 RECIPE = {

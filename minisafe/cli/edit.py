@@ -31,7 +31,7 @@ from minisafe.errors import OutputError, PromptError, SettingError
 from minisafe.files import json_lines, read_text, write_bytes, write_text
 from minisafe.files.whole import reason
 from minisafe.model import Llama
-from minisafe.profile import default_profile
+from minisafe.session.profile import default_profile
 from minisafe.tokenizer import load_tokenizer
 
 EDITING = {

@@ -27,7 +27,7 @@ from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.evaluation.runner.distributed import Group
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import silent
-from minisafe.profile import default_profile
+from minisafe.session.profile import default_profile
 
 Files = tuple[Path, ...]
 TABLES = {"rows": ("style", "asr"), "over_refusal": ("kind", "refused")}

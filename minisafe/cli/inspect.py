@@ -26,7 +26,8 @@ from minisafe.display import one_line
 from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
 from minisafe.files.foreign import HAS_ONE, no_config
-from minisafe.profile import PATHS, Profile, default_profile, load_profile, resolve
+from minisafe.session.profile import Profile, default_profile, load_profile
+from minisafe.session.settings import PATHS, resolve
 from minisafe.tokenizer import load_tokenizer
 from minisafe.vectors import load_vector
 

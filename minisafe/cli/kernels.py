@@ -15,7 +15,8 @@ from minisafe.dtype import count_parameters, decoding_dtype
 from minisafe.errors import BadInput, SettingError
 from minisafe.fast.kernels import choices
 from minisafe.fast.prepare import automatic
-from minisafe.profile import Settings, load_profile, resolve
+from minisafe.session.profile import load_profile
+from minisafe.session.settings import Settings, resolve
 
 KINDS = ("plain", "packed", "int8")
 

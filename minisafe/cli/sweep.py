@@ -25,14 +25,9 @@ from minisafe.evaluation.report.write import write_report
 from minisafe.evaluation.runner.distributed import Group
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import run
-from minisafe.profile import (
-    FIELDS,
-    checked,
-    default_profile,
-    files_read,
-    load_profile,
-    save_profile,
-)
+from minisafe.session.profile import default_profile, load_profile, save_profile
+from minisafe.session.settings import SETTINGS, checked
+from minisafe.session.vouched import files_read
 
 
 def axis(name: str, text: str) -> Callable[[Command], Command]:
@@ -147,7 +142,7 @@ def values_of(name: str, text: str) -> list[Any]:
 def write_best(path: Path, profile: Path, best: Mapping[str, Any]) -> None:
     """The profile with the chosen settings; a calibration was for others, and does not go along."""
     read = load_profile(profile)
-    settings = {name: value for name, value in read.settings.items() if name in FIELDS}
+    settings = {name: value for name, value in read.settings.items() if name in SETTINGS}
     settings |= {name: best[name] for name in AXES if name in best}
     if settings.get("sa_scale") == 0:  # a part that is switched off is not named
         settings.pop("vector", None)

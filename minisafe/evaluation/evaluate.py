@@ -26,8 +26,8 @@ from minisafe.evaluation.report.write import write_report
 from minisafe.evaluation.runner.distributed import Group
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import Progress, run, silent
-from minisafe.profile import Settings
 from minisafe.session import Session
+from minisafe.session.settings import Settings
 
 
 @dataclass(frozen=True)

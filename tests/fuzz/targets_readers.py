@@ -38,7 +38,10 @@ from minisafe.display import CONTROLS
 from minisafe.errors import SettingError
 from minisafe.files import read_json
 from minisafe.gate import Calibration
-from minisafe.profile import decide_safe, from_generation_config, load_profile, resolve
+from minisafe.session.asked import decide_safe
+from minisafe.session.generation_config import from_generation_config
+from minisafe.session.profile import load_profile
+from minisafe.session.settings import resolve
 from minisafe.tokenizer import load_tokenizer
 from minisafe.vectors import SafetyVector, load_vector, save_npy, save_vector
 

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from minisafe.divergence import kl
 from minisafe.errors import PromptError, SettingError
-from minisafe.loaded import user
 from minisafe.lockstep import Lockstep, Stream, log_probs_of
 from minisafe.lora import Applied
 from minisafe.policy import Policy, Seen
 from minisafe.session import Session
+from minisafe.session.loaded import user
 from minisafe.slots import Slot
 from minisafe.tokenizer import Message, Tokenizer
 

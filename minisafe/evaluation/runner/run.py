@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from minisafe.answer import Result
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
@@ -28,6 +27,7 @@ from minisafe.evaluation.runner.resume import (
     read_all,
 )
 from minisafe.session import Session
+from minisafe.session.answer import Result
 
 Progress = Callable[[str, int, int], None]
 Check = Callable[[Session], None]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from minisafe.acted import Acted
 from minisafe.engine import Event
+from minisafe.session.acted import Acted
 from minisafe.tokenizer import TextStream
 
 

@@ -13,21 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe.chat import Chat
-from minisafe.conversation import Conversation, Exchange
 from minisafe.errors import PromptError, SettingError
 from minisafe.files import parse_json, read_text, write_text
-from minisafe.loaded import SETTABLE
-from minisafe.parts import fingerprints
-from minisafe.profile import FIELDS, Settings, checked
+from minisafe.session.chat import Chat
+from minisafe.session.conversation import Conversation, Exchange
+from minisafe.session.parts import fingerprints
+from minisafe.session.settings import DECIDES_SAFETY, SETTABLE, SETTINGS, Settings, checked
 from minisafe.tokenizer import Tokenizer
 
 VERSION = 1
 MAX_BYTES = 4 << 20  # about ten bytes a token: more than any context that runs here holds
-DECIDES_SAFETY = (
-    "rule", "sgds_lambda", "margin", "alpha", "first_tokens", "common_tokens", "expert_system",
-    "anti_system", "expert_kind", "sa_scale", "sa_positions", "sa_layer", "reverse_sa",
-)  # fmt: skip
 TAKEN = tuple(name for name in SETTABLE if name not in DECIDES_SAFETY)
 EXCHANGE = {"question": str, "answer": str, "ids": list, "guided": bool}
 
@@ -204,7 +199,7 @@ def settings_of(data: Mapping[str, Any], names: tuple[str, ...], source: str) ->
         Settings(**given)  # checks ranges
     except SettingError as error:
         raise PromptError(str(error)) from None
-    return {name: given.get(name, FIELDS[name].default) for name in names}
+    return {name: given.get(name, SETTINGS[name].default) for name in names}
 
 
 def exchange_of(data: Any, source: str, chat: Chat, first: bool) -> Exchange:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,11 +20,12 @@ from minisafe.checkpoint import (
 )
 from minisafe.errors import SafetyError, SafetyWarning, SettingError
 from minisafe.gate import Calibration, Gate
-from minisafe.guidance import RULES, SGDS, Guidance, Plain, SafeDecoding
+from minisafe.guidance import RULES
 from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter
 from minisafe.model import Llama
-from minisafe.profile import TOKENIZER_FILES, Settings
+from minisafe.session.settings import Settings
+from minisafe.session.vouched import TOKENIZER_FILES
 from minisafe.tokenizer import (
     Tokenizer,
     check_same_vocabulary,
@@ -113,22 +113,6 @@ def make_stream(
             "the end, say so with --allow-padding"
         )
     return Stream(expert), "checkpoint"
-
-
-def make_guidance(settings: Settings) -> Guidance:
-    """The rule that acts: `Plain` where decoding is not safe or guidance is off."""
-    if not settings.safe or not settings.guided:
-        return Plain()
-    if settings.rule == "sgds":
-        return SGDS(settings.sgds_lambda, settings.margin, settings.first_tokens)
-    rule = RULES[settings.rule]()
-    assert not isinstance(rule, SGDS)
-    alpha = rule.alpha if settings.alpha is None else settings.alpha
-    first = rule.first_tokens if settings.first_tokens is None else settings.first_tokens
-    rule = replace(rule, alpha=alpha, first_tokens=first)
-    if isinstance(rule, SafeDecoding):
-        return replace(rule, common=settings.common_tokens)
-    return rule
 
 
 # ---- the gate ----------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from minisafe.acted import Acted, what_acts
-from minisafe.answer import Answer, StopFilter
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
 from minisafe.faster import block_limit, make_generation
@@ -19,18 +17,15 @@ from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.parts import make_guidance
-from minisafe.profile import Settings, resolve
-from minisafe.promise import check_asked, check_numbers
+from minisafe.session.acted import Acted, what_acts
+from minisafe.session.answer import Answer, StopFilter
+from minisafe.session.asked import check_asked
+from minisafe.session.promise import check_numbers
+from minisafe.session.settings import SETTABLE, Settings, resolve
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering
 
 Kind = TypeVar("Kind", bound="Loaded")
-SETTABLE = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "presence_penalty",
-    "frequency_penalty", "seed", "stop", "system", "sgds_lambda", "margin", "sa_scale",
-    "sa_positions", "speculate",
-)  # fmt: skip
 
 
 class Running:
@@ -111,7 +106,7 @@ class Loaded:
 
         gated: they are chats of one turn, as the gate was calibrated on.
         """
-        sampling = self.settings.sampling()
+        sampling = self.settings
         requests = [
             Request(ids, self.spans(ids[0]), sampling, max_new_tokens, start + row, gated)
             for row, ids in enumerate(batch)
@@ -219,7 +214,7 @@ class Loaded:
     def _guidance_under(self, settings: Settings) -> Guidance:
         if not isinstance(self.guidance, SGDS) or settings.sgds_lambda == 0:
             raise SettingError("guidance cannot be switched here; start again with --sgds-lambda")
-        return make_guidance(settings)
+        return settings.guidance()
 
     def _steering_under(self, settings: Settings) -> Steering:
         if self.steering is None or settings.sa_scale == 0:

@@ -1,14 +1,13 @@
 """Never half-safe: every part that is named acts and could change the answer, or nothing is given.
 
-`check_asked` looks at what is asked for, before anything is loaded. `check_parts` looks at what was
-loaded, before a token is drawn. Both raise `SafetyError`; a number so weak that its stage hardly
-acts is a `SafetyWarning` while another stage acts.
+`asked.check_asked` looks at what is asked for, before anything is loaded; `check_parts` looks at
+what was loaded, before a token is drawn. Both raise `SafetyError`; a number so weak that its stage
+hardly acts is a `SafetyWarning` while another stage acts.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from minisafe.errors import SafetyError, SafetyWarning
 from minisafe.guidance import SGDS, Guidance, Plain
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.profile import SAFE_EXPERT, Settings
+from minisafe.session.settings import Settings
 from minisafe.tokenizer import Tokenizer
 from minisafe.vectors import Steering
 
@@ -37,74 +36,6 @@ class Parts:
     kinds: tuple[str, ...]
     steering: Steering | None
     guidance: Guidance
-
-
-# ---- before anything is loaded -----------------------------------------------------------------
-
-
-def check_asked(settings: Settings, origin: Mapping[str, str]) -> None:
-    """Raise `SafetyError` where what is asked for cannot be safe.
-
-    origin: for each setting that was given, where it came from: "flag", "profile" or "vector".
-    """
-    if not settings.safe:
-        return
-    _check_scale(settings, origin)
-    _check_named_parts_act(settings, origin)
-    if settings.guided:
-        _check_kind(settings, origin)
-
-
-def _check_scale(settings: Settings, origin: Mapping[str, str]) -> None:
-    """A scale at or below 0 from a file is refused; a negative one from a flag needs another."""
-    scale, source = settings.sa_scale, origin.get("sa_scale", "default")
-    if source == "vector" and scale <= 0:
-        raise SafetyError(
-            f"{settings.vector}: its metadata says sa_scale {scale:g}, which does not steer "
-            "towards safety; expected a number above 0; give --sa-scale, or make the vector again"
-        )
-    if scale >= 0:
-        return
-    if source == "profile" or not settings.reverse_sa:
-        raise SafetyError(
-            f"sa_scale is {scale:g}: a negative scale steers towards harm; expected a number above "
-            "0 (for research on that, give --reverse-sa beside --sa-scale)"
-        )
-
-
-def _check_named_parts_act(settings: Settings, origin: Mapping[str, str]) -> None:
-    """A profile that names a part and switches it off is refused; a flag may leave a part out."""
-    named = origin.get("vector") == "profile" and settings.sa_scale == 0
-    if named and origin.get("sa_scale") == "profile":
-        raise SafetyError(
-            "the profile names a vector and sets sa_scale 0, so the vector would do nothing; "
-            "remove one of the two"
-        )
-    strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
-    named = "profile" in (origin.get("expert"), origin.get("expert_system"))
-    if named and not settings.guided and origin.get(strength) == "profile":
-        raise SafetyError(
-            f"the profile names an expert and sets {strength} 0, so the expert would do nothing; "
-            "remove one of the two"
-        )
-
-
-def _check_kind(settings: Settings, origin: Mapping[str, str]) -> None:
-    """An unsafe expert under a rule that moves towards its expert would amplify harm."""
-    wanted = "safe" if settings.rule in SAFE_EXPERT else "unsafe"
-    kind = settings.expert_kind
-    if kind is None and origin.get("expert", origin.get("expert_system")) == "profile":
-        kind = "unsafe" if origin.get("rule") != "profile" else wanted
-    if kind is not None and kind != wanted:
-        raise SafetyError(
-            f"the rule {settings.rule} reads {a(wanted)} expert, and this one is {kind}; give "
-            "another with --expert or --expert-system, or say what it is with --expert-kind"
-        )
-
-
-def a(word: str) -> str:
-    """The word with its article."""
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
 # ---- what was loaded ---------------------------------------------------------------------------

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minisafe.acted import Acted
 from minisafe.engine import Row
+from minisafe.session.acted import Acted
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 from minisafe.engine import Row
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance, Plain
-from minisafe.profile import Settings
+from minisafe.session.settings import Settings
 from minisafe.vectors import Steering
 
 

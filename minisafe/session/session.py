@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minisafe.answer import Result
-from minisafe.chat import Chat
 from minisafe.checkpoint import load_adapter, load_model
 from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.dtype import widen_small
 from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.faster import check_fast, put_in
-from minisafe.gate import Calibration
-from minisafe.loaded import Loaded
-from minisafe.parts import (
+from minisafe.session.answer import Result
+from minisafe.session.asked import check_asked, gather
+from minisafe.session.chat import Chat
+from minisafe.session.loaded import Loaded
+from minisafe.session.parts import (
     check_device,
     made_for,
     make_gate,
-    make_guidance,
     make_steering,
     make_streams,
 )
-from minisafe.profile import (
-    Profile,
-    Settings,
-    decide_safe,
-    default_profile,
-    from_generation_config,
-    load_profile,
-    resolve,
-)
-from minisafe.promise import Parts, check_asked, check_parts
+from minisafe.session.promise import Parts, check_parts
 from minisafe.tokenizer import check_tokenizer, load_tokenizer
-from minisafe.vectors import SafetyVector, load_vector
 
 
 class Session(Loaded):
@@ -174,7 +162,7 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
         assert asked.vector is not None
         steering = make_steering(settings, asked.vector, model, tokenizer)
     streams, kinds = make_streams(settings, model, tokenizer)
-    guidance = make_guidance(settings)
+    guidance = settings.guidance()
     check_parts(Parts(settings, tokenizer, streams, kinds, steering, guidance))
     put_in(streams, settings.weights, settings.compile)
     gate = None
@@ -182,40 +170,3 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
         gate = make_gate(settings, asked.calibration, made_for(settings, steering))
     n_ids = min(stream.model.config.vocab_size for stream in streams)
     return Session(settings, streams, tokenizer, asked.eos, guidance, steering, kinds, n_ids, gate)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked for: settings, and where each that was given came from ("flag", "profile" or
-    "vector"); the vector that they name, the end ids, the profile's calibration."""
-
-    settings: Settings
-    origin: Mapping[str, str]
-    vector: SafetyVector | None
-    eos: frozenset[int]
-    calibration: Calibration | None
-
-
-def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
-    """Settings from every place that has any; raises `SafetyError` for parts that are missing."""
-    if profile is None and flags.get("base") is None:
-        profile = default_profile()
-    found = load_profile(profile) if profile is not None else Profile()
-    given = dict(found.settings)
-    for one, other in (("expert", "expert_system"), ("anti_expert", "anti_system")):
-        for flag, replaced in ((one, other), (other, one)):
-            if flags.get(flag) is not None and flags.get(replaced) is None:
-                given.pop(replaced, None)  # a flag for one kind replaces the profile's other
-                given.pop("expert_kind" if one == "expert" else "", None)
-    first = resolve(flags, given)
-    if first.base is None:
-        raise SettingError("no base model; give one with --base, or a profile that names one")
-    vector = load_vector(first.vector) if first.vector is not None else None
-    stated = {} if vector is None else vector.metadata
-    made_with = {name: stated[name] for name in ("sa_scale", "sa_positions") if name in stated}
-    sampling, eos = from_generation_config(first.base)
-    settings = resolve(flags, given, made_with, sampling)
-    settings = replace(settings, safe=decide_safe(settings))
-    sources = (("vector", made_with), ("profile", given), ("flag", flags))
-    origin = {name: source for source, names in sources for name in names}
-    return Asked(settings, origin, vector, eos, found.calibration)

@@ -8,19 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from minisafe.acted import Acted
-from minisafe.answer import Answer, Result
-from minisafe.conversation import Conversation, Exchange
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.faster import make_generation
 from minisafe.guidance import Guidance, Plain
-from minisafe.loaded import Loaded, user
 from minisafe.lockstep import Lockstep
+from minisafe.session.acted import Acted
+from minisafe.session.answer import Answer, Result
+from minisafe.session.conversation import Conversation, Exchange
+from minisafe.session.loaded import Loaded, user
+from minisafe.session.why import Why
 from minisafe.slots import Span, covered
 from minisafe.tokenizer import ChatIds, Message
 from minisafe.vectors import Steering
-from minisafe.why import Why
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Chat:
         settings = session.settings
         first = not self.messages  # later turns are not like what the gate was calibrated on
         request = Request(
-            pending, spans, settings.sampling(), settings.max_new_tokens, self.turn, gated=first,
+            pending, spans, settings, settings.max_new_tokens, self.turn, gated=first,
             watched=True,
         )  # fmt: skip
         gate = session.gate if self.safe else None
