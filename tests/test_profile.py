@@ -27,6 +27,7 @@ from worlds import (
 
 import minisafe
 from minisafe.checkpoint import load_adapter, save_adapter, save_model
+from minisafe.checkpoint.vectors import save_vector
 from minisafe.errors import (
     AdapterError,
     BadInput,
@@ -42,7 +43,7 @@ from minisafe.session.parts import SafetyWarning
 from minisafe.session.profile import default_profile, load_profile, save_profile, vouch
 from minisafe.session.settings import SETTINGS, Settings, resolve
 from minisafe.session.vouched import files_read, sha256
-from minisafe.vectors import SafetyVector, save_vector
+from minisafe.vectors import SafetyVector
 
 pytest_plugins = ["world_fixtures"]
 

@@ -30,6 +30,7 @@ import minisafe  # noqa: E402
 from minisafe.amplify import Recipe as VectorRecipe  # noqa: E402
 from minisafe.amplify import amplify, load_demonstrations  # noqa: E402
 from minisafe.checkpoint import load_model, save_adapter, save_model  # noqa: E402
+from minisafe.checkpoint.vectors import save_vector  # noqa: E402
 from minisafe.evaluation.methods import calibration  # noqa: E402
 from minisafe.evaluation.prompts import Prompt, default_prompts  # noqa: E402
 from minisafe.evaluation.prompts.styles import STYLES  # noqa: E402
@@ -39,7 +40,6 @@ from minisafe.model import Llama  # noqa: E402
 from minisafe.session.about import About  # noqa: E402
 from minisafe.session.profile import save_profile, store_calibration  # noqa: E402
 from minisafe.tokenizer import load_tokenizer  # noqa: E402
-from minisafe.vectors import save_vector  # noqa: E402
 
 STAGES = ("data", "tokenizer", "pretrain", "sft", "expert", "edited", "vector", "profile")
 ATTENTION = ("q_proj", "v_proj")
