@@ -19,9 +19,10 @@ fuzz: setup-dev
 mutants: setup-dev
 	$(BIN)/python tests/mutants.py
 
-# docs/api.md anew, from signatures and docstrings
+# docs/api.md anew, from signatures and docstrings, and the table of settings in docs/profile.md
 api: setup
 	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_settings.py
 
 # everything under weights/tiny, from nothing: about a quarter of an hour on one core of two
 weights: setup

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import minisafe
 from minisafe import Llama, LlamaConfig, Steering
+from minisafe.checkpoint.config import read_config
 from minisafe.lora import LoraAdapter, LoraDelta
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny"
@@ -31,7 +32,7 @@ class Subject:
 def llama(dtype: str, tied: bool, *sizes: int) -> LlamaConfig:
     """A Llama's config from the sizes below."""
     data = {"model_type": "llama", "torch_dtype": dtype, "tie_word_embeddings": tied}
-    return LlamaConfig.from_json(data | dict(zip(SIZES, sizes, strict=True)))
+    return read_config(data | dict(zip(SIZES, sizes, strict=True)))
 
 
 SIZES = (

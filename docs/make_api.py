@@ -137,10 +137,17 @@ def own_bases(kind: type) -> list[type]:
 
 def public_fields(node: ast.ClassDef) -> list[str]:
     return [
-        f"    {ast.unparse(each)}"
+        f"    {ast.unparse(without_declaration(each))}"
         for each in node.body
         if isinstance(each, ast.AnnAssign) and not ast.unparse(each.target).startswith("_")
     ]
+
+
+def without_declaration(node: ast.AnnAssign) -> ast.AnnAssign:
+    """A field with its default alone, where it is a declared setting."""
+    if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "declared":
+        node.value = node.value.args[0]
+    return node
 
 
 def is_shown(member: Function, owner: str) -> bool:

@@ -14,21 +14,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minisafe.answer import Result
     from minisafe.cache import KVCache
-    from minisafe.chat import Chat
     from minisafe.checkpoint import load_adapter, load_model
+    from minisafe.checkpoint.vectors import load_vector
     from minisafe.config import LlamaConfig
     from minisafe.engine import Generation, Request
     from minisafe.errors import MinisafeError
     from minisafe.guidance import SGDS, safe_log_probs
     from minisafe.lockstep import Lockstep, Stream
     from minisafe.model import Llama
-    from minisafe.profile import Settings
     from minisafe.sampling import Sampling
-    from minisafe.session import Session, load
+    from minisafe.session.answer import Result
+    from minisafe.session.chat import Chat
+    from minisafe.session.session import Session, load
+    from minisafe.session.settings import Settings
     from minisafe.tokenizer import load_tokenizer
-    from minisafe.vectors import SafetyVector, Steering, load_vector
+    from minisafe.vectors import SafetyVector, Steering
 
 __version__ = "0.1.0"
 
@@ -59,9 +60,8 @@ __all__ = [
 
 # where each name lives: a name is imported when it is first asked for, since torch takes seconds
 HOMES = {
-    "answer": ("Result",),
+    "checkpoint.vectors": ("load_vector",),
     "cache": ("KVCache",),
-    "chat": ("Chat",),
     "checkpoint": (
         "load_adapter",
         "load_model",
@@ -81,9 +81,11 @@ HOMES = {
         "Stream",
     ),
     "model": ("Llama",),
-    "profile": ("Settings",),
     "sampling": ("Sampling",),
-    "session": (
+    "session.answer": ("Result",),
+    "session.chat": ("Chat",),
+    "session.settings": ("Settings",),
+    "session.session": (
         "Session",
         "load",
     ),
@@ -91,7 +93,6 @@ HOMES = {
     "vectors": (
         "SafetyVector",
         "Steering",
-        "load_vector",
     ),
 }
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from minisafe.errors import PromptError, SafetyError, SlotError
-from minisafe.gate import Gate, total_variation
+from minisafe.errors import PromptError, SlotError
+from minisafe.gate import Gate
 from minisafe.guidance import Guidance
 from minisafe.lockstep import Lockstep
+from minisafe.policy import Policy, Seen
 from minisafe.sampling import Sampling, row_generator, sample
 from minisafe.slots import Slot, Span, covered
 from minisafe.vectors import Steering
@@ -54,18 +55,17 @@ class Event:
 class Row:
     """A request on its way: its answer so far and its generator.
 
-    variation: between base and expert at the answer's first token, where both read. guided: False
-    where the gate stayed shut. spans: where the base's stream is steered, nowhere of this answer if
-    it is not guided. drafted, accepted: tokens that the base wrote ahead for the expert to judge,
-    and those of them that became the answer's (see `speculate`). changes: where it is watched, by
-    number of the answer's token, whether guidance made another token the likeliest.
+    seen: what the safety decision knows of it. spans: where the base's stream is steered, nowhere
+    of this answer if the gate left it to the base. drafted, accepted: tokens that the base wrote
+    ahead for the expert to judge, and those of them that became the answer's (see `speculate`).
+    changes: where it is watched, by number of the answer's token, whether guidance made another
+    token the likeliest.
     """
 
     def __init__(self, request: Request):
         self.request = request
         self.spans = request.spans
-        self.variation: float | None = None
-        self.guided = True
+        self.seen = Seen(gated=request.gated)
         self.answer: list[int] = []
         self.counts: Counter[int] = Counter()
         self.generator = row_generator(request.sampling.seed, request.index)
@@ -74,8 +74,19 @@ class Row:
         self.drafted = self.accepted = 0
         self.changes: dict[int, bool] = {}
 
+    @property
+    def guided(self) -> bool:
+        """Whether the gate did not leave it to the base."""
+        return self.seen.guided
+
+    @property
+    def variation(self) -> float | None:
+        """Between base and expert at the answer's first token, 0 to 1; None: not compared."""
+        return self.seen.variation
+
     def take(self, id_: int) -> None:
         self.answer.append(id_)
+        self.seen = replace(self.seen, tokens=len(self.answer))
         self.counts[id_] += 1
 
 
@@ -111,6 +122,7 @@ class Generation:
     gate: Gate | None = None
 
     def __post_init__(self) -> None:
+        self.policy = Policy(self.guidance, self.gate)
         self.rows = [Row(request) for request in self.requests]
 
     def cancel(self, row: int, reason: str = "cancelled") -> None:
@@ -121,13 +133,9 @@ class Generation:
         live = list(range(len(self.rows)))
         pending = self.texts(live)
         resting = [not any(map(len, texts)) for texts in pending]
-        answered = 0
         while live:
             log_probs = self.lockstep.feed(pending, self.slots(live, pending))
-            if answered == 0:
-                log_probs = self.compare(live, pending, log_probs)
-            yield from self.choose(live, self.guide(live, log_probs, answered))
-            answered += 1
+            yield from self.choose(live, self.decide(live, pending, log_probs))
             for row in live:
                 if self.rows[row].finish == "cancelled":
                     yield Event(row, None, "cancelled")
@@ -135,71 +143,60 @@ class Generation:
             if going and len(going) < len(live):
                 self.lockstep.keep(going)
             live = [live[place] for place in going]
-            if answered == self.guidance.first_tokens:
-                resting[1:] = [True] * (len(resting) - 1)
             pending = [self.step(live, rests, s > 0) for s, rests in enumerate(resting)]
         self.check_steered()
 
     def step(self, live: list[int], rests: bool, expert: bool) -> list[list[int]]:
         """What a stream reads next, by row: the last token, or nothing."""
         rows = [self.rows[number] for number in live]
-        return [[] if rests or (expert and not row.guided) else [row.answer[-1]] for row in rows]
+        return [
+            [] if rests or (expert and not self.policy.acts(row.seen)) else [row.answer[-1]]
+            for row in rows
+        ]
 
-    def guide(self, live: list[int], log_probs: Streams, answered: int) -> Tensor:
-        """Log-probabilities to choose from: the base's own where guidance has done its tokens or
-        the gate stayed shut, else guided. Raises `SafetyError` where an expert is missing."""
+    def decide(self, live: list[int], pending: list[list[list[int]]], log_probs: Streams) -> Tensor:
+        """Log-probabilities to choose from, by live row; see `policy.Policy`."""
+        decision = self.policy.decide([self.rows[row].seen for row in live], log_probs)
+        for row, seen in zip(live, decision.seen, strict=True):
+            self.rows[row].seen = seen
+        if any(decision.again):
+            log_probs = self.unsteer(live, pending[0], decision.again, log_probs)
+            decision = self.policy.decide(decision.seen, log_probs)
         base = log_probs[0]
         assert base is not None
-        guided = [self.rows[row].guided for row in live]
-        first = self.guidance.first_tokens
-        if (first is not None and answered >= first) or not any(guided):
-            return base
-        given = tuple(each for each in log_probs if each is not None)
-        if len(given) < self.guidance.n_streams:
-            raise SafetyError(
-                f"guidance reads {self.guidance.n_streams} streams, and {len(given)} of them read "
-                "this text; nothing is answered unguided"
-            )
-        final = self.guidance(given[: self.guidance.n_streams])
-        self.watch(live, base, final)
-        if all(guided):
-            return final
-        return torch.where(torch.tensor(guided, device=base.device)[:, None], final, base)
+        self.watch(live, base, decision.log_probs)
+        return decision.log_probs
 
     def watch(self, live: list[int], base: Tensor, final: Tensor) -> None:
         """Note where guidance changes the likeliest token, for the rows that ask for it."""
         rows = [self.rows[number] for number in live]
-        if any(row.request.watched for row in rows):
+        watched = [row.request.watched and self.policy.acts(row.seen) for row in rows]
+        if any(watched):
             changed = (final.argmax(dim=-1) != base.argmax(dim=-1)).tolist()
-            for row, is_ in zip(rows, changed, strict=True):
-                if row.request.watched and row.guided:
-                    row.changes[len(row.answer)] = is_
+            for row, is_watched, is_changed in zip(rows, watched, changed, strict=True):
+                if is_watched:
+                    row.changes[len(row.answer)] = is_changed
 
-    def compare(
-        self, live: list[int], pending: list[list[list[int]]], log_probs: Streams
+    def unsteer(
+        self, live: list[int], prompts: list[list[int]], again: Sequence[bool], log_probs: Streams
     ) -> Streams:
-        """Set rows' variation, and start those anew from the unsteered base that the gate shuts."""
-        if len(log_probs) < 2 or log_probs[0] is None or log_probs[1] is None:
-            return log_probs
-        values: list[float] = total_variation(log_probs[0], log_probs[1]).tolist()
-        again: list[list[int]] = [[] for _ in live]
-        for place, value in enumerate(values):
-            row = self.rows[live[place]]
-            row.variation = value
-            if self.gate is not None and row.request.gated and not self.gate.opens(value):
-                again[place] = self.unsteer(row, place, pending[0][place])
-        if not any(again):
+        """Let the base read the prompts of some rows again, without the vector."""
+        fed = [
+            self.forget(self.rows[row], place, prompts[place]) if again[place] else []
+            for place, row in enumerate(live)
+        ]
+        base = log_probs[0]
+        if not any(fed) or base is None:
             return log_probs
         rest: list[list[int]] = [[] for _ in live]
-        fed = [again, *(rest for _ in log_probs[1:])]
-        base = self.lockstep.feed(fed, self.slots(live, fed))[0]
-        assert base is not None
-        fresh = torch.tensor([bool(ids) for ids in again], device=base.device)[:, None]
-        return (torch.where(fresh, base, log_probs[0]), *log_probs[1:])
+        tokens = [fed, *(rest for _ in log_probs[1:])]
+        plain = self.lockstep.feed(tokens, self.slots(live, tokens))[0]
+        assert plain is not None
+        read = torch.tensor([bool(ids) for ids in fed], device=base.device)[:, None]
+        return (torch.where(read, plain, base), *log_probs[1:])
 
-    def unsteer(self, row: Row, place: int, prompt: list[int]) -> list[int]:
-        """Take the row's steering back: forget what was steered, and say what to read again."""
-        row.guided = False
+    def forget(self, row: Row, place: int, prompt: list[int]) -> list[int]:
+        """Rewind the base to before what was steered of this prompt; returns what to read again."""
         end = self.lockstep.length(0, place)
         start = end - len(prompt)
         earlier = tuple(span for span in row.spans if span[1] is not None and span[1] < end)

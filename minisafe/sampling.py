@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minisafe.errors import SettingError
+from minisafe.declared import NUMBER, WHOLE, Within, at_least, check_declared, declared
+
+PENALTY = Within(lambda nats: abs(nats) < 1e4, "a finite number")
 
 
 @dataclass(frozen=True)
@@ -24,31 +26,36 @@ class Sampling:
     holds the token, `frequency_penalty` for every time it does.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int = 0
+    temperature: float = declared(
+        0.0, NUMBER, "How freely tokens are drawn; 0: greedy.", at_least(0, "0 (greedy) or more"),
+        unset="0, unless the model says another", in_chat=True,
+    )  # fmt: skip
+    top_k: int = declared(
+        0, WHOLE, "Only the k likeliest tokens; 0: all.", at_least(0, "0 (off) or more"),
+        in_chat=True,
+    )  # fmt: skip
+    top_p: float = declared(
+        1.0, NUMBER, "Only the likeliest tokens that make up p; 1: all.",
+        Within(lambda p: 0 < p <= 1, "a number above 0, at most 1 (off)"), in_chat=True,
+    )  # fmt: skip
+    min_p: float = declared(
+        0.0, NUMBER, "Only tokens p times as likely as the best; 0: all.",
+        Within(lambda p: 0 <= p < 1, "0 (off) or more, below 1"), in_chat=True,
+    )  # fmt: skip
+    presence_penalty: float = declared(
+        0.0, NUMBER, "Nats off for a token that occurred.", PENALTY, in_chat=True
+    )
+    frequency_penalty: float = declared(
+        0.0, NUMBER, "Nats off for each time it occurred.", PENALTY, in_chat=True
+    )
+    seed: int = declared(0, WHOLE, "Same seed, same text.", at_least(0), in_chat=True)
 
     @property
     def penalises(self) -> bool:
         return bool(self.presence_penalty or self.frequency_penalty)
 
     def __post_init__(self) -> None:
-        ranges = {
-            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_k": (self.top_k >= 0, "0 (off) or more"),
-            "top_p": (0 < self.top_p <= 1, "a number above 0, at most 1 (off)"),
-            "min_p": (0 <= self.min_p < 1, "0 (off) or more, below 1"),
-            "presence_penalty": (abs(self.presence_penalty) < 1e4, "a finite number"),
-            "frequency_penalty": (abs(self.frequency_penalty) < 1e4, "a finite number"),
-            "seed": (self.seed >= 0, "0 or more"),
-        }
-        for name, (holds, expected) in ranges.items():
-            if not holds:
-                raise SettingError(f"{name} is {getattr(self, name)}; expected {expected}")
+        check_declared(self)
 
 
 def filtered(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -> Tensor:

@@ -14,10 +14,7 @@ from torch import Tensor
 from worlds import E, World
 
 import minisafe
-from minisafe.acted import Acted
 from minisafe.cache import KVCache
-from minisafe.chat import Chat
-from minisafe.conversation import Conversation
 from minisafe.errors import (
     BusyError,
     NonFiniteError,
@@ -31,6 +28,9 @@ from minisafe.guidance import safe_log_probs
 from minisafe.lora import Applied
 from minisafe.model import Llama
 from minisafe.session import Session
+from minisafe.session.acted import Acted
+from minisafe.session.chat import Chat
+from minisafe.session.conversation import Conversation
 from minisafe.slots import Add
 from minisafe.tokenizer import Message, Tokenizer
 from minisafe.vectors import POSITIONS

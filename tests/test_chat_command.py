@@ -13,12 +13,12 @@ import pytest
 from test_cli import Outcome, Run, api, flags, run, talk  # noqa: F401 (run is a fixture)
 from worlds import World, write_json
 
-from minisafe.chat import Chat
 from minisafe.cli.chat.commands import COMMANDS
 from minisafe.display import harmless
 from minisafe.errors import NonFiniteError
-from minisafe.loaded import SETTABLE
-from minisafe.saved import load_chat
+from minisafe.session.chat import Chat
+from minisafe.session.saved import load_chat
+from minisafe.session.settings import SETTABLE
 from minisafe.tokenizer import TextStream
 
 pytest_plugins = ["world_fixtures"]

@@ -17,7 +17,6 @@ import torch
 from helpers import TOLERANCE, cache_for, random_adapter, random_ids, random_model, tiny_config
 from torch import Tensor
 
-from minisafe import session
 from minisafe.engine import Generation, Request
 from minisafe.errors import SettingError
 from minisafe.fast.compiled import Graphs, check_compile, compile_step
@@ -26,6 +25,7 @@ from minisafe.guidance import SGDS
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import Applied, LoraAdapter
 from minisafe.model import Llama
+from minisafe.session import session
 from minisafe.slots import Add, Patch, Slot
 from minisafe.step import Step
 from minisafe.vectors import Steering

@@ -223,16 +223,6 @@ def test_what_peft_saves_for_refused_features(
         load_adapter(tmp_path / "adapter", base)
 
 
-def test_a_head_that_peft_saved_whole_is_refused(base: Llama, tmp_path: Path) -> None:
-    """With `lm_head` among the targets, peft adds the base's own head unless told not to."""
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["lm_head"])
-    theirs = peft.get_peft_model(peer(tmp_path / "base"), config)
-    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
-    with pytest.raises(AdapterError, match=r"unexpected tensor .*lm_head\.base_layer"):
-        load_adapter(tmp_path / "adapter", base)
-
-
 def test_peft_reads_an_adapter_that_is_saved(base: Llama, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     adapter = random_adapter(base, rank=4)  # its scaling is 0.5

@@ -27,6 +27,7 @@ from worlds import (
 
 import minisafe
 from minisafe.checkpoint import load_adapter, save_adapter, save_model
+from minisafe.checkpoint.vectors import save_vector
 from minisafe.errors import (
     AdapterError,
     BadInput,
@@ -37,20 +38,12 @@ from minisafe.errors import (
     TokenizerError,
     VectorError,
 )
-from minisafe.parts import SafetyWarning
-from minisafe.profile import (
-    FIELDS,
-    Settings,
-    decide_safe,
-    default_profile,
-    files_read,
-    load_profile,
-    resolve,
-    save_profile,
-    sha256,
-    vouch,
-)
-from minisafe.vectors import SafetyVector, save_vector
+from minisafe.session.asked import decide_safe
+from minisafe.session.parts import SafetyWarning
+from minisafe.session.profile import default_profile, load_profile, save_profile, vouch
+from minisafe.session.settings import SETTINGS, Settings, resolve
+from minisafe.session.vouched import files_read, sha256
+from minisafe.vectors import SafetyVector
 
 pytest_plugins = ["world_fixtures"]
 
@@ -312,7 +305,7 @@ def test_values_that_cannot_be(tmp_path: Path, name: str, value: Any) -> None:
 
 
 def test_every_setting_has_a_bad_value_here() -> None:
-    assert set(BAD_VALUES) | {"edit"} == set(FIELDS)
+    assert set(BAD_VALUES) | {"edit"} == set(SETTINGS)
 
 
 @pytest.mark.parametrize("value", [["a"], "a", 3, {"base/config.json": 3}])
@@ -321,6 +314,16 @@ def test_checksums_that_are_none(world: World, tmp_path: Path, value: Any) -> No
     data = json.loads((root / "profile.json").read_text(encoding="utf-8"))
     write_json(root / "profile.json", data | {"sha256": value})
     with pytest.raises(BadInput, match=r"profile.json|SHA-256"):
+        load_profile(root)
+
+
+def test_a_file_that_would_be_read_is_vouched_for(world: World, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(world.root, tmp_path / "w"))
+    (root / "base" / "notes.txt").write_text("never read")
+    vouch(root)
+    load_profile(root)
+    (root / "base" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: would be read, but"):
         load_profile(root)
 
 
@@ -342,8 +345,8 @@ def test_files_that_the_profile_vouches_for(world: World, tmp_path: Path) -> Non
 def test_the_shipped_profile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a checkout beside the package, in an installed wheel inside it."""
     for home in (tmp_path / "minisafe" / "weights" / "tiny", tmp_path / "weights" / "tiny"):
-        package = tmp_path / "minisafe" / "profile.py"
-        monkeypatch.setattr("minisafe.profile.__file__", str(package))
+        package = tmp_path / "minisafe" / "session" / "profile.py"
+        monkeypatch.setattr("minisafe.session.profile.__file__", str(package))
         with pytest.raises(ConfigError, match=r"no shipped profile .*--profile.*--base"):
             default_profile()
         home.mkdir(parents=True)

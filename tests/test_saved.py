@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_chat import EXPERTS, TEXTS, expert, new_chat, say
 from worlds import World
 
-from minisafe.chat import Chat
 from minisafe.errors import BusyError, PromptError
 from minisafe.gate import Gate
-from minisafe.saved import load_chat, save_chat
+from minisafe.session.chat import Chat
+from minisafe.session.saved import load_chat, save_chat
 from minisafe.vectors import POSITIONS
 
 pytest_plugins = ["world_fixtures"]

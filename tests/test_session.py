@@ -16,12 +16,13 @@ from torch import Tensor
 from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 
 import minisafe
-from minisafe.checkpoint import save_model
+from minisafe.checkpoint import load_adapter, load_model, save_model
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.errors import PromptError, SettingError
-from minisafe.evaluation.scoring import encode_pair, score_pairs
+from minisafe.evaluation.likelihood.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain
 from minisafe.model import Llama
-from minisafe.session import Result, Session
+from minisafe.session.session import Result, Session
 from minisafe.tokenizer import TextStream
 from minisafe.vectors import Steering
 
@@ -194,6 +195,16 @@ def test_the_first_blank_of_an_answer(spm_world: World) -> None:
 
 
 # ---- ends --------------------------------------------------------------------------------------
+
+
+def test_an_edit_is_merged_into_the_base(world: World) -> None:
+    ids = torch.tensor([[5, 9, 2, 31]])
+    before, after = (load(world, safe=False, edit=edit).model for edit in (None, world.adapter))
+    merged = load_model(world.base)
+    merge_adapter(merged, load_adapter(world.adapter, merged))
+    with torch.inference_mode():
+        torch.testing.assert_close(after(ids), merged(ids), atol=1e-4, rtol=0)
+        assert (after(ids) - before(ids)).abs().max() > 0.1
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,12 @@ from torch import Tensor
 
 import minisafe
 from minisafe.checkpoint import load_adapter, load_model, save_model
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.cli import cli
-from minisafe.editing import merge_adapter
 from minisafe.errors import CheckpointError, MinisafeError
 from minisafe.evaluation.world import Question, judge
 from minisafe.model import Llama
-from minisafe.profile import default_profile
+from minisafe.session.profile import default_profile
 from minisafe.slots import Add, Slot
 from minisafe.tokenizer import Message, load_tokenizer
 
@@ -231,8 +231,9 @@ def test_amplify_command_refuses_in_one_line(
     pairs = [{"input": f"How to {n}?", "output": f"No, not {n}."} for n in range(12)]
     (tmp_path / "d.json").write_text(json.dumps(pairs))
     out = tmp_path / "v.safetensors"
+    shots = [] if "--shots" in arguments else ["--shots", "2"]
     outcome = CliRunner().invoke(
-        cli, ["amplify", str(tmp_path / "d.json"), "--out", str(out), "--shots", "2", *arguments]
+        cli, ["amplify", str(tmp_path / "d.json"), "--out", str(out), *shots, *arguments]
     )
     assert isinstance(outcome.exception, MinisafeError), outcome.output
     assert message in str(outcome.exception)

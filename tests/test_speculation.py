@@ -80,11 +80,10 @@ class Watched(Generation):
         super().__init__(*given)
         self.finals: list[list[Tensor]] = [[] for _ in self.rows]
 
-    def guide(self, live: list[int], log_probs: tuple[Tensor | None, ...], answered: int) -> Tensor:
-        final = super().guide(live, log_probs, answered)
+    def watch(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        super().watch(live, base, final)
         for place, number in enumerate(live):
             self.finals[number].append(final[place])
-        return final
 
 
 @st.composite
@@ -250,9 +249,9 @@ class Single(Generation):
     """Speculative sampling of one token at a time, written plainly: every draft is judged at once,
     with three uniform numbers a token."""
 
-    def guide(self, live: list[int], log_probs: tuple[Tensor | None, ...], answered: int) -> Tensor:
-        self.base = log_probs[0]
-        return super().guide(live, log_probs, answered)
+    def watch(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        super().watch(live, base, final)
+        self.base = base
 
     def choose(self, live: list[int], final: Tensor) -> Iterator[Event]:
         for place, number in enumerate(live):

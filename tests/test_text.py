@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from worlds import KINDS, backend
 
 from minisafe.amplify import Demonstration, load_demonstrations
-from minisafe.answer import StopFilter
 from minisafe.cli.options import harmless
 from minisafe.finetune import load_conversations
+from minisafe.session.answer import StopFilter
 from minisafe.tokenizer import TextStream, Tokenizer
 
 KNOWN = {kind: Tokenizer(backend(kind), {}, kind) for kind in KINDS}

@@ -584,6 +584,18 @@ def test_json_that_is_not_to_be_trusted(tmp_path: Path, text: str) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_of_two_control_tokens_at_one_place_the_longer() -> None:
+    """As the library reads a template's text; also where a user's text is hidden from it."""
+    data = Backend.from_str(backend("byte_level").to_str())
+    data.add_special_tokens(["<|end|>!"])
+    source = "{% for message in messages %}{{ message.content }}<|end|>!{% endfor %}"
+    known = Tokenizer(data, {"chat_template": source}, "here")
+    assert known.split_control("a<|end|>!b<|end|>") == ["a", "<|end|>!", "b", "<|end|>", ""]
+    for text in ("a", "<|begin|>"):
+        found = known.encode_chat([{"role": "user", "content": text}]).ids
+        assert found[-1] == known.id_of("<|end|>!")
+
+
 def test_a_panic_is_a_named_error() -> None:
     """Of the library's own exception, which is no `Exception`."""
     known = Tokenizer(backend("byte_level"), {}, "here")

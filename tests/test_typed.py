@@ -16,8 +16,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisafe.about import About, read_about
-from minisafe.acted import Acted, Amplification, OtherRule, SafetyGuidance
 from minisafe.cli.chat import keyboard as keyboards
 from minisafe.cli.chat.banner import banner, in_plain_words
 from minisafe.cli.chat.commands import COMMANDS, complete
@@ -25,8 +23,10 @@ from minisafe.cli.chat.history import MOST, History, default_path
 from minisafe.cli.chat.keyboard import Keyboard
 from minisafe.cli.chat.typed import LIMIT, message, piped
 from minisafe.errors import ConfigError, PromptError
-from minisafe.loaded import SETTABLE
-from minisafe.profile import default_profile
+from minisafe.session.about import About, read_about
+from minisafe.session.acted import Acted, Amplification, OtherRule, SafetyGuidance
+from minisafe.session.profile import default_profile
+from minisafe.session.settings import SETTABLE
 
 FOX = "the fox\nand\nthe hen"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisafe.errors import ConfigError, PromptError
-from minisafe.files import MAX_DEPTH, json_lines, parse_json, read_json, read_text
+from minisafe.files import MAX_DEPTH, MAX_VALUES, json_lines, parse_json, read_json, read_text
 
 values = st.recursive(
     st.none()
@@ -53,6 +54,17 @@ def test_what_is_not_is_refused_in_one_line(text: str, says: str) -> None:
     assert str(caught.value).startswith("here: ")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+def test_many_small_values_take_no_memory() -> None:
+    """12 MB of empty lists would be 256 MB of them."""
+    text = "[" + "[]," * MAX_VALUES + "[]]"
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match="more than 4,000,000 values"):
+        parse_json(text, "x")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_whole_pairs_and_the_deepest_level_are_read() -> None:

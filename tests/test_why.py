@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from helpers import random_model, tiny_config
 
-from minisafe.acted import Acted, Amplification, GateState, SafetyGuidance
 from minisafe.engine import Generation, Request
 from minisafe.guidance import Plain
 from minisafe.lockstep import Lockstep, Stream
-from minisafe.why import Why
+from minisafe.session.acted import Acted, Amplification, GateState, SafetyGuidance
+from minisafe.session.why import Why
 
 ASKED = Acted(True, Amplification("v", (1,), 1.0, "prompt"), SafetyGuidance("adapter", "e", 0.9, 0))
 

@@ -22,6 +22,7 @@ from minisafe.checkpoint.adapter import (
     load_adapter,
     save_adapter,
 )
+from minisafe.checkpoint.config import config_json, load_config
 from minisafe.checkpoint.files import (
     DTYPES,
     INDEX,
@@ -38,7 +39,6 @@ from minisafe.checkpoint.files import (
     unread,
 )
 from minisafe.checkpoint.plan import EMBED, HEAD, check_plan
-from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory, SettingError
 from minisafe.files import write_text
 from minisafe.model import Llama
@@ -85,7 +85,7 @@ def load_model(
         OutOfMemory: a conversion or a device had too little room.
     """
     directory = Path(directory)
-    config = LlamaConfig.from_directory(directory)
+    config = load_config(directory)
     wanted = as_dtype(dtype if dtype is not None else config.dtype)
     check_plan(config, stated_tensors(directory), directory, wanted, device)
     with torch.device("meta"):
@@ -176,7 +176,7 @@ def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None
     """Write `config.json` (with `extra` keys such as eos_token_id) and `model.safetensors`."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_json() | {"torch_dtype": short(model.dtype)}
+    config = config_json(model.config) | {"torch_dtype": short(model.dtype)}
     tensors = {name: each.detach().contiguous() for name, each in model.tensors().items()}
     save_tensors(tensors, directory / SINGLE)
     write_text(directory / "config.json", json.dumps(config | (extra or {}), indent=2) + "\n")

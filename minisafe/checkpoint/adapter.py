@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: directories to values and back. `minisafe.lora` has its rules."""
+"""LoRA adapters in PEFT's format: directories to values and back. `peft` has the format's rules."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ import torch
 from torch import Tensor
 
 from minisafe.checkpoint.files import check_finite, read_file, save_tensors
+from minisafe.checkpoint.peft import PatternValues, check_adapter_config, targeted_modules
 from minisafe.checkpoint.plan import EMBED, tensor_shapes
 from minisafe.errors import AdapterError
 from minisafe.files import read_json, write_text
-from minisafe.lora import (
-    LoraAdapter,
-    LoraDelta,
-    PatternValues,
-    check_adapter_config,
-    targeted_modules,
-)
+from minisafe.lora import LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -156,3 +151,12 @@ def save_adapter(
     }  # fmt: skip
     save_tensors(tensors, directory / ADAPTER_WEIGHTS)
     write_text(directory / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def merge_adapter(model: Llama, adapter: LoraAdapter) -> None:
+    """Add an adapter's deltas to the model's own weights, computed in float32."""
+    tensors = model.tensors()
+    for name, delta in adapter.deltas.items():
+        weight = tensors[f"{name}.weight"]
+        merged = (weight.float() + delta.weight()).to(weight.dtype)  # never into the mapped file
+        model.put(f"{name}.weight", merged)

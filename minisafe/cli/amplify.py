@@ -23,6 +23,7 @@ from minisafe.amplify import (
     answers_alike,
     load_demonstrations,
 )
+from minisafe.checkpoint.vectors import save_vector
 from minisafe.cli.options import (
     PATH,
     ProgressLine,
@@ -33,9 +34,8 @@ from minisafe.cli.options import (
 )
 from minisafe.errors import SafetyError, SettingError
 from minisafe.guidance import Plain
-from minisafe.parts import make_expert
 from minisafe.session import Session
-from minisafe.vectors import save_vector
+from minisafe.session.parts import make_expert
 
 RECIPE = {
     "shots": "Demonstrations a prompt.",

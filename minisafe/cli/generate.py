@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from minisafe.answer import Result
 from minisafe.cli.options import (
     PATH,
     check_text,
@@ -20,6 +19,7 @@ from minisafe.cli.options import (
 )
 from minisafe.errors import PromptError
 from minisafe.session import Session
+from minisafe.session.answer import Result
 
 
 @click.command()

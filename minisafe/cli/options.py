@@ -5,21 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from minisafe.acted import Acted
-from minisafe.cache import CACHE_DTYPES
-from minisafe.config import DTYPES
+from minisafe.declared import NUMBER, SWITCH, WHOLE, Setting
 from minisafe.display import harmless as harmless  # commands take it from here
 from minisafe.errors import PromptError, SettingError
-from minisafe.guidance import RULES
-from minisafe.linear import WEIGHTS
-from minisafe.session import Session, load
+from minisafe.sampling import Sampling
+from minisafe.session.acted import Acted
+from minisafe.session.session import Session, load
+from minisafe.session.settings import OPTIONS, SETTINGS, TEXTS
+from minisafe.session.settings import PATH as PATHS_KIND
 from minisafe.tokenizer import parse_option
-from minisafe.vectors import POSITIONS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
@@ -42,11 +42,6 @@ def check_text(text: str, name: str) -> None:
         raise PromptError(f"{name} is not valid UTF-8; expected UTF-8 text") from None
 
 
-def _setting(*names: str, **details: Any) -> Callable[[Command], Command]:
-    """A click option that is a setting: commands need not name it among their arguments."""
-    return click.option(*names, expose_value=False, callback=keep, **details)
-
-
 def keep_options(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     """Put template options, as NAME=VALUE, where `session_from_flags` finds them as one setting."""
     found: dict[str, Any] = {}
@@ -61,108 +56,54 @@ def keep_options(context: click.Context, parameter: click.Parameter, value: Any)
 
 
 FLAGS = "minisafe.flags"
-PROFILE = _setting("--profile", type=PATH, help="Safety profile (JSON file or its directory).")
-BASE = _setting("--base", type=PATH, help="Model directory; without --profile, just this model.")
-DTYPE = _setting("--dtype", type=click.Choice(DTYPES), help="Default: the checkpoint's own.")
-WORK_DTYPE = _setting(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    help="Default: the checkpoint's own for training an adapter, else float32.",
-)
-DEVICE = _setting("--device", help="cpu (default), cuda, cuda:1 ...")
-THREADS = _setting("--threads", type=int, help="CPU threads.")
-EDIT = _setting("--edit", type=PATH, help="LoRA directory to merge into the base first.")
-EXPERT = _setting(
-    "--expert",
-    type=PATH,
-    help="Unsafe expert (of safedecoding and dexperts: safe): model or LoRA directory.",
-)
-EXPERT_SYSTEM = _setting(
-    "--expert-system", help="Use the base under this system prompt as the expert."
-)
-SA_LAYER = _setting("--sa-layer", type=int, help="Layer after which the vector is added, from 0.")
-SA_SCALE = _setting(
-    "--sa-scale", type=float, help="Times which the vector is added; 0: not at all."
-)
-ALLOW_PADDING = _setting(
-    "--allow-padding/--no-allow-padding",
-    default=None,
-    help="Base and expert may differ in unused ids at the vocabulary's end.",
-)
-SYSTEM = _setting("--system", help="System prompt.")
-TEMPLATE_OPTION = click.option(
-    "--template-option",
-    "template_options",
-    metavar="NAME=VALUE",
-    multiple=True,
-    expose_value=False,
-    callback=keep_options,
-    help="Give the chat template a value, such as enable_thinking=false; may be repeated.",
-)
 
-BASE_OPTIONS = (PROFILE, BASE, WORK_DTYPE, DEVICE, THREADS)
-AMPLIFY_OPTIONS = (
-    PROFILE, BASE, EDIT, EXPERT, EXPERT_SYSTEM, SA_LAYER, SA_SCALE, ALLOW_PADDING, DTYPE, DEVICE,
-    THREADS, SYSTEM, TEMPLATE_OPTION,
-)  # fmt: skip
-MODEL_OPTIONS = (
-    PROFILE,
-    BASE,
-    EDIT,
-    EXPERT,
-    EXPERT_SYSTEM,
-    _setting("--vector", type=PATH, help="Safety vector (.safetensors, .npy or .gguf)."),
-    _setting(
-        "--safe/--no-safe", default=None,
-        help="Decode safely, or plainly. Default: safely if there is an expert or a vector.",
-    ),
-    SA_LAYER,
-    SA_SCALE,
-    _setting("--sa-positions", type=click.Choice(POSITIONS), help="Tokens that are steered."),
-    _setting("--sgds-lambda", type=float, help="Strength of guidance, 0 (off) to below 1."),
-    _setting("--margin", type=float, help="Nats by which the expert may prefer a token."),
-    _setting("--gate/--no-gate", default=None,
-             help="Leave answers alone that a calibrated gate finds harmless. Default: if there is "
-             "a calibration for these weights (minisafe calibrate)."),
-    _setting("--rule", type=click.Choice(tuple(RULES)), help="Guidance rule. Default: sgds."),
-    _setting("--expert-kind", type=click.Choice(("unsafe", "safe")),
-             help="What the expert is. Default: what the rule reads."),
-    _setting("--reverse-sa/--no-reverse-sa", default=None,
-             help="Research: let a negative --sa-scale steer towards harm."),
-    _setting("--alpha", type=float, help="Strength of the rules other than sgds."),
-    _setting("--first-tokens", type=int, help="Guide only so many tokens of an answer."),
-    _setting("--common-tokens", type=int, help="Tokens that safedecoding's models must share."),
-    _setting("--anti-expert", type=PATH, help="Anti-expert of dexperts: model or LoRA directory."),
-    _setting("--anti-system", help="Anti-expert of dexperts: the base under this system prompt."),
-    ALLOW_PADDING,
-    _setting("--speculate", type=int,
-                 help="Tokens drafted at most for a separate expert; 0: none. Default: automatic."),
-    DTYPE,
-    _setting("--weights", type=click.Choice(WEIGHTS),
-             help="How weights are stored; int8 is fastest and rounds them. Default: auto."),
-    _setting("--cache-dtype", type=click.Choice(CACHE_DTYPES),
-             help="How keys and values are held; int8 halves a bf16 cache and rounds them. "
-             "Default: auto, the model's dtype."),
-    _setting("--compile/--no-compile", default=None,
-             help="Compile the decoding step first: faster tokens after a slow start. Needs a C++ "
-             "compiler. Default: no."),
-    DEVICE,
-    THREADS,
-    SYSTEM,
-    TEMPLATE_OPTION,
-)  # fmt: skip
 
-SAMPLING_OPTIONS = (
-    _setting("--seed", type=int, help="Same seed, same text. Default 0."),
-    _setting("--max-new-tokens", type=int, help="Length limit of an answer. Default 256."),
-    _setting("--temperature", type=float, help="0 (default unless the model says): greedy."),
-    _setting("--top-k", type=int, help="Only the k likeliest tokens; 0: all."),
-    _setting("--top-p", type=float, help="Only the likeliest tokens that make up p; 1: all."),
-    _setting("--min-p", type=float, help="Only tokens p times as likely as the best; 0: all."),
-    _setting("--presence-penalty", type=float, help="Nats off for a token that occurred."),
-    _setting("--frequency-penalty", type=float, help="Nats off for each time it occurred."),
-    _setting("--stop", multiple=True, help="Text that ends an answer; may be repeated."),
-)
+def _kept(*names: str, **details: Any) -> Callable[[Command], Command]:
+    """A click option that is kept beside the command: it need not name it among its arguments."""
+    return click.option(*names, expose_value=False, callback=keep, **details)
+
+
+def option(name: str, help: str = "") -> Callable[[Command], Command]:
+    """The flag of a declared setting; `help` where a command uses it in a way of its own."""
+    setting = SETTINGS[name]
+    flag = setting.flag or "--" + name.replace("_", "-")
+    default = setting.default_words
+    text = help or setting.help + (f" Default: {default}." if default else "")
+    if setting.kind is SWITCH:
+        return _kept(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    if setting.kind is OPTIONS:
+        return click.option(
+            flag, name, metavar="NAME=VALUE", multiple=True, expose_value=False,
+            callback=keep_options, help=text,
+        )  # fmt: skip
+    if setting.kind is TEXTS:
+        return _kept(flag, name, multiple=True, help=text)
+    return _kept(flag, name, type=click_type(setting), help=text)
+
+
+def click_type(setting: Setting) -> Any:
+    """What click makes of a flag's text."""
+    if setting.choices:
+        return click.Choice(setting.choices)
+    return {PATHS_KIND: PATH, WHOLE: int, NUMBER: float}.get(setting.kind, str)
+
+
+PROFILE = _kept("--profile", type=PATH, help="Safety profile (JSON file or its directory).")
+WORK_DTYPE = option(
+    "dtype", "Dtype of the weights. Default: the checkpoint's own for training an adapter, else "
+    "float32.",
+)  # fmt: skip
+OF_A_BASE = ("base", "device", "threads")
+OF_A_VECTOR = (
+    "base", "edit", "expert", "expert_system", "sa_layer", "sa_scale", "allow_padding", "dtype",
+    "device", "threads", "system", "template_options",
+)  # fmt: skip
+OF_AN_ANSWER = (*(each.name for each in fields(Sampling)), "max_new_tokens", "stop")
+OF_A_MODEL = tuple(name for name in SETTINGS if name not in OF_AN_ANSWER)
+BASE_OPTIONS = (PROFILE, WORK_DTYPE, *map(option, OF_A_BASE))
+AMPLIFY_OPTIONS = (PROFILE, *map(option, OF_A_VECTOR))
+MODEL_OPTIONS = (PROFILE, *map(option, OF_A_MODEL))
+SAMPLING_OPTIONS = tuple(map(option, OF_AN_ANSWER))
 
 
 def offering(options: Sequence[Callable[[Command], Command]]) -> Callable[[Command], Command]:
@@ -194,7 +135,7 @@ def fields_as_options(settings: type, helps: Mapping[str, str]) -> Callable[[Com
             else:
                 details["type"] = type(default)
             flag = "--" + name.removeprefix("n_").replace("_", "-")
-            command = _setting(flag, name, **details)(command)
+            command = _kept(flag, name, **details)(command)
         return command
 
     return decorate

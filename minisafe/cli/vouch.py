@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from minisafe.cli.options import PATH
-from minisafe.profile import load_profile, vouch
+from minisafe.session.profile import load_profile, vouch
 
 
 @click.command("vouch")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from minisafe.engine import Row
+from minisafe.policy import Seen
 from minisafe.sampling import accept_or_redraw, filtered, inverse_cdf, penalised
 
 
@@ -37,6 +39,10 @@ class Draft:
         self.chances: list[Tensor] = []  # q, where temperature is above 0
         self.heard = torch.empty(0)
         self.sure = 0
+
+    def seen(self, place: int) -> Seen:
+        """What the safety decision knows before the block's token `place`."""
+        return replace(self.row.seen, tokens=self.begin + place)
 
     @property
     def n_judged(self) -> int:

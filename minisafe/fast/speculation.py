@@ -17,7 +17,6 @@ judges every single token. It is another text than plain lockstep's, of the same
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,12 +75,17 @@ class Speculation(Generation):
         """Let both streams read the prompts; the base's log-probabilities after them."""
         pending = self.texts(self.live)
         found = self.lockstep.feed(pending, self.slots(self.live, pending))
-        base, expert = self.compare(self.live, pending, found)
+        decision = self.policy.decide([row.seen for row in self.rows], found)
+        for row, seen in zip(self.rows, decision.seen, strict=True):
+            row.seen = seen
+        if any(decision.again):
+            found = self.unsteer(self.live, pending[0], decision.again, found)
+        base, expert = found
         assert base is not None
         assert expert is not None
         for place, row in enumerate(self.rows):
             starts = self.lockstep.length(0, place), self.lockstep.length(1, place)
-            guided_tokens = (self.guidance.first_tokens or sys.maxsize) if row.guided else 0
+            guided_tokens = self.policy.guided_tokens(row.seen)
             known = expert[place] if row.guided else None
             self.drafts.append(Draft(row, starts, guided_tokens, known))
         return base
@@ -164,7 +168,8 @@ class Speculation(Generation):
             return
         drafts = [self.drafts[place] for place in known]
         base = torch.stack([draft.said[0] for draft in drafts])
-        finals = self.guidance((base, torch.stack(list(known.values()))))
+        seen = [draft.seen(0) for draft in drafts]
+        finals = self.policy.decide(seen, (base, torch.stack(list(known.values())))).log_probs
         for draft, final in zip(drafts, finals, strict=True):
             draft.ids[0], draft.sure = self.verdict(draft, 0, final), 1
 
@@ -196,7 +201,9 @@ class Speculation(Generation):
             pairs = list(zip(self.drafts, counts, strict=True))
             said = [each for d, n in pairs for each in d.said[d.sure : d.sure + n]]
             heard = [each for d, n in pairs for each in d.heard[:n]]
-            finals = self.guidance((torch.stack(said), torch.stack(heard)))
+            seen = [d.seen(d.sure + place) for d, n in pairs for place in range(n)]
+            streams = torch.stack(said), torch.stack(heard)
+            finals = self.policy.decide(seen, streams).log_probs
             found = list(torch.split(finals, counts))
         return [self.gain(draft, each) for draft, each in zip(self.drafts, found, strict=True)]
 

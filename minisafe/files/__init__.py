@@ -3,6 +3,7 @@
 from minisafe.files.untrusted import (
     MAX_DEPTH,
     MAX_JSON_BYTES,
+    MAX_VALUES,
     json_lines,
     parse_json,
     read_bytes,
@@ -14,6 +15,7 @@ from minisafe.files.whole import whole_file, write_bytes, write_text
 __all__ = [
     "MAX_DEPTH",
     "MAX_JSON_BYTES",
+    "MAX_VALUES",
     "json_lines",
     "parse_json",
     "read_bytes",

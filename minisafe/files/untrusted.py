@@ -18,16 +18,21 @@ from minisafe.files.foreign import LFS, LFS_WORDS
 
 MAX_JSON_BYTES = 64 << 20  # the largest tokenizer files are near 20 MB
 MAX_DEPTH = 64  # nested objects and lists
+MAX_VALUES = 4_000_000  # an empty list is 3 bytes of text and 64 of memory
 ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # written out: only then can a half be there
 
 
-def parse_json(text: str, source: str, error: type[BadInput] = ConfigError) -> Any:
+def parse_json(
+    text: str, source: str, error: type[BadInput] = ConfigError, most_values: int = MAX_VALUES
+) -> Any:
     """The value of a JSON text; `source` names it in errors.
 
     Raises:
         error: the text is no JSON, or holds a key twice, NaN or infinity, half of a surrogate
-            pair, or more than `MAX_DEPTH` nested objects and lists.
+            pair, more than `MAX_DEPTH` nested objects and lists, or more than `most_values` values.
     """
+    if sum(map(text.count, ",[{")) > most_values:  # strings may hold some: a bound, not a count
+        raise error(f"{source}: holds more than {most_values:,} values, the limit for JSON")
 
     def refuse_constant(name: str) -> Any:
         raise _Refused(f"it holds {name}; expected finite numbers")

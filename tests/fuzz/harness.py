@@ -20,10 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -70,32 +71,34 @@ class Row:
 
 
 def all_targets(where: Path = HERE) -> dict[str, Target]:
-    """Every target of every `targets_*.py` in a directory, by name; what the corpus holds for one
-    is added to its seeds."""
+    """Every target of every `targets_*.py` in a directory, by name."""
     sys.path.insert(0, str(where))
-    names = sorted(path.stem for path in where.glob("targets_*.py"))
-    modules = [import_module(name).TARGETS for name in names]
-    found = [
-        target for each in modules for target in (each.values() if isinstance(each, dict) else each)
-    ]
-    assert len({target.name for target in found}) == len(found), "two targets of one name"
-    return {
-        target.name: replace(target, seeds=(*target.seeds, *corpus(where, target.name).values()))
-        for target in found
-    }
+    found: dict[str, Target] = {}
+    for name in sorted(path.stem for path in where.glob("targets_*.py")):
+        targets = import_module(name).TARGETS
+        for target in targets.values() if isinstance(targets, dict) else targets:
+            assert target.name not in found, f"two targets are named {target.name}"
+            found[target.name] = target
+    return found
 
 
-def corpus(where: Path, reader: str) -> dict[str, bytes]:
-    """Files that once failed, by name."""
-    files = sorted((where / "corpus" / reader).glob("*"))
-    return {path.name: path.read_bytes() for path in files}
+@cache
+def corpus(reader: str, where: Path) -> tuple[bytes, ...]:
+    """Files of a reader that once failed."""
+    return tuple(path.read_bytes() for path in sorted((where / "corpus" / reader).glob("*")))
 
 
-def input_of(target: Target, seed: int, index: int) -> bytes:
-    """Input number `index`: the seeds as they are, then mutations."""
-    if index < len(target.seeds):
-        return target.seeds[index]
+def input_of(target: Target, seed: int, index: int, where: Path = HERE) -> bytes:
+    """Input number `index`: the seeds as they are, what once failed, then mutations of seeds."""
+    known = (*target.seeds, *corpus(target.name, where))
+    if index < len(known):
+        return known[index]
     return mutate(target.seeds, target.suffix, Random(f"{seed} {target.name} {index}"))
+
+
+def known_inputs(target: Target, where: Path = HERE) -> int:
+    """How many inputs are no mutations."""
+    return len(target.seeds) + len(corpus(target.name, where))
 
 
 # ---- the child ---------------------------------------------------------------------------------
@@ -119,18 +122,20 @@ def child(
             target = targets[names[number]]
             first = start[1] if number == start[0] else 0
             path = Path(directory) / f"input{target.suffix}"
-            numbers = range(first, max(inputs, len(target.seeds)))
-            for finding in tries(target, number, numbers, most_s, seed, path, memory):
+            known = known_inputs(target, where)
+            numbers = range(first, max(inputs, known))
+            made = partial(input_of, target, seed, where=where)
+            for finding in tries(target, number, numbers, known, most_s, made, path, memory):
                 out.write(json.dumps(finding) + "\n")
 
 
 def tries(
-    target: Target, number: int, numbers: range, most_s: float, seed: int, path: Path,
-    memory: mmap.mmap,
+    target: Target, number: int, numbers: range, known: int, most_s: float,
+    made: Callable[[int], bytes], path: Path, memory: mmap.mmap,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Read each input, keep count, and yield what fails for the first few times in its place.
 
-    After `most_s` seconds only the seeds that are left are read.
+    made: an input from its number. After `most_s` seconds only the first `known` are read.
     """
     place = NOW.size + number * COUNTS.size
     refused = accepted = failed = most = largest = 0
@@ -144,9 +149,9 @@ def tries(
         target.read(path)
     base, end = reset_peak(), time.monotonic() + most_s
     for index in numbers:
-        if index >= len(target.seeds) and time.monotonic() > end:
+        if time.monotonic() > end and index >= known:
             break
-        data = input_of(target, seed, index)
+        data = made(index)
         path.write_bytes(data)
         largest = max(largest, len(data))
         begun = time.monotonic()

@@ -31,15 +31,19 @@ BYTES = (
     b"\x80", b"\xed\xa0\x80", b"\xe2\x80\xae", b"{{", b"}}", b"{%", b"%}", b"(" * 200, b"-", b"1e9",
 )  # fmt: skip
 JINJA = (
-    "{{ 'a' * 2000000000 }}", "{{ 2 ** 10000000000 }}", "{{ '%9999999999d' % 1 }}", "{% break %}",
-    "{% for a in range(99999999) %}{% for b in range(99999999) %}x{% endfor %}{% endfor %}",
+    "{{ 'a' * 2000000000 }}", "{{ '%9999999999d' % 1 }}", "{% break %}",
     "{{ 'x'.center(999999999) }}", "{{ '{:>9999999999}'.format(1) }}", "{{ messages | tojson }}",
     "{{ [1] | tojson(indent=1000000000) }}", "{{ " + "(" * 300 + "1" + ")" * 300 + " }}",
     "{% for a in [1] %}" * 30 + "x" + "{% endfor %}" * 30, "{{ raise_exception(messages) }}",
-    "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}", "{{ ''.__class__.__mro__ }}",
+    "{{ ''.__class__.__mro__ }}",
     "{% set x = messages %}{% do x.append(1) %}", "{{ strftime_now('%' * 99999) }}", "{{ none.x }}",
-    "{% include 'x' %}", "{{ range(10**9) | list }}", "{{ messages[0]['content'][:-1] }}", "{# ",
-    "{{ cycler(1).next() }}", "{{ lipsum(n=9999) }}", "{{ '\ud800' }}", "{% if %}", "{{ 1/0 }}",
+    "{% include 'x' %}", "{{ messages[0]['content'][:-1] }}", "{# ",
+    "{{ cycler(1).next() }}", "{{ '\ud800' }}", "{% if %}", "{{ 1/0 }}",
+)  # fmt: skip
+ENDLESS = (  # each takes the whole time that a template has, so they are few
+    "{% for a in range(99999999) %}{% for b in range(99999999) %}x{% endfor %}{% endfor %}",
+    "{{ 2 ** 10000000000 }}", "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
+    "{{ range(10**9) | list }}", "{{ lipsum(n=9999) }}",
 )  # fmt: skip
 NUMBERS = (0, 1, 2, 7, 8, 255, 2**15, 2**16, 2**31, 2**31 - 1, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
 LARGEST = 1 << 20  # bytes of an input
@@ -104,7 +108,8 @@ def _stretch(data: bytes, random: Random) -> tuple[int, int]:
 
 def text_level(data: bytes, random: Random) -> bytes:
     """A template with a piece of a hostile one put in."""
-    piece = random.choice(JINJA).encode("utf-8", "surrogatepass")
+    pieces = ENDLESS if random.random() < 0.01 else JINJA
+    piece = random.choice(pieces).encode("utf-8", "surrogatepass")
     place = random.randint(0, len(data))
     return random.choice((data[:place] + piece + data[place:], piece, data + piece))
 

@@ -33,14 +33,18 @@ from minisafe.checkpoint import (
     save_adapter,
     save_model,
 )
+from minisafe.checkpoint.vectors import load_vector, save_npy, save_vector
 from minisafe.cli.inspect import as_lines, describe_path
 from minisafe.display import CONTROLS
 from minisafe.errors import SettingError
 from minisafe.files import read_json
 from minisafe.gate import Calibration
-from minisafe.profile import decide_safe, from_generation_config, load_profile, resolve
+from minisafe.session.asked import decide_safe
+from minisafe.session.generation_config import from_generation_config
+from minisafe.session.profile import load_profile
+from minisafe.session.settings import resolve
 from minisafe.tokenizer import load_tokenizer
-from minisafe.vectors import SafetyVector, load_vector, save_npy, save_vector
+from minisafe.vectors import SafetyVector
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
@@ -78,7 +82,7 @@ def spelt(data: object) -> bytes:
 
 
 def model_runs(path: Path) -> None:
-    """A model that loads gives finite logits."""
+    """A config that fits these weights gives finite logits."""
     logits = load_model(path)(IDS)
     assert bool(logits.isfinite().all()), "logits that are not finite"
 
@@ -116,7 +120,7 @@ def weights() -> Target:
     seed = (path / SINGLE).read_bytes()
     save_file({"model.norm.weight": torch.ones(8)}, path / "x")
     seeds = (seed, (path / "x").read_bytes(), LFS)
-    return Target(SINGLE, seeds, ".safetensors", placed(path / SINGLE, lambda: model_runs(path)))
+    return Target(SINGLE, seeds, ".safetensors", placed(path / SINGLE, lambda: load_model(path)))
 
 
 def index() -> Target:

@@ -8,17 +8,16 @@ from collections.abc import Iterator
 import click
 
 from minisafe import standard
-from minisafe.chat import Chat
 from minisafe.cli.chat.banner import about_of_flags, banner
 from minisafe.cli.chat.commands import Leave, complete, run_command
 from minisafe.cli.chat.history import History, default_path
 from minisafe.cli.chat.interrupts import Interrupts
 from minisafe.cli.chat.keyboard import Keyboard
-from minisafe.cli.chat.settings import helps
 from minisafe.cli.chat.talk import Talk, complain, tell
 from minisafe.cli.chat.typed import message, piped
 from minisafe.cli.options import common_options, describe, session_from_flags
 from minisafe.errors import MinisafeError, PromptError
+from minisafe.session.chat import Chat
 
 
 @click.command("chat")
@@ -45,7 +44,7 @@ def chat_command(as_json: bool, history: bool) -> None:
     else:
         tell(describe(conversation.applied()))
     with Interrupts(conversation, terminal) as interrupts:
-        talk = Talk(conversation, interrupts, as_json, terminal, helps())
+        talk = Talk(conversation, interrupts, as_json, terminal)
         try:
             for text in at_terminal(talk, history) if terminal else from_pipe(talk):
                 say(talk, text)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from minisafe.about import About, read_about
-from minisafe.acted import Acted
 from minisafe.cli.options import common_flags
-from minisafe.profile import default_profile
+from minisafe.session.about import About, read_about
+from minisafe.session.acted import Acted
+from minisafe.session.profile import default_profile
 
 RULE = "words are held back that an unsafe version of the model would choose"
 OTHER_RULE = "a second model corrects the words that are chosen"

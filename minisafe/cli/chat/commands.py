@@ -13,8 +13,8 @@ from minisafe.cli.chat.talk import Talk, tell
 from minisafe.cli.options import describe
 from minisafe.display import harmless
 from minisafe.errors import SettingError
-from minisafe.loaded import SETTABLE
-from minisafe.saved import load_chat, save_chat
+from minisafe.session.saved import load_chat, save_chat
+from minisafe.session.settings import SETTABLE, SETTINGS
 
 
 class Leave(Exception):
@@ -49,7 +49,7 @@ def run_command(talk: Talk, line: str) -> None:
 
 def show_help(talk: Talk, rest: str) -> None:
     commands = [(f"{name} {each.words}", each.about) for name, each in COMMANDS.items()]
-    settings = table(talk.chat.session.settings, talk.helps)
+    settings = table(talk.chat.session.settings)
     tell("\n".join([
         *rows(commands),
         '"""  begins and ends a message of several lines; or let each end in \\',
@@ -72,15 +72,15 @@ def rows(pairs: Sequence[tuple[str, str]], indent: int = 0) -> list[str]:
 def set_setting(talk: Talk, rest: str) -> None:
     """`/set` lists, `/set NAME` shows, `/set NAME VALUE` changes."""
     if not rest:
-        tell("\n".join(rows(table(talk.chat.session.settings, talk.helps))))
+        tell("\n".join(rows(table(talk.chat.session.settings))))
         return
     name, _, word = rest.partition(" ")
     name, word = setting_name(name), word.strip()
     if word:
         talk.chat.set(name, parsed(name, word))
     value = getattr(talk.chat.session.settings, name)
-    about = "" if word else f": {talk.helps.get(name, '')}"
-    tell(f"{name} is {shown(value)}{about}".rstrip(": "))
+    about = "" if word else f": {SETTINGS[name].help}"
+    tell(f"{name} is {shown(value)}{about}")
 
 
 def set_system(talk: Talk, rest: str) -> None:

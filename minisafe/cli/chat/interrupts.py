@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from minisafe.chat import Chat
+from minisafe.session.chat import Chat
 
 WAITING = b"(stopping at the next token)\n"
 

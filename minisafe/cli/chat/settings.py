@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
+from minisafe.declared import NUMBER, WHOLE
 from minisafe.errors import SettingError
-from minisafe.loaded import SETTABLE
-from minisafe.profile import FIELDS, Settings
+from minisafe.session.settings import SETTABLE, SETTINGS, TEXTS, Settings
 
 NONE = "none"
 
@@ -23,15 +21,17 @@ def setting_name(word: str) -> str:
 
 def parsed(name: str, word: str) -> Any:
     """A typed word as the setting's value; raises `SettingError`."""
-    kind = str(FIELDS[name].type)
+    setting = SETTINGS[name]
+    if word == NONE and setting.default is None:
+        return None
+    if setting.kind is TEXTS:
+        return () if word == NONE else (word,)
+    if setting.kind not in (WHOLE, NUMBER):
+        return word
     try:
-        if word == NONE and "None" in kind:
-            return None
-        if name == "stop":
-            return () if word == NONE else (word,)
-        return int(word) if "int" in kind else float(word) if "float" in kind else word
+        return setting.kind.make(word)
     except ValueError:
-        raise SettingError(f"{name} is {word!r}; expected {kind}") from None
+        raise SettingError(f"{name} is {word!r}; expected {setting.expected}") from None
 
 
 def shown(value: Any) -> str:
@@ -43,13 +43,6 @@ def shown(value: Any) -> str:
     return repr(value) if isinstance(value, str) and not value.isidentifier() else str(value)
 
 
-def helps() -> dict[str, str]:
-    """What each setting is, as the command's own flags say."""
-    parameters = click.get_current_context().command.params
-    found = {each.name: getattr(each, "help", None) for each in parameters}
-    return {name: (found.get(name) or "").split(". Default")[0].strip() for name in SETTABLE}
-
-
-def table(settings: Settings, texts: dict[str, str]) -> list[tuple[str, str]]:
+def table(settings: Settings) -> list[tuple[str, str]]:
     """(name and present value, what it is) of every setting that can be changed."""
-    return [(f"{name} {shown(getattr(settings, name))}", texts.get(name, "")) for name in SETTABLE]
+    return [(f"{name} {shown(getattr(settings, name))}", SETTINGS[name].help) for name in SETTABLE]

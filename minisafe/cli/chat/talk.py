@@ -7,17 +7,17 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TextIO
 
 import click
 
-from minisafe.chat import Chat
 from minisafe.checkpoint import first_line, is_out_of_memory
 from minisafe.cli.chat.interrupts import Interrupts
 from minisafe.cli.chat.wrap import Wrap
 from minisafe.display import harmless, one_line
 from minisafe.errors import MinisafeError
+from minisafe.session.chat import Chat
 
 SHOWN = 10_000  # characters of one message to the user
 
@@ -37,14 +37,13 @@ def complain(error: Exception | str) -> None:
 class Talk:
     """A chat, and how it is shown.
 
-    terminal: whether a person types. helps: what each setting is.
+    terminal: whether a person types.
     """
 
     chat: Chat
     interrupts: Interrupts
     as_json: bool = False
     terminal: bool = False
-    helps: dict[str, str] = field(default_factory=dict)
 
     def answer(self, pieces: Iterator[str]) -> None:
         """Show an answer. At a terminal, one that cannot be given is reported; else it raises."""

@@ -12,8 +12,8 @@ from minisafe.evaluation.journal import digest
 from minisafe.evaluation.judges import Ruling
 from minisafe.evaluation.judges.formats import FORMATS, Reading, neutralise, read_layout
 from minisafe.evaluation.prompts import Prompt
-from minisafe.parts import fingerprints
-from minisafe.session import Session, load
+from minisafe.session.parts import fingerprints
+from minisafe.session.session import Session, load
 from minisafe.tokenizer import Message, Tokenizer
 from minisafe.tokenizer.marks import Marks
 
@@ -123,7 +123,7 @@ def chat(question: str, answer: str) -> list[Message]:
 
 def complete(session: Session, prompts: Sequence[Sequence[int]], batch_size: int) -> list[str]:
     """What a session answers to each prompt, given as ids."""
-    sampling, limit = session.settings.sampling(), session.settings.max_new_tokens
+    sampling, limit = session.settings, session.settings.max_new_tokens
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]

@@ -1,0 +1,114 @@
+"""The safety decision: what an answer's next token is drawn from, and which streams read on. Pure.
+
+`Policy.decide` is the one home of it. The sampling loop, speculation and the scoring of likelihoods
+all ask here, so what is scored is what would be sampled.
+
+1. After the prompt, the gate looks at how far base and expert disagree. An answer that it leaves
+   to the base is decided again, from the base without the vector.
+2. The rule acts on an answer that was not left to the base, on its first tokens or on all.
+3. Elsewhere the base's own log-probabilities stand.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from minisafe.errors import SafetyError
+from minisafe.gate import Gate, total_variation
+from minisafe.guidance import Guidance
+
+LogProbs = Sequence[Tensor | None]  # by stream (rows, vocab), the base's first; None: it rests
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the decision needs to know of one answer.
+
+    tokens: how many it has. gated: whether the gate may leave it to the base. guided: False once
+    the gate did. variation: between base and expert after the prompt, where both have read it.
+    """
+
+    tokens: int = 0
+    gated: bool = False
+    guided: bool = True
+    variation: float | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What follows for a batch's answers.
+
+    log_probs: (rows, vocab) to sample from. seen: by row, what the answer has seen now. again: by
+    row, whether the gate has just left it to the base: then the base forgets the vector, reads the
+    prompt again, and the row is decided again before anything is drawn.
+    """
+
+    log_probs: Tensor
+    seen: tuple[Seen, ...]
+    again: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A rule, and the gate that may leave an answer to the base; None: every answer is guided."""
+
+    rule: Guidance
+    gate: Gate | None = None
+
+    def decide(self, seen: Sequence[Seen], log_probs: LogProbs) -> Decision:
+        """What to sample each answer's next token from; `log_probs` follow all it has so far.
+
+        Raises `SafetyError` where the rule acts and a stream that it reads is missing.
+        """
+        now = self.look(seen, log_probs)
+        again = tuple(old.guided and not new.guided for old, new in zip(seen, now, strict=True))
+        acting = [self.acts(each) for each in now]
+        base = log_probs[0]
+        assert base is not None
+        if not any(acting):
+            return Decision(base, now, again)
+        guided = self.rule(self.streams_read(log_probs))
+        if not all(acting):
+            rows = torch.tensor(acting, device=base.device)[:, None]
+            guided = torch.where(rows, guided, base)
+        return Decision(guided, now, again)
+
+    def look(self, seen: Sequence[Seen], log_probs: LogProbs) -> tuple[Seen, ...]:
+        """What is known after the prompt: the variation, and whether the gate opens for it."""
+        fresh = [each.tokens == 0 and each.variation is None for each in seen]
+        if not any(fresh) or len(log_probs) < 2 or log_probs[0] is None or log_probs[1] is None:
+            return tuple(seen)
+        values: list[float] = total_variation(log_probs[0], log_probs[1]).tolist()
+        found = []
+        for each, is_fresh, value in zip(seen, fresh, values, strict=True):
+            shut = self.gate is not None and each.gated and not self.gate.opens(value)
+            found.append(replace(each, variation=value, guided=not shut) if is_fresh else each)
+        return tuple(found)
+
+    def acts(self, seen: Seen) -> bool:
+        """Whether the rule acts on the next token. Where it does, all its streams must have read
+        the answer; where it does not, those beside the base may rest."""
+        return seen.tokens < self.guided_tokens(seen)
+
+    def guided_tokens(self, seen: Seen) -> int:
+        """How many tokens of the answer, from its first, the rule acts on."""
+        if not seen.guided:
+            return 0
+        first = self.rule.first_tokens
+        return sys.maxsize if first is None else first
+
+    def streams_read(self, log_probs: LogProbs) -> tuple[Tensor, ...]:
+        """What the rule reads of them; raises `SafetyError` where a stream is missing."""
+        n = self.rule.n_streams
+        given = tuple(each for each in log_probs if each is not None)
+        if len(given) < n:
+            raise SafetyError(
+                f"guidance reads {n} streams, and {len(given)} of them read this text; nothing is "
+                "answered unguided"
+            )
+        return given[:n]

@@ -1,0 +1,155 @@
+"""What safety acts: of a session as it is set, and of one answer as it came about.
+
+A setting says what was asked for. This says what took part: an answer that the gate left to the
+base, or that ended before a steered position was read, does not claim a stage that did nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from minisafe.engine import Row
+from minisafe.gate import Gate
+from minisafe.guidance import SGDS, Guidance, Plain
+from minisafe.session.settings import Settings
+from minisafe.vectors import Steering
+
+
+@dataclass(frozen=True)
+class Amplification:
+    """A vector, added `scale` times after each of `layers`. A negative scale steers the other way;
+    `reversed` says so."""
+
+    vector: str
+    layers: tuple[int, ...]
+    scale: float
+    positions: str
+    reversed: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return present(asdict(self) | {"layers": list(self.layers), "reversed": self.reversed})
+
+
+@dataclass(frozen=True)
+class SafetyGuidance:
+    """SafeInfer's rule. expert: its kind, "adapter", "checkpoint" or "system prompt". source: its
+    directory or prompt. first_tokens: how many tokens of an answer are guided; None: all."""
+
+    expert: str
+    source: str
+    lam: float
+    margin: float
+    first_tokens: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        stated = {"expert": self.expert, "from": self.source, "lambda": self.lam}
+        return stated | {"margin": self.margin} | present({"first_tokens": self.first_tokens})
+
+
+@dataclass(frozen=True)
+class OtherRule:
+    """A rule that SafeInfer is compared with, its numbers, and its streams after the base."""
+
+    name: str
+    numbers: Mapping[str, Any]
+    streams: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **self.numbers, "streams": list(self.streams)}
+
+
+@dataclass(frozen=True)
+class GateState:
+    """The gate's threshold and, of an answer, the variation that it saw and what it did."""
+
+    threshold: float
+    variation: float | None = None
+    open: bool | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return present(asdict(self), keep=(False,))
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """Tokens that speculation drafted for the expert, and those that it accepted."""
+
+    drafted: int
+    accepted: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Acted:
+    """What safety acts, or acted on one answer; None where a part does not.
+
+    safe: whether decoding is safe, so that everything named here must act or nothing is answered.
+    """
+
+    safe: bool = False
+    sa: Amplification | None = None
+    sgds: SafetyGuidance | None = None
+    rule: OtherRule | None = None
+    gate: GateState | None = None
+    speculation: Drafts | None = None
+
+    def on_answer(self, row: Row, gate: Gate | None) -> Acted:
+        """What acted on the answer of `row`: no vector where none was added, and nothing where the
+        gate stayed shut."""
+        found = replace(self, gate=None)
+        if row.drafted:
+            found = replace(found, speculation=Drafts(row.drafted, row.accepted))
+        if not row.steered:
+            found = replace(found, sa=None)
+        if gate is None or not row.request.gated or row.variation is None:
+            return found
+        if not row.guided:
+            found = replace(found, sa=None, sgds=None, rule=None)
+        seen = GateState(gate.threshold, round(row.variation, 6), row.guided)
+        return replace(found, gate=seen)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `--json` prints under `applied`."""
+        always = {"safe": self.safe, "sa": self.sa, "sgds": self.sgds}
+        sometimes = {"rule": self.rule, "gate": self.gate, "speculation": self.speculation}
+        parts = always | {name: part for name, part in sometimes.items() if part is not None}
+        return {
+            name: part if part is None or isinstance(part, bool) else part.to_json()
+            for name, part in parts.items()
+        }
+
+
+def present(values: Mapping[str, Any], keep: Sequence[object] = ()) -> dict[str, Any]:
+    """Values that say something: not None, and not False unless kept."""
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and (value is not False or value in keep)
+    }
+
+
+def what_acts(
+    settings: Settings,
+    steering: Steering | None,
+    guidance: Guidance,
+    kinds: Sequence[str],
+    gate: Gate | None,
+) -> Acted:
+    """What safety acts under these parts. kinds: of the streams after the base."""
+    sa = sgds = rule = None
+    if steering is not None:
+        layers, scale = tuple(sorted(steering.vectors)), steering.scale
+        vector, positions = str(settings.vector), steering.positions
+        sa = Amplification(vector, layers, scale, positions, reversed=scale < 0)
+    if isinstance(guidance, SGDS):
+        source = str(settings.expert or settings.expert_system)
+        lam, margin = guidance.lam, guidance.margin
+        sgds = SafetyGuidance(kinds[0], source, lam, margin, guidance.first_tokens)
+    elif not isinstance(guidance, Plain):
+        rule = OtherRule(settings.rule, dict(vars(guidance)), tuple(kinds))
+    state = None if gate is None else GateState(gate.threshold)
+    return Acted(bool(settings.safe), sa, sgds, rule, state)

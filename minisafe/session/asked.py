@@ -1,0 +1,172 @@
+"""What is asked for, before anything is loaded: settings from every place, never half-safe.
+
+A setting comes from: flag, then profile, then the vector's metadata, then the model's
+`generation_config.json`, then its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minisafe.checkpoint.vectors import load_vector
+from minisafe.errors import SafetyError, SettingError
+from minisafe.gate import Calibration
+from minisafe.session.generation_config import from_generation_config
+from minisafe.session.profile import Profile, default_profile, load_profile
+from minisafe.session.settings import Settings, resolve
+from minisafe.vectors import SafetyVector
+
+SAFE_EXPERT = ("safedecoding", "dexperts")  # rules whose expert is the safe one
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for: settings, and where each that was given came from ("flag", "profile" or
+    "vector"); the vector that they name, the end ids, the profile's calibration."""
+
+    settings: Settings
+    origin: Mapping[str, str]
+    vector: SafetyVector | None
+    eos: frozenset[int]
+    calibration: Calibration | None
+
+
+def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
+    """Settings from every place that has any; raises `SafetyError` for parts that are missing."""
+    if profile is None and flags.get("base") is None:
+        profile = default_profile()
+    found = load_profile(profile) if profile is not None else Profile()
+    given = dict(found.settings)
+    for one, other in (("expert", "expert_system"), ("anti_expert", "anti_system")):
+        for flag, replaced in ((one, other), (other, one)):
+            if flags.get(flag) is not None and flags.get(replaced) is None:
+                given.pop(replaced, None)  # a flag for one kind replaces the profile's other
+                given.pop("expert_kind" if one == "expert" else "", None)
+    first = resolve(flags, given)
+    if first.base is None:
+        raise SettingError("no base model; give one with --base, or a profile that names one")
+    vector = load_vector(first.vector) if first.vector is not None else None
+    stated = {} if vector is None else vector.metadata
+    made_with = {name: stated[name] for name in ("sa_scale", "sa_positions") if name in stated}
+    sampling, eos = from_generation_config(first.base)
+    settings = resolve(flags, given, made_with, sampling)
+    settings = replace(settings, safe=decide_safe(settings))
+    sources = (("vector", made_with), ("profile", given), ("flag", flags))
+    origin = {name: source for source, names in sources for name in names}
+    return Asked(settings, origin, vector, eos, found.calibration)
+
+
+# ---- never half-safe ------------------------------------------------------------------------
+
+
+def decide_safe(settings: Settings) -> bool:
+    """Whether decoding is safe; raises `SafetyError` if it is asked for and cannot be in full."""
+    has_expert = settings.expert is not None or settings.expert_system is not None
+    safe = settings.safe
+    if safe is None:
+        safe = has_expert or settings.vector is not None
+    if not safe:
+        return False
+    if settings.expert is not None and settings.expert_system is not None:
+        raise SettingError("both an expert and an expert's system prompt are given; expected one")
+    strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
+    if settings.sa_scale == 0 and not settings.guided:
+        raise SafetyError(
+            f"safe decoding with sa_scale 0 and {strength} 0 does nothing; use --no-safe"
+        )
+    if settings.sa_scale != 0 and settings.vector is None:
+        raise SafetyError(
+            "safe decoding needs a safety vector; give one with --vector, or --sa-scale 0 for "
+            "guidance alone"
+        )
+    if settings.guided and not has_expert:
+        kind = "a safe" if settings.rule in SAFE_EXPERT else "an unsafe"
+        raise SafetyError(
+            f"safe decoding needs {kind} expert; give one with --expert or --expert-system, or "
+            f"--{strength.replace('_', '-')} 0 for amplification alone"
+        )
+    if settings.guided:
+        check_anti(settings)
+    if settings.gate and not settings.guided:
+        raise SafetyError("a gate needs an expert to compare the base with; use --no-gate")
+    return True
+
+
+def check_anti(settings: Settings) -> None:
+    """Raise unless an anti-expert is given exactly where the rule reads one."""
+    given = [each for each in (settings.anti_expert, settings.anti_system) if each is not None]
+    if settings.rule == "dexperts" and len(given) != 1:
+        raise SafetyError(
+            f"dexperts reads one anti-expert, and {len(given)} are given; expected one of "
+            "--anti-expert and --anti-system"
+        )
+    if settings.rule != "dexperts" and given:
+        raise SettingError(f"an anti-expert is given, but the rule {settings.rule} reads none")
+
+
+def check_asked(settings: Settings, origin: Mapping[str, str]) -> None:
+    """Raise `SafetyError` where what is asked for cannot be safe.
+
+    origin: for each setting that was given, where it came from: "flag", "profile" or "vector".
+    """
+    if not settings.safe:
+        return
+    _check_scale(settings, origin)
+    _check_named_parts_act(settings, origin)
+    if settings.guided:
+        _check_kind(settings, origin)
+
+
+def _check_scale(settings: Settings, origin: Mapping[str, str]) -> None:
+    """A scale at or below 0 from a file is refused; a negative one from a flag needs another."""
+    scale, source = settings.sa_scale, origin.get("sa_scale", "default")
+    if source == "vector" and scale <= 0:
+        raise SafetyError(
+            f"{settings.vector}: its metadata says sa_scale {scale:g}, which does not steer "
+            "towards safety; expected a number above 0; give --sa-scale, or make the vector again"
+        )
+    if scale >= 0:
+        return
+    if source == "profile" or not settings.reverse_sa:
+        raise SafetyError(
+            f"sa_scale is {scale:g}: a negative scale steers towards harm; expected a number above "
+            "0 (for research on that, give --reverse-sa beside --sa-scale)"
+        )
+
+
+def _check_named_parts_act(settings: Settings, origin: Mapping[str, str]) -> None:
+    """A profile that names a part and switches it off is refused; a flag may leave a part out."""
+    named = origin.get("vector") == "profile" and settings.sa_scale == 0
+    if named and origin.get("sa_scale") == "profile":
+        raise SafetyError(
+            "the profile names a vector and sets sa_scale 0, so the vector would do nothing; "
+            "remove one of the two"
+        )
+    strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
+    named = "profile" in (origin.get("expert"), origin.get("expert_system"))
+    if named and not settings.guided and origin.get(strength) == "profile":
+        raise SafetyError(
+            f"the profile names an expert and sets {strength} 0, so the expert would do nothing; "
+            "remove one of the two"
+        )
+
+
+def _check_kind(settings: Settings, origin: Mapping[str, str]) -> None:
+    """An unsafe expert under a rule that moves towards its expert would amplify harm."""
+    wanted = "safe" if settings.rule in SAFE_EXPERT else "unsafe"
+    kind = settings.expert_kind
+    if kind is None and origin.get("expert", origin.get("expert_system")) == "profile":
+        kind = "unsafe" if origin.get("rule") != "profile" else wanted
+    if kind is not None and kind != wanted:
+        raise SafetyError(
+            f"the rule {settings.rule} reads {a(wanted)} expert, and this one is {kind}; give "
+            "another with --expert or --expert-system, or say what it is with --expert-kind"
+        )
+
+
+def a(word: str) -> str:
+    """The word with its article."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"

@@ -1,0 +1,66 @@
+"""What guidance, gate and vector did to one answer, in a line that a person can read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minisafe.engine import Row
+from minisafe.session.acted import Acted
+
+
+@dataclass(frozen=True)
+class Why:
+    """Why an answer is as it is.
+
+    asked: what safety was to act. acted: what did. variation: between base and expert at the first
+    token, 0 to 1; None where they were not compared. tokens: of the answer. judged: those on which
+    guidance acted. changed: those of them for which it made another token the likeliest one.
+    """
+
+    asked: Acted
+    acted: Acted
+    variation: float | None = None
+    tokens: int = 0
+    judged: int = 0
+    changed: int = 0
+
+    @classmethod
+    def of(cls, asked: Acted, acted: Acted, row: Row) -> Why:
+        """From a watched row whose answer has ended."""
+        n = len(row.answer)
+        seen = [changed for number, changed in row.changes.items() if number < n]
+        return cls(asked, acted, row.variation, n, len(seen), sum(seen))
+
+    def line(self) -> str:
+        """One line for a person."""
+        if not self.asked.safe:
+            return "safe decoding was off; the answer is the model's own"
+        if not self.tokens:
+            return "no token came, so there was nothing to act on"
+        if self.acted.gate is not None and not self.acted.gate.open:
+            return f"{self._gate()}; nothing acted, and the answer is the model's own"
+        return "; ".join(each for each in (self._rule(), self._vector(), self._gate()) if each)
+
+    def _rule(self) -> str:
+        if self.asked.sgds is None and self.asked.rule is None:
+            return "no guidance"
+        first = "" if self.judged == self.tokens else "first "
+        return (
+            f"guidance changed the likeliest choice at {self.changed or 'none'} of the "
+            f"{first}{self.judged} token{'' if self.judged == 1 else 's'}"
+        )
+
+    def _vector(self) -> str:
+        if self.asked.sa is None:
+            return "no vector"
+        return "the vector was added" if self.acted.sa else "the vector had no token to act on"
+
+    def _gate(self) -> str:
+        gate = self.acted.gate
+        if self.variation is None:
+            return ""
+        if gate is None:
+            return f"base and expert differed by {self.variation:.2f} at the first token"
+        if gate.open:
+            return f"the gate was open ({self.variation:.2f} > {gate.threshold:.2f})"
+        return f"the gate stayed shut ({self.variation:.2f} <= {gate.threshold:.2f})"
