@@ -43,7 +43,8 @@ def test_messages_that_nobody_reads_take_no_answer_away(line: str) -> None:
 
 def test_closed_streams_become_the_null_device() -> None:
     script = (
-        "from minisafe.files import standard; standard.open_closed(); import sys; sys.stdout.write('x');"
+        "from minisafe.files import standard; standard.open_closed();"
+        "import sys; sys.stdout.write('x');"
         "sys.stderr.write('x'); ok = sys.stdin.read() == '' and open('/dev/null').fileno() > 2;"
         "sys.exit(0 if ok else 1)"
     )

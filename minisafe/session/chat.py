@@ -10,12 +10,12 @@ from typing import Any
 
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
-from minisafe.faster import make_generation
 from minisafe.guidance import Guidance, Plain
 from minisafe.lockstep import Lockstep
 from minisafe.session.acted import Acted
 from minisafe.session.answer import Answer, Result
 from minisafe.session.conversation import Conversation, Exchange
+from minisafe.session.faster import make_generation
 from minisafe.session.loaded import Loaded, user
 from minisafe.session.why import Why
 from minisafe.slots import Span, covered

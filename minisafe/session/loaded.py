@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
-from minisafe.faster import block_limit, make_generation
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance
 from minisafe.lockstep import Lockstep, Stream
@@ -20,6 +19,7 @@ from minisafe.model import Llama
 from minisafe.session.acted import Acted, what_acts
 from minisafe.session.answer import Answer, StopFilter
 from minisafe.session.asked import check_asked
+from minisafe.session.faster import block_limit, make_generation
 from minisafe.session.promise import check_numbers
 from minisafe.session.settings import SETTABLE, Settings, resolve
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer

@@ -10,12 +10,12 @@ import torch
 
 from minisafe.checkpoint import load_adapter, load_model
 from minisafe.checkpoint.adapter import merge_adapter
-from minisafe.dtype import widen_small
 from minisafe.errors import PromptError, SafetyError, SettingError
-from minisafe.faster import check_fast, put_in
 from minisafe.session.answer import Result
 from minisafe.session.asked import check_asked, gather
 from minisafe.session.chat import Chat
+from minisafe.session.dtype import widen_small
+from minisafe.session.faster import check_fast, put_in
 from minisafe.session.loaded import Loaded
 from minisafe.session.parts import (
     check_device,
