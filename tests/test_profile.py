@@ -34,12 +34,12 @@ from minisafe.errors import (
     CheckpointError,
     ConfigError,
     SafetyError,
+    SafetyWarning,
     SettingError,
     TokenizerError,
     VectorError,
 )
 from minisafe.session.asked import decide_safe
-from minisafe.session.parts import SafetyWarning
 from minisafe.session.profile import default_profile, load_profile, save_profile, vouch
 from minisafe.session.settings import SETTINGS, Settings, resolve
 from minisafe.session.vouched import files_read, sha256

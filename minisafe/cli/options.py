@@ -16,7 +16,8 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.files.display import harmless as harmless  # commands take it from here
 from minisafe.sampling import Sampling
 from minisafe.session.acted import Acted
-from minisafe.session.session import Session, load
+from minisafe.session.load import load
+from minisafe.session.session import Session
 from minisafe.session.settings import OPTIONS, SETTINGS, TEXTS
 from minisafe.session.settings import PATH as PATHS_KIND
 from minisafe.tokenizer import parse_option
