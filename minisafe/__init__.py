@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from minisafe.sampling import Sampling
     from minisafe.session.answer import Result
     from minisafe.session.chat import Chat
-    from minisafe.session.session import Session, load
+    from minisafe.session.load import load
+    from minisafe.session.session import Session
     from minisafe.session.settings import Settings
     from minisafe.tokenizer import load_tokenizer
     from minisafe.vectors import SafetyVector, Steering
@@ -85,10 +86,8 @@ HOMES = {
     "session.answer": ("Result",),
     "session.chat": ("Chat",),
     "session.settings": ("Settings",),
-    "session.session": (
-        "Session",
-        "load",
-    ),
+    "session.load": ("load",),
+    "session.session": ("Session",),
     "tokenizer": ("load_tokenizer",),
     "vectors": (
         "SafetyVector",

@@ -16,13 +16,12 @@ from minisafe.cache import CACHE_DTYPES
 from minisafe.cli import cli
 from minisafe.cli.calibrate import of_kind
 from minisafe.cli.sweep import values_of
-from minisafe.errors import MinisafeError, SafetyError, SettingError
+from minisafe.errors import MinisafeError, SafetyError, SafetyWarning, SettingError
 from minisafe.evaluation.likelihood.scoring import score
 from minisafe.evaluation.methods.grid import grid
 from minisafe.evaluation.prompts import default_prompts
 from minisafe.evaluation.report.best import Bounds, choose
 from minisafe.gate import Calibration, conformal_threshold
-from minisafe.session.parts import SafetyWarning
 from minisafe.session.profile import default_profile, load_profile
 
 FLOAT = {"dtype": "float32"}
@@ -155,7 +154,7 @@ def test_a_conversation_goes_on_from_what_its_caches_hold(profile: Path) -> None
 
 def test_a_calibration_of_other_weights_or_settings_is_off(profile: Path) -> None:
     session = minisafe.load(profile, {"gate": False})
-    from minisafe.session.parts import made_for
+    from minisafe.session.fingerprints import made_for
 
     good = shut(made_for(session.settings, session.steering))
     assert minisafe.load(change(profile, calibration=good)).gate is not None
@@ -181,7 +180,7 @@ def test_a_calibration_of_other_weights_or_settings_is_off(profile: Path) -> Non
 
 
 def test_a_setting_changed_in_a_chat_takes_the_gate_away(profile: Path) -> None:
-    from minisafe.session.parts import made_for
+    from minisafe.session.fingerprints import made_for
 
     session = minisafe.load(profile, {"gate": False})
     good = shut(made_for(session.settings, session.steering))

@@ -29,7 +29,7 @@ from minisafe.lora import Applied
 from minisafe.model import Llama
 from minisafe.session import Session
 from minisafe.session.acted import Acted
-from minisafe.session.chat import Chat
+from minisafe.session.chat import Chat, Read
 from minisafe.session.conversation import Conversation
 from minisafe.slots import Add
 from minisafe.tokenizer import Message, Tokenizer
@@ -356,7 +356,8 @@ def test_turns_that_the_template_rewrites_keep_their_steering(world: World, how:
     encoded = chat.session.encode_chat(chat.messages, chat.answers)[0]
     read = chat.session.tokenizer.encode_chat(chat.messages)
     assert encoded.ids == read.ids or how != "upper case"  # else an answer kept its ids
-    steered = chat._goal(encoded, chat.session.steering).steered
+    steering = chat.session.steering
+    steered = Read.of(encoded.ids, chat._spans(encoded, steering), steering).steered
     assert sum(mark is not None for mark in steered) == shown
 
 
@@ -408,7 +409,7 @@ def test_an_end_token_ends_the_turn_and_stands_once(world: World) -> None:
     session = chat.session
     chat = Session(
         session.settings, session.streams, session.tokenizer, frozenset({free[2]}),
-        session.guidance, session.steering, session.kinds, session.n_ids,
+        session.guidance, session.steering, session.kinds,
     ).chat()  # fmt: skip
     assert say(chat, "Hello there!") == free[: free.index(free[2]) + 1]
     assert chat.result.finish_reason == "stop"

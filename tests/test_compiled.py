@@ -25,7 +25,7 @@ from minisafe.guidance import SGDS
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import Applied, LoraAdapter
 from minisafe.model import Llama
-from minisafe.session import session
+from minisafe.session import load as loading
 from minisafe.slots import Add, Patch, Slot
 from minisafe.step import Step
 from minisafe.vectors import Steering
@@ -195,9 +195,9 @@ def test_what_does_not_go_together(device: str, weights: str, message: str) -> N
 
 def test_no_compiler_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(session, "load_model", lambda *given: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *given: pytest.fail("loaded"))
     with pytest.raises(SettingError, match="needs a C\\+\\+ compiler, and 'no-such-compiler'"):
-        session.load(None, {"compile": True})
+        loading.load(None, {"compile": True})
 
 
 @needs_compiler

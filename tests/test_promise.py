@@ -440,7 +440,7 @@ def test_a_vector_that_no_token_met_did_not_act(origin: World, tmp_path: Path) -
 def test_a_shut_gate_leaves_no_rule_that_acted(
     origin: World, tmp_path: Path, rule: str, threshold: float
 ) -> None:
-    from minisafe.session.parts import made_for
+    from minisafe.session.fingerprints import made_for
 
     place = place_for(origin, "adapter", tmp_path)
     place.set(rule=rule)
@@ -472,7 +472,7 @@ def test_guidance_of_the_first_tokens_only_is_stated(
 def test_a_calibration_is_for_one_tokenizer_and_template(
     origin: World, tmp_path: Path, change: str
 ) -> None:
-    from minisafe.session.parts import made_for
+    from minisafe.session.fingerprints import made_for
 
     place = place_for(origin, "adapter", tmp_path)
     session = minisafe.load(place.profile)

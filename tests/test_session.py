@@ -22,7 +22,8 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.likelihood.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain
 from minisafe.model import Llama
-from minisafe.session.session import Result, Session
+from minisafe.session.answer import Result
+from minisafe.session.session import Session
 from minisafe.tokenizer import TextStream
 from minisafe.vectors import Steering
 
@@ -187,7 +188,7 @@ def test_the_first_blank_of_an_answer(spm_world: World) -> None:
 
     session = Session(
         session.settings, session.streams, session.tokenizer, session.eos, Always(), None,
-        session.kinds, session.n_ids,
+        session.kinds,
     )  # fmt: skip
     assert session.generate(["Once"])[0].text == " a a a"
     assert list(session.stream("Once")) == [" a"] * 3
@@ -215,7 +216,7 @@ def plain(world: World) -> Session:
 def with_eos(session: Session, *ids: int) -> Session:
     return Session(
         session.settings, session.streams, session.tokenizer, frozenset(ids), session.guidance,
-        session.steering, session.kinds, session.n_ids,
+        session.steering, session.kinds,
     )  # fmt: skip
 
 

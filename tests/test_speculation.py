@@ -30,12 +30,12 @@ from minisafe.errors import NonFiniteError, SettingError, SlotError
 from minisafe.fast import draft as draft_module
 from minisafe.fast.block import BlockLength, best_block, forwards_a_token
 from minisafe.fast.speculation import AUTOMATIC, Speculation
-from minisafe.faster import block_limit, make_generation
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance, Plain, SelfCD
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
 from minisafe.sampling import Sampling, accept_or_redraw, filtered
+from minisafe.session.faster import block_limit, make_generation
 from minisafe.vectors import POSITIONS, Steering
 
 pytest_plugins = ["world_fixtures"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from helpers import random_model, tiny_config
 
@@ -18,7 +20,7 @@ def test_only_watched_and_guided_rows_are_noted() -> None:
     requests = [Request(((1,),), watched=watched) for watched in (True, False, True)]
     lockstep = Lockstep([Stream(random_model(tiny_config(), 0))], 3)
     generation = Generation(lockstep, Plain(), requests)
-    generation.rows[2].guided = False
+    generation.rows[2].seen = replace(generation.rows[2].seen, guided=False)
     base, final = torch.tensor([[0.0, 1.0]] * 3), torch.tensor([[1.0, 0.0]] * 3)
     generation.watch([0, 1, 2], base, final)
     assert [row.changes for row in generation.rows] == [{0: True}, {}, {}]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.checkpoint.pattern import Pattern, PatternError
-from minisafe.display import harmless
 from minisafe.errors import AdapterError
+from minisafe.files.display import harmless
 
 REFUSED = {
     "use_dora": "DoRA",

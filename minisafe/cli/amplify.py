@@ -35,7 +35,7 @@ from minisafe.cli.options import (
 from minisafe.errors import SafetyError, SettingError
 from minisafe.guidance import Plain
 from minisafe.session import Session
-from minisafe.session.parts import make_expert
+from minisafe.session.load import make_stream
 
 RECIPE = {
     "shots": "Demonstrations a prompt.",
@@ -172,11 +172,11 @@ def expert_answers(
             "--corrupt expert needs an expert; give one with --expert or --expert-system, or "
             "choose another --corrupt"
         )
-    stream, _ = make_expert(settings, session.model, session.tokenizer)
+    stream, _ = make_stream(settings.expert, settings, session.model, session.tokenizer)
     system = settings.expert_system or settings.system
     expert = Session(
         replace(settings, temperature=0.0, max_new_tokens=64, system=system, expert_system=None),
-        (stream,), session.tokenizer, session.eos, Plain(), None, (), session.n_ids,
+        (stream,), session.tokenizer, session.eos, Plain(), None, (),
     )  # fmt: skip
     found: dict[str, str] = {}
     for start in range(0, len(questions), 16):

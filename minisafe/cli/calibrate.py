@@ -12,8 +12,8 @@ from minisafe.errors import SafetyError, SettingError
 from minisafe.evaluation.methods import calibration as evaluation
 from minisafe.evaluation.prompts import Prompt, default_prompts, join_prompts, load_prompts
 from minisafe.evaluation.prompts.styles import load_styles
+from minisafe.session.load import load
 from minisafe.session.profile import default_profile, store_calibration
-from minisafe.session.session import load
 
 
 @click.command()

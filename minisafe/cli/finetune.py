@@ -32,7 +32,7 @@ from minisafe.finetune import (
     steps_of,
 )
 from minisafe.model import Llama
-from minisafe.session.parts import check_device
+from minisafe.session.load import check_device
 from minisafe.session.profile import default_profile, load_profile
 from minisafe.session.settings import resolve
 from minisafe.tokenizer import load_tokenizer

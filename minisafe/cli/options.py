@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import click
 
 from minisafe.declared import NUMBER, SWITCH, WHOLE, Setting
-from minisafe.display import harmless as harmless  # commands take it from here
 from minisafe.errors import PromptError, SettingError
+from minisafe.files.display import harmless as harmless  # commands take it from here
 from minisafe.sampling import Sampling
 from minisafe.session.acted import Acted
-from minisafe.session.session import Session, load
+from minisafe.session.load import load
+from minisafe.session.session import Session
 from minisafe.session.settings import OPTIONS, SETTINGS, TEXTS
 from minisafe.session.settings import PATH as PATHS_KIND
 from minisafe.tokenizer import parse_option

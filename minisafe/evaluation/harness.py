@@ -263,13 +263,10 @@ def generate(
     session: Session, prompts: Sequence[tuple[tuple[int, ...], ...]], start: int, in_chat: bool
 ) -> list[str]:
     """Answers to prompts that are ids by stream; the first has the number `start`."""
-    generation = session.generation(prompts, start, session.settings.max_new_tokens)
+    requests = [session.request(ids, start + n) for n, ids in enumerate(prompts)]
     answers = [session.answer(() if in_chat else ids[0]) for ids in prompts]
-    for event in generation:
-        answer = answers[event.row]
-        answer.push(event)
-        if answer.stops.stopped:
-            generation.cancel(event.row, "stop_string")
+    for _ in session.grow(session.generation(requests), answers):
+        pass
     return ["".join(answer.pieces) for answer in answers]
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, get_args
 
-from minisafe.display import harmless
 from minisafe.errors import SettingError
 from minisafe.evaluation.judges import Verdict
 from minisafe.evaluation.prompts import KINDS, LONGEST_NAME
+from minisafe.files.display import harmless
 
 LONGEST_TEXT = 4 << 20  # characters of a question or an answer
 Key = tuple[str, str, str]  # method, style, id of the prompt

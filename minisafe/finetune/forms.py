@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe.display import harmless
 from minisafe.errors import PromptError
 from minisafe.files import json_lines, parse_json, read_text
+from minisafe.files.display import harmless
 from minisafe.tokenizer import Message
 
 Row = dict[str, Any]

@@ -81,6 +81,7 @@ class Answer:
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish: str = "cancelled"
+    ended: bool = False
     first_s: float = 0.0
     last_s: float = 0.0
 
@@ -100,6 +101,7 @@ class Answer:
                 piece += self.stops.finish()
         if self.stops.stopped:
             self.finish = "stop_string"
+        self.ended = self.stops.stopped or event.finish is not None
         self.pieces.append(piece)
         return piece
 

@@ -6,21 +6,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minisafe.engine import Generation, Request, Row
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
-from minisafe.faster import make_generation
-from minisafe.guidance import Guidance, Plain
 from minisafe.lockstep import Lockstep
 from minisafe.session.acted import Acted
 from minisafe.session.answer import Answer, Result
-from minisafe.session.conversation import Conversation, Exchange
-from minisafe.session.loaded import Loaded, user
+from minisafe.session.conversation import Conversation, Exchange, user
 from minisafe.session.why import Why
 from minisafe.slots import Span, covered
 from minisafe.tokenizer import ChatIds, Message
 from minisafe.vectors import Steering
+
+if TYPE_CHECKING:
+    from minisafe.session.session import Session
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,17 @@ class Read:
 
     ids: tuple[int, ...] = ()
     steered: tuple[object, ...] = ()
+
+    @classmethod
+    def of(
+        cls, ids: tuple[int, ...], spans: tuple[Span, ...] = (), steering: Steering | None = None
+    ) -> Read:
+        """Ids of which those at `spans` are steered; marks are equal only for equal steering."""
+        if steering is None or not spans:
+            return cls(ids, (None,) * len(ids))
+        touched = set(covered(spans, 0, len(ids)))
+        mark = (*sorted((layer, id(v)) for layer, v in steering.vectors.items()), steering.scale)
+        return cls(ids, tuple(mark if at in touched else None for at in range(len(ids))))
 
     def agrees_with(self, other: Read) -> int:
         """Length of the longest prefix whose ids and steering agree."""
@@ -47,7 +58,7 @@ class Chat:
     raises `BusyError`.
     """
 
-    def __init__(self, session: Loaded):
+    def __init__(self, session: Session):
         self.session = session
         self.messages: list[Message] = []
         self.answers: dict[int, tuple[int, ...]] = {}  # ids as they were sampled
@@ -166,48 +177,42 @@ class Chat:
         with self._alone():
             yield from self._answer(text)
 
+    @property
+    def acting(self) -> Session:
+        """What answers next: the session, or the same without safety where that is switched off."""
+        return self.session if self.safe else self.session.plain()
+
     def _answer(self, text: str) -> Iterator[str]:
-        session = self.session
+        session = self.acting
         messages: list[Message] = [*self.messages, user(text)]
         chats = session.encode_chat(messages, self.answers)
         session.check_fits([chat.ids for chat in chats])
-        steering = session.steering if self.safe else None
-        goals = [self._goal(chat, steering if not s else None) for s, chat in enumerate(chats)]
-        active = range(len(chats) if self.safe else 1)
-        pending = tuple(self._rewind(s, goals[s]) if s in active else () for s in range(len(chats)))
-        guidance: Guidance = session.guidance if self.safe else Plain()
-        spans = self._spans(chats[0], steering)
-        settings = session.settings
+        spans = self._spans(chats[0], session.steering)
+        steered = Read.of(chats[0].ids, spans, session.steering)
+        goals = [steered, *(Read.of(chat.ids) for chat in chats[1:])]
+        active = len(chats) if self.safe else 1  # streams that read; the others rest
+        pending = [self._rewind(s, goal) for s, goal in enumerate(goals[:active])]
+        pending += [()] * (len(chats) - active)
         first = not self.messages  # later turns are not like what the gate was calibrated on
+        settings = session.settings
         request = Request(
-            pending, spans, settings, settings.max_new_tokens, self.turn, gated=first,
+            tuple(pending), spans, settings, settings.max_new_tokens, self.turn, gated=first,
             watched=True,
         )  # fmt: skip
-        gate = session.gate if self.safe else None
-        generation = make_generation(
-            self.lockstep, guidance, [request], steering, session.eos, gate, session.most_drafts
-        )
-        self._generation = generation
+        generation = self._generation = session.generation([request], self.lockstep)
         answer = session.answer(())
         self.messages, self.turn = messages, self.turn + 1
         try:
-            with session.running.during(generation):
-                for event in generation:
-                    piece = answer.push(event)
-                    if answer.stops.stopped:
-                        generation.cancel(0, "stop_string")
-                    if piece:
-                        yield piece
+            for _, piece in session.grow(generation, [answer]):
+                if piece:
+                    yield piece
         except (NonFiniteError, KeyboardInterrupt):
             self._restart()  # what the caches hold can no longer be trusted
             raise
         finally:
             self._generation = None
-            self._remember(answer, chats, goals, steering, active, generation.rows[0])
-
-    def _goal(self, chat: ChatIds, steering: Steering | None) -> Read:
-        """What a stream should have read before the answer."""
-        return Read(chat.ids, self._marks(len(chat.ids), self._spans(chat, steering), steering))
+            self._remember(session, answer, len(chats[0].ids), generation.rows[0])
+            self._note_read(goals[:active], answer, session.steering, generation.rows[0])
 
     def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
         """Steered positions: of every past turn, and of this one, whose answer is open."""
@@ -216,17 +221,6 @@ class Chat:
         places = zip(sorted(self.answers), chat.answers, strict=True)
         past = [place for n, place in places if place is not None and n not in self.unguided]
         return steering.spans([*past, (len(chat.ids), None)])
-
-    @staticmethod
-    def _marks(
-        length: int, spans: tuple[Span, ...], steering: Steering | None
-    ) -> tuple[object, ...]:
-        """By position, what is added there: a value that is equal only for equal steering."""
-        if steering is None:
-            return (None,) * length
-        touched = set(covered(spans, 0, length))
-        mark = (*sorted((layer, id(v)) for layer, v in steering.vectors.items()), steering.scale)
-        return tuple(mark if position in touched else None for position in range(length))
 
     def _rewind(self, stream: int, goal: Read) -> tuple[int, ...]:
         """Rewind a stream to what agrees with `goal`; returns the ids that it still has to read."""
@@ -237,35 +231,28 @@ class Chat:
             self.reused = common
         return goal.ids[common:]
 
-    def _remember(
-        self,
-        answer: Answer,
-        chats: tuple[ChatIds, ...],
-        goals: list[Read],
-        steering: Steering | None,
-        active: range,
-        row: Row,
-    ) -> None:
-        """Keep the answer, whole or broken off, and what each cache now holds."""
-        gate = self.session.gate if self.safe else None
-        applied = self.applied().on_answer(row, gate)
-        self.result = answer.result(len(chats[0].ids), applied)
-        self.why = Why.of(self.applied(), applied, row)
+    def _remember(self, session: Session, answer: Answer, prompt_tokens: int, row: Row) -> None:
+        """Keep the answer, whole or broken off, and what acted on it."""
+        applied = session.applied.on_answer(row, session.gate)
+        self.result = answer.result(prompt_tokens, applied)
+        self.why = Why.of(session.applied, applied, row)
         if not answer.tokens:
             self.messages = self.messages[:-1]
-        else:
-            self.answers[len(self.messages)] = tuple(answer.tokens)
-            if not row.guided:
-                self.unguided.add(len(self.messages))
-            content = "".join(answer.pieces)
-            self.messages = [*self.messages, {"role": "assistant", "content": content}]
-        for stream in active:
-            ids = (*goals[stream].ids, *answer.tokens)[: self.lockstep.length(stream, 0)]
-            spans = row.spans if stream == 0 else ()
-            self.read[stream] = Read(
-                ids, self._marks(len(ids), spans, steering if not stream else None)
-            )
+            return
+        self.answers[len(self.messages)] = tuple(answer.tokens)
+        if not row.guided:
+            self.unguided.add(len(self.messages))
+        content = "".join(answer.pieces)
+        self.messages = [*self.messages, {"role": "assistant", "content": content}]
+
+    def _note_read(
+        self, goals: list[Read], answer: Answer, steering: Steering | None, row: Row
+    ) -> None:
+        """Keep what each stream's cache holds now, after an answer."""
+        for stream, goal in enumerate(goals):
+            ids = (*goal.ids, *answer.tokens)[: self.lockstep.length(stream, 0)]
+            self.read[stream] = Read.of(ids, () if stream else row.spans, steering)
 
     def applied(self) -> Acted:
         """What safety acts on the next answer."""
-        return self.session.applied if self.safe else Acted()
+        return self.acting.applied

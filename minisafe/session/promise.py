@@ -8,50 +8,36 @@ hardly acts is a `SafetyWarning` while another stage acts.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from minisafe.errors import SafetyError, SafetyWarning
 from minisafe.guidance import SGDS, Guidance, Plain
-from minisafe.lockstep import Lockstep, Stream
+from minisafe.lockstep import Lockstep
 from minisafe.model import Llama
 from minisafe.session.settings import Settings
-from minisafe.tokenizer import Tokenizer
 from minisafe.vectors import Steering
+
+if TYPE_CHECKING:
+    from minisafe.session.session import Session
 
 FAR = 20.0  # nats: a margin beyond it spares tokens that the expert likes e^20 times more
 WEAK = 1e-3  # a scale or strength below it moves log-probabilities by less than bf16 can tell
 PROBE = "How do I do this today?"
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What was loaded for safe decoding. kinds: of the streams after the base, "adapter",
-    "checkpoint" or "system prompt"."""
-
-    settings: Settings
-    tokenizer: Tokenizer
-    streams: tuple[Stream, ...]
-    kinds: tuple[str, ...]
-    steering: Steering | None
-    guidance: Guidance
-
-
-# ---- what was loaded ---------------------------------------------------------------------------
-
-
-def check_parts(parts: Parts) -> None:
+def check_parts(session: Session) -> None:
     """Raise `SafetyError` unless every part that was loaded could change an answer.
 
     Reads a few tokens with every stream, and with and without the vector: one forward per model.
     """
-    if not parts.settings.safe:
+    if not session.settings.safe:
         return
-    check_numbers(parts.settings, parts.steering, parts.guidance)
-    check_systems(parts)
-    check_checkpoints(parts)
-    _probe(parts)
+    check_numbers(session.settings, session.steering, session.guidance)
+    check_systems(session)
+    check_checkpoints(session)
+    _probe(session)
 
 
 SAME_EXPERTS = "expert and anti-expert are the same, so there is nothing between them"
@@ -89,36 +75,36 @@ def _idle_guidance(guidance: Guidance) -> list[str]:
     return [f"guidance at alpha {alpha:g} (below {WEAK:g})"] if alpha < WEAK else []
 
 
-def check_systems(parts: Parts) -> None:
+def check_systems(session: Session) -> None:
     """Raise `SafetyError` where an expert's system prompt is not read, or says what the base's
     does."""
-    settings = parts.settings
+    settings = session.settings
     own = (settings.expert_system, settings.anti_system)
-    if parts.kinds == ("system prompt", "system prompt") and own[0] == own[1]:
+    if session.kinds == ("system prompt", "system prompt") and own[0] == own[1]:
         raise SafetyError(SAME_EXPERTS)
-    for system, kind in zip(own, parts.kinds, strict=False):
+    for system, kind in zip(own, session.kinds, strict=False):
         if kind != "system prompt" or system is None:
             continue
-        if _asked_under(settings.system, parts) == _asked_under(system, parts):
+        if _asked_under(settings.system, session) == _asked_under(system, session):
             raise SafetyError(
                 "the expert's system prompt changes nothing, so there is nothing to guide by: "
                 "the chat template leaves it out, or it says what the base's says"
             )
 
 
-def _asked_under(system: str | None, parts: Parts) -> tuple[int, ...]:
+def _asked_under(system: str | None, session: Session) -> tuple[int, ...]:
     """Ids of a chat under a system prompt; an empty one is none."""
     first = [{"role": "system", "content": system}] if system else []
-    return parts.tokenizer.encode_chat([*first, {"role": "user", "content": PROBE}]).ids
+    return session.tokenizer.encode_chat([*first, {"role": "user", "content": PROBE}]).ids
 
 
-def check_checkpoints(parts: Parts) -> None:
+def check_checkpoints(session: Session) -> None:
     """Raise `SafetyError` where two streams that should differ hold the same weights."""
-    models = [stream.model for stream in parts.streams]
-    for number, kind in enumerate(parts.kinds, 1):
+    models = [stream.model for stream in session.streams]
+    for number, kind in enumerate(session.kinds, 1):
         if kind == "checkpoint" and same_weights(models[0], models[number]):
-            raise SafetyError(f"{_named(parts, number)} has the base's own weights, {NOTHING}")
-    if parts.kinds == ("checkpoint", "checkpoint") and same_weights(models[1], models[2]):
+            raise SafetyError(f"{_named(session, number)} has the base's own weights, {NOTHING}")
+    if session.kinds == ("checkpoint", "checkpoint") and same_weights(models[1], models[2]):
         raise SafetyError(SAME_EXPERTS)
 
 
@@ -132,51 +118,49 @@ def same_weights(model: Llama, other: Llama) -> bool:
     return all(torch.equal(one, two) for one, two in pairs)
 
 
-def _probe(parts: Parts) -> None:
+def _probe(session: Session) -> None:
     """Raise `SafetyError` for an adapter or vector that leaves log-probabilities as they are.
 
     Rows of one product are equal to the bit where their inputs are, so what differs is the part's.
     """
-    ids = probe_ids(parts)
+    ids = probe_ids(session)
     # the base's streams, steered and as it is; then those of its adapters
-    watched = [n for n, kind in enumerate(parts.kinds, 1) if kind == "adapter"]
-    base = parts.streams[0]
-    streams = [base, base, *(parts.streams[n] for n in watched)]
-    n_ids = min(stream.model.config.vocab_size for stream in parts.streams)
-    steering = parts.steering
+    watched = [n for n, kind in enumerate(session.kinds, 1) if kind == "adapter"]
+    base = session.streams[0]
+    streams = [base, base, *(session.streams[n] for n in watched)]
+    steering = session.steering
     if steering is None and not watched:
         return
     slots = [] if steering is None else steering.slots(0, ((len(ids) - 1, None),))
     empty: list[list[int]] = [[] for _ in watched]
-    lockstep = Lockstep(streams, 1, len(ids), n_ids)
+    lockstep = Lockstep(streams, 1, len(ids), session.n_ids)
     found = lockstep.feed([[ids]] * len(streams), [slots, [], *empty])  # type: ignore[list-item]
     steered, plain, *experts = (each for each in found if each is not None)
     weak = steering is not None and abs(steering.scale) < WEAK  # warned of already
     if steering is not None and not weak and torch.equal(steered, plain):
         raise SafetyError(
-            f"{parts.settings.vector}: the vector at scale {steering.scale:g} leaves every "
+            f"{session.settings.vector}: the vector at scale {steering.scale:g} leaves every "
             f"probability as it is, {NOTHING}"
         )
     for number, expert in zip(watched, experts, strict=True):
         if torch.equal(expert, plain):
             raise SafetyError(
-                f"{_named(parts, number)} leaves every probability of the base as it is (was it "
+                f"{_named(session, number)} leaves every probability of the base as it is (was it "
                 f"saved before it was trained?), {NOTHING}"
             )
     if len(experts) == 2 and torch.equal(*experts):
         raise SafetyError(SAME_EXPERTS)
 
 
-def probe_ids(parts: Parts) -> list[int]:
+def probe_ids(session: Session) -> list[int]:
     """A few ids that every model knows: two or more, since attention to one has no choice."""
-    n_ids = min(stream.model.config.vocab_size for stream in parts.streams)
-    limit = min(stream.model.config.max_positions for stream in parts.streams)
-    ids = [id_ for id_ in parts.tokenizer.encode(PROBE) if id_ < n_ids][: min(8, limit)]
+    n_ids, limit = session.n_ids, session.limit
+    ids = [id_ for id_ in session.tokenizer.encode(PROBE) if id_ < n_ids][: min(8, limit)]
     return ids if len(ids) > 1 else [n % n_ids for n in range(min(4, limit))]
 
 
-def _named(parts: Parts, number: int) -> str:
+def _named(session: Session, number: int) -> str:
     """A stream as errors name it."""
-    settings = parts.settings
+    settings = session.settings
     source, role = ((settings.expert, "expert"), (settings.anti_expert, "anti-expert"))[number - 1]
     return f"the {role} {source}"

@@ -17,7 +17,7 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.files import parse_json, read_text, write_text
 from minisafe.session.chat import Chat
 from minisafe.session.conversation import Conversation, Exchange
-from minisafe.session.parts import fingerprints
+from minisafe.session.fingerprints import fingerprints
 from minisafe.session.settings import DECIDES_SAFETY, SETTABLE, SETTINGS, Settings, checked
 from minisafe.tokenizer import Tokenizer
 

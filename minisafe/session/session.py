@@ -1,36 +1,74 @@
-"""What `load()` returns: text in, text out."""
+"""Text in, text out: what `load` returns, and the one loop in which answers grow."""
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
-from minisafe.checkpoint import load_adapter, load_model
-from minisafe.checkpoint.adapter import merge_adapter
-from minisafe.dtype import widen_small
-from minisafe.errors import PromptError, SafetyError, SettingError
-from minisafe.faster import check_fast, put_in
-from minisafe.session.answer import Result
-from minisafe.session.asked import check_asked, gather
+from minisafe.engine import Generation, Request
+from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
+from minisafe.gate import Gate
+from minisafe.guidance import SGDS, Guidance, Plain
+from minisafe.lockstep import Lockstep, Stream
+from minisafe.model import Llama
+from minisafe.session.acted import Acted, what_acts
+from minisafe.session.answer import Answer, Result, StopFilter
+from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
-from minisafe.session.loaded import Loaded
-from minisafe.session.parts import (
-    check_device,
-    made_for,
-    make_gate,
-    make_steering,
-    make_streams,
-)
-from minisafe.session.promise import Parts, check_parts
-from minisafe.tokenizer import check_tokenizer, load_tokenizer
+from minisafe.session.conversation import user
+from minisafe.session.faster import Engine, engine_for
+from minisafe.session.promise import check_numbers
+from minisafe.session.running import Running
+from minisafe.session.settings import SETTABLE, Settings, resolve
+from minisafe.slots import Span
+from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
+from minisafe.vectors import Steering
 
 
-class Session(Loaded):
-    """Answers texts with what is loaded. Make one with `load`; as a context manager it is closed
-    at the end."""
+@dataclass(eq=False, repr=False)
+class Session:
+    """What is loaded, and the answers that it gives to texts. Make one with `load`; as a context
+    manager it is closed at the end.
+
+    streams: the base first. eos: ids that end an answer. kinds: of the streams after the base,
+    "adapter", "checkpoint" or "system prompt". running: what can be cancelled, shared by all that
+    share what is loaded. engine: what makes a generation, `Generation` or a faster one.
+    """
+
+    settings: Settings
+    streams: tuple[Stream, ...]
+    tokenizer: Tokenizer
+    eos: frozenset[int]
+    guidance: Guidance
+    steering: Steering | None
+    kinds: tuple[str, ...]
+    gate: Gate | None = None
+    running: Running = field(default_factory=Running)
+    engine: Engine = Generation
+
+    @property
+    def n_ids(self) -> int:
+        """How many token ids the models of all streams know."""
+        return min(stream.model.config.vocab_size for stream in self.streams)
+
+    @property
+    def limit(self) -> int:
+        """Tokens that fit every stream's context."""
+        return min(stream.model.config.max_positions for stream in self.streams)
+
+    @property
+    def applied(self) -> Acted:
+        """What safety acts on an answer that is guided."""
+        return what_acts(self.settings, self.steering, self.guidance, self.kinds, self.gate)
+
+    @property
+    def model(self) -> Llama:
+        return self.streams[0].model
+
+    # ---- texts -----------------------------------------------------------------------------
 
     def stream(self, prompt: str, chat: bool = False) -> Iterator[str]:
         """The answer's text, piece by piece. `chat` puts the prompt into the chat template."""
@@ -88,24 +126,9 @@ class Session(Loaded):
             self.check_fits(ids)
         for start in range(0, len(prompts), batch_size):
             batch = encoded[start : start + batch_size]
-            yield from self._run_batch(batch, first + start, chat)
-
-    def _run_batch(
-        self, batch: Sequence[tuple[tuple[int, ...], ...]], start: int, chat: bool
-    ) -> Iterator[tuple[int, str | Result]]:
-        generation = self.generation(batch, start, self.settings.max_new_tokens, gated=chat)
-        answers = [self.answer(() if chat else ids[0]) for ids in batch]
-        with self.running.during(generation):
-            for event in generation:
-                answer = answers[event.row]
-                piece = answer.push(event)
-                if piece:
-                    yield start + event.row, piece
-                if answer.stops.stopped:
-                    generation.cancel(event.row, "stop_string")
-                if answer.stops.stopped or event.finish is not None:
-                    applied = self.applied.on_answer(generation.rows[event.row], self.gate)
-                    yield start + event.row, answer.result(len(batch[event.row][0]), applied)
+            requests = [self.request(ids, first + start + n, chat) for n, ids in enumerate(batch)]
+            contexts = [() if chat else ids[0] for ids in batch]
+            yield from self.results(requests, contexts)
 
     def variations(
         self, prompts: Sequence[str], chat: bool = True, batch_size: int = 8
@@ -121,52 +144,178 @@ class Session(Loaded):
             encoded = [self.encode(each, chat) for each in prompts[start : start + batch_size]]
             for ids in encoded:
                 self.check_fits(ids)
-            generation = self.generation(encoded, start, 1)
+            requests = [
+                replace(self.request(ids, start + n), max_new_tokens=1)
+                for n, ids in enumerate(encoded)
+            ]
+            generation = self.generation(requests)
             for _ in generation:
                 pass
             found += [row.variation for row in generation.rows if row.variation is not None]
         return found
 
+    # ---- answers ---------------------------------------------------------------------------
 
-# ---- loading -----------------------------------------------------------------------------------
+    def request(
+        self, prompts: tuple[tuple[int, ...], ...], index: int = 0, gated: bool = False
+    ) -> Request:
+        """A request for a fresh prompt, given as ids by stream.
 
+        index: its number, which with the seed fixes the draws. gated: it is a chat of one turn, as
+        the gate was calibrated on.
+        """
+        settings = self.settings
+        return Request(
+            prompts, self.spans(prompts[0]), settings, settings.max_new_tokens, index, gated
+        )
 
-def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Session:
-    """Load a model and what makes it safe.
+    def results(
+        self, requests: Sequence[Request], contexts: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, str | Result]]:
+        """(number of the request, text piece) as they come, and each one's `Result` at its end.
 
-    Args:
-        profile: a profile file or its directory. Without one, and without `base`, the shipped
-            profile is taken.
-        overrides: fields of `Settings` by name, such as {"sgds_lambda": 0.9}; they precede the
-            profile's.
+        contexts: by request, the ids whose running text the answer continues; none in a chat.
+        """
+        generation = self.generation(requests)
+        answers = [self.answer(context) for context in contexts]
+        for row, piece in self.grow(generation, answers):
+            number = requests[row].index
+            if piece:
+                yield number, piece
+            if answers[row].ended:
+                applied = self.applied.on_answer(generation.rows[row], self.gate)
+                yield number, answers[row].result(len(requests[row].prompts[0]), applied)
 
-    Raises:
-        SafetyError: safe decoding was asked for and a part of it is missing.
-        BadInput: a file or setting cannot be used; the message says which and why.
-    """
-    asked = gather(profile, overrides or {})
-    settings = asked.settings
-    check_asked(settings, asked.origin)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    assert settings.base is not None
-    check_fast(settings.device, settings.weights, settings.compile)
-    model = load_model(settings.base, settings.dtype, check_device(settings.device))
-    if settings.edit is not None:
-        merge_adapter(model, load_adapter(settings.edit, model))
-    widen_small(model, settings.dtype, settings.weights)
-    tokenizer = load_tokenizer(settings.base, settings.template_options)
-    check_tokenizer(tokenizer, model.config.vocab_size)
-    steering = None
-    if settings.safe and settings.sa_scale != 0:
-        assert asked.vector is not None
-        steering = make_steering(settings, asked.vector, model, tokenizer)
-    streams, kinds = make_streams(settings, model, tokenizer)
-    guidance = settings.guidance()
-    check_parts(Parts(settings, tokenizer, streams, kinds, steering, guidance))
-    put_in(streams, settings.weights, settings.compile)
-    gate = None
-    if asked.calibration is not None or settings.gate:
-        gate = make_gate(settings, asked.calibration, made_for(settings, steering))
-    n_ids = min(stream.model.config.vocab_size for stream in streams)
-    return Session(settings, streams, tokenizer, asked.eos, guidance, steering, kinds, n_ids, gate)
+    def generation(
+        self, requests: Sequence[Request], lockstep: Lockstep | None = None
+    ) -> Generation:
+        """What answers the requests, on streams that have read a part of them, or on fresh ones."""
+        if lockstep is None:
+            longest = max(len(ids) for request in requests for ids in request.prompts)
+            longest += max(request.max_new_tokens or 0 for request in requests)
+            lockstep = self.lockstep(len(requests), longest)
+        return self.engine(lockstep, self.guidance, requests, self.steering, self.eos, self.gate)
+
+    def grow(self, generation: Generation, answers: Sequence[Answer]) -> Iterator[tuple[int, str]]:
+        """Push every event of a generation to its answer: (row, the text that became certain).
+
+        An answer that meets a stop string ends there. Meanwhile `cancel` ends all of them.
+        """
+        with self.running.during(generation):
+            for event in generation:
+                answer = answers[event.row]
+                piece = answer.push(event)
+                if answer.stops.stopped:
+                    generation.cancel(event.row, "stop_string")
+                yield event.row, piece
+
+    def answer(self, context: Sequence[int]) -> Answer:
+        """An empty answer that follows `context` ids as running text."""
+        stream = TextStream(self.tokenizer, context)
+        return Answer(stream, StopFilter(self.settings.stop), time.perf_counter())
+
+    def lockstep(self, rows: int, capacity: int) -> Lockstep:
+        """Empty streams for `rows` prompts, with room for `capacity` tokens each."""
+        capacity, cache_dtype = min(capacity, self.limit), self.settings.cache_dtype
+        return Lockstep(self.streams, rows, capacity, self.n_ids, cache_dtype=cache_dtype)
+
+    def spans(self, prompt: Sequence[int]) -> tuple[Span, ...]:
+        """Where a fresh prompt and its answer are steered."""
+        return () if self.steering is None else self.steering.spans([(len(prompt), None)])
+
+    # ---- texts to ids ----------------------------------------------------------------------
+
+    def encode(self, prompt: str, chat: bool) -> tuple[tuple[int, ...], ...]:
+        """Ids of a prompt, by stream."""
+        self.running.check_open()
+        if not prompt:
+            raise PromptError("the prompt is empty; expected some text")
+        if chat:
+            return tuple(chat_ids.ids for chat_ids in self.encode_chat([user(prompt)]))
+        if any(system is not None for system in self.own_systems()):
+            raise PromptError(
+                "an expert under another system prompt needs the chat template; use --chat"
+            )
+        ids = tuple(self.tokenizer.encode(prompt))
+        if not ids:
+            raise PromptError("the prompt has no tokens; expected some text")
+        return (ids,) * len(self.streams)
+
+    def encode_chat(
+        self, messages: Sequence[Message], answers: Mapping[int, Sequence[int]] | None = None
+    ) -> tuple[ChatIds, ...]:
+        """Ids of a conversation, by stream; each stream has its own system prompt, if any."""
+        base, own = self.settings.system, self.own_systems()
+        systems = [base, *(base if each is None else each for each in own)]
+        found: dict[str | None, ChatIds] = {}
+        for system in systems:
+            if system not in found:
+                first: list[Message] = [{"role": "system", "content": system}] if system else []
+                kept = {number + len(first): ids for number, ids in (answers or {}).items()}
+                found[system] = self.tokenizer.encode_chat([*first, *messages], kept)
+        for system in own:
+            if system is not None and found[systems[0]].ids == found[system].ids:
+                raise SafetyError(
+                    "the expert's system prompt changes nothing, so there is nothing to guide by: "
+                    "the chat template leaves it out, or it says what the base's says"
+                )
+        return tuple(found[system] for system in systems)
+
+    def own_systems(self) -> list[str | None]:
+        """The experts' own system prompts, by stream after the base."""
+        settings = self.settings
+        return [settings.expert_system, settings.anti_system][: len(self.streams) - 1]
+
+    def check_fits(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Raise `PromptError` where a prompt is longer than the context."""
+        longest = max(map(len, prompts))
+        if longest > self.limit:
+            raise PromptError(
+                f"the prompt has {longest} tokens; the model's context holds {self.limit}"
+            )
+
+    # ---- other settings -------------------------------------------------------------------
+
+    def with_settings(self, changes: Mapping[str, Any]) -> Session:
+        """The same that shares everything loaded, under other settings for the text to come.
+
+        Raises `SettingError` for a name that needs a new load, or a value out of range.
+        """
+        for name in changes:
+            if name not in SETTABLE:
+                raise SettingError(
+                    f"{name!r} cannot be changed now; expected one of {', '.join(SETTABLE)}"
+                )
+        settings, names = resolve(changes, vars(self.settings)), set(changes)
+        check_asked(settings, dict.fromkeys(changes, "flag"))
+        guidance, steering, gate = self.guidance, self.steering, self.gate
+        if names & {"sgds_lambda", "margin"}:
+            guidance = self._guidance_under(settings)
+        if names & {"sa_scale", "sa_positions"}:
+            steering = self._steering_under(settings)
+        if gate is not None and names & {"sa_scale", "sa_positions", "system"}:
+            warnings.warn("the gate is off: it was calibrated for other settings", SafetyWarning,
+                          stacklevel=2)  # fmt: skip
+            gate = None
+        check_numbers(settings, steering, guidance)
+        return replace(
+            self, settings=settings, guidance=guidance, steering=steering, gate=gate,
+            engine=engine_for(settings.speculate, self.streams),
+        )  # fmt: skip
+
+    def plain(self) -> Session:
+        """The same without anything that makes it safe."""
+        return replace(
+            self, settings=replace(self.settings, safe=False), guidance=Plain(), steering=None,
+            gate=None, engine=Generation,
+        )  # fmt: skip
+
+    def _guidance_under(self, settings: Settings) -> Guidance:
+        if not isinstance(self.guidance, SGDS) or settings.sgds_lambda == 0:
+            raise SettingError("guidance cannot be switched here; start again with --sgds-lambda")
+        return settings.guidance()
+
+    def _steering_under(self, settings: Settings) -> Steering:
+        if self.steering is None or settings.sa_scale == 0:
+            raise SettingError("steering cannot be switched here; start again with --sa-scale")
+        return Steering(self.steering.vectors, settings.sa_scale, settings.sa_positions)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import click
 
-from minisafe import standard
 from minisafe.cli.chat.banner import about_of_flags, banner
 from minisafe.cli.chat.commands import Leave, complete, run_command
 from minisafe.cli.chat.history import History, default_path
@@ -17,6 +16,7 @@ from minisafe.cli.chat.talk import Talk, complain, tell
 from minisafe.cli.chat.typed import message, piped
 from minisafe.cli.options import common_options, describe, session_from_flags
 from minisafe.errors import MinisafeError, PromptError
+from minisafe.files import standard
 from minisafe.session.chat import Chat
 
 

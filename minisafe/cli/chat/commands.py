@@ -11,8 +11,8 @@ from pathlib import Path
 from minisafe.cli.chat.settings import parsed, setting_name, shown, table
 from minisafe.cli.chat.talk import Talk, tell
 from minisafe.cli.options import describe
-from minisafe.display import harmless
 from minisafe.errors import SettingError
+from minisafe.files.display import harmless
 from minisafe.session.saved import load_chat, save_chat
 from minisafe.session.settings import SETTABLE, SETTINGS
 

@@ -6,14 +6,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from minisafe.engine import Generation, Request
 from minisafe.errors import SettingError, TokenizerError
 from minisafe.evaluation.journal import digest
 from minisafe.evaluation.judges import Ruling
 from minisafe.evaluation.judges.formats import FORMATS, Reading, neutralise, read_layout
 from minisafe.evaluation.prompts import Prompt
-from minisafe.session.parts import fingerprints
-from minisafe.session.session import Session, load
+from minisafe.session.fingerprints import fingerprints
+from minisafe.session.load import load
+from minisafe.session.session import Session
 from minisafe.tokenizer import Message, Tokenizer
 from minisafe.tokenizer.marks import Marks
 
@@ -123,15 +123,12 @@ def chat(question: str, answer: str) -> list[Message]:
 
 def complete(session: Session, prompts: Sequence[Sequence[int]], batch_size: int) -> list[str]:
     """What a session answers to each prompt, given as ids."""
-    sampling, limit = session.settings, session.settings.max_new_tokens
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
-        requests = [Request((tuple(ids),), (), sampling, limit) for ids in batch]
-        lockstep = session.lockstep(len(batch), max(map(len, batch)) + limit)
-        answers = [session.answer(()) for _ in batch]
-        for event in Generation(lockstep, session.guidance, requests, None, session.eos):
-            answers[event.row].push(event)
+        requests = [session.request((tuple(ids),)) for ids in prompts[start : start + batch_size]]
+        answers = [session.answer(()) for _ in requests]
+        for _ in session.grow(session.generation(requests), answers):
+            pass
         texts += ["".join(answer.pieces) for answer in answers]
     return texts
 

@@ -13,9 +13,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from minisafe.display import one_line
 from minisafe.errors import SettingError
 from minisafe.evaluation.judges.exchange import Exchange, exchange, make_opener
+from minisafe.files.display import one_line
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 PASSING = (408, 409, 429)  # statuses that may pass, beside every 5xx

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from minisafe.display import harmless
 from minisafe.errors import SettingError
 from minisafe.evaluation.journal import Journal, digest, opened, whole_lines
 from minisafe.evaluation.judges import Judge
@@ -15,6 +14,7 @@ from minisafe.evaluation.judges.refusal import RefusalJudge
 from minisafe.evaluation.judges.world import WorldJudge
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.records import Judged, Response
+from minisafe.files.display import harmless
 
 JUDGEMENTS = "judgements.jsonl"
 AT_ONCE = 64  # answers between two syncs to the disk

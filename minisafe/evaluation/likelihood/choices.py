@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe.display import harmless
 from minisafe.errors import PromptError
 from minisafe.evaluation.likelihood.scoring import Scored, check_pair, encode_pair, score
 from minisafe.evaluation.prompts.rows import MAX_BYTES
 from minisafe.evaluation.statistics import Z95, wilson
 from minisafe.files import json_lines, parse_json, read_text
+from minisafe.files.display import harmless
 from minisafe.session import Session
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

@@ -18,7 +18,7 @@ from minisafe.lockstep import Lockstep, Stream, log_probs_of
 from minisafe.lora import Applied
 from minisafe.policy import Policy, Seen
 from minisafe.session import Session
-from minisafe.session.loaded import user
+from minisafe.session.conversation import user
 from minisafe.slots import Slot
 from minisafe.tokenizer import Message, Tokenizer
 

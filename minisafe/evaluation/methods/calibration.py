@@ -10,7 +10,7 @@ from minisafe.evaluation.prompts.styles import fill
 from minisafe.evaluation.statistics import wilson
 from minisafe.gate import Calibration, Gate, conformal_threshold
 from minisafe.session import Session
-from minisafe.session.parts import made_for
+from minisafe.session.fingerprints import made_for
 
 Progress = Callable[[str, int, int], None]
 

@@ -20,7 +20,7 @@ from minisafe.evaluation.journal import digest
 from minisafe.evaluation.methods.built_in import METHODS, Systems, built_in
 from minisafe.evaluation.records import MadeBy
 from minisafe.session import Session
-from minisafe.session.parts import fingerprints
+from minisafe.session.fingerprints import fingerprints
 from minisafe.session.profile import load_profile
 from minisafe.session.settings import PATHS
 

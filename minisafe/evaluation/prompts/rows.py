@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minisafe.display import harmless
 from minisafe.errors import PromptError
 from minisafe.files import json_lines, parse_json, read_bytes, read_text
+from minisafe.files.display import harmless
 
 Record = Mapping[str, object]
 Row = tuple[str, Record]  # where it stands, for messages, and what it holds

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
 
-from minisafe.display import harmless
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.prompts.rows import Record, Row, read_rows, short
+from minisafe.files.display import harmless
 
 KINDS = ("harmful", "benign", "borderline")
 LONGEST_NAME = 1000  # characters of an id or a category

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from minisafe.display import harmless
 from minisafe.errors import SettingError
 from minisafe.evaluation.journal import opened, whole_lines
 from minisafe.evaluation.methods import Method
 from minisafe.evaluation.records import Key, MadeBy, Response
 from minisafe.evaluation.runner.plan import Job, Plan
+from minisafe.files.display import harmless
 
 RESPONSES = "responses.jsonl"
 

@@ -1,38 +1,84 @@
-"""From settings to parts: the device, the steering, the streams and the rule that they ask for."""
+"""From settings to a session: models, streams, vector, rule and gate, whole or not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from minisafe.checkpoint import (
-    ADAPTER_CONFIG,
-    fingerprint,
-    load_adapter,
-    load_model,
-    read_tensors,
-    sample,
-)
+from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, load_adapter, load_model
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.errors import SafetyError, SafetyWarning, SettingError
 from minisafe.gate import Calibration, Gate
 from minisafe.guidance import RULES
 from minisafe.lockstep import Stream
-from minisafe.lora import LoraAdapter
 from minisafe.model import Llama
+from minisafe.session.asked import Asked, check_asked, gather
+from minisafe.session.dtype import widen_small
+from minisafe.session.faster import check_fast, engine_for, put_in
+from minisafe.session.fingerprints import made_for
+from minisafe.session.promise import check_parts
+from minisafe.session.session import Session
 from minisafe.session.settings import Settings
-from minisafe.session.vouched import TOKENIZER_FILES
-from minisafe.tokenizer import (
-    Tokenizer,
-    check_same_vocabulary,
-    check_tokenizer,
-    load_tokenizer,
-)
+from minisafe.tokenizer import Tokenizer, check_same_vocabulary, check_tokenizer, load_tokenizer
 from minisafe.vectors import SafetyVector, Steering, check_vector
+
+
+def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Session:
+    """Load a model and what makes it safe.
+
+    Args:
+        profile: a profile file or its directory. Without one, and without `base`, the shipped
+            profile is taken.
+        overrides: fields of `Settings` by name, such as {"sgds_lambda": 0.9}; they precede the
+            profile's.
+
+    Raises:
+        SafetyError: safe decoding was asked for and a part of it is missing.
+        BadInput: a file or setting cannot be used; the message says which and why.
+    """
+    asked = gather(profile, overrides or {})
+    settings = asked.settings
+    check_asked(settings, asked.origin)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    check_device(settings.device)
+    check_fast(settings.device, settings.weights, settings.compile)
+    session = make_session(asked, load_base(settings))
+    check_parts(session)
+    put_in(session.streams, settings.weights, settings.compile)
+    return session
+
+
+def load_base(settings: Settings) -> Llama:
+    """The base, with an edit merged in, in the dtype that it decodes in."""
+    assert settings.base is not None
+    model = load_model(settings.base, settings.dtype, settings.device)
+    if settings.edit is not None:
+        merge_adapter(model, load_adapter(settings.edit, model))
+    return widen_small(model, settings.dtype, settings.weights)
+
+
+def make_session(asked: Asked, model: Llama) -> Session:
+    """What is asked for around a base that is loaded."""
+    settings = asked.settings
+    assert settings.base is not None
+    tokenizer = load_tokenizer(settings.base, settings.template_options)
+    check_tokenizer(tokenizer, model.config.vocab_size)
+    steering = None
+    if settings.safe and settings.sa_scale != 0:
+        assert asked.vector is not None
+        steering = make_steering(settings, asked.vector, model, tokenizer)
+    streams, kinds = make_streams(settings, model, tokenizer)
+    return Session(
+        settings=settings, streams=streams, tokenizer=tokenizer, eos=asked.eos,
+        guidance=settings.guidance(), steering=steering, kinds=kinds,
+        gate=make_gate(settings, asked.calibration, steering),
+        engine=engine_for(settings.speculate, streams),
+    )  # fmt: skip
 
 
 def check_device(device: str) -> str:
@@ -78,11 +124,6 @@ def has_fingerprint(model: Llama, settings: Settings, wanted: str) -> bool:
     return fingerprint(load_model(settings.base)) == wanted
 
 
-def make_expert(settings: Settings, model: Llama, tokenizer: Tokenizer) -> tuple[Stream, str]:
-    """The expert's stream, and which of the three kinds it is."""
-    return make_stream(settings.expert, settings, model, tokenizer)
-
-
 def make_streams(
     settings: Settings, model: Llama, tokenizer: Tokenizer
 ) -> tuple[tuple[Stream, ...], tuple[str, ...]]:
@@ -115,76 +156,8 @@ def make_stream(
     return Stream(expert), "checkpoint"
 
 
-# ---- the gate ----------------------------------------------------------------------------------
-
-
-def fingerprints(streams: Sequence[Stream], steering: Steering | None) -> dict[str, str]:
-    """Short hashes of what decodes: `base`, `expert`, `anti_expert`, `vector`, as far as used."""
-    found = {}
-    for name, stream in zip(("base", "expert", "anti_expert"), streams, strict=False):
-        found[name] = fingerprint(stream.model)
-        if stream.adapter is not None:
-            found[name] += "+" + adapter_fingerprint(stream.adapter)
-    if steering is not None and steering.scale != 0:
-        vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
-        found["vector"] = hashlib.sha256(json.dumps(vectors).encode()).hexdigest()[:16]
-    return found
-
-
-def made_for(settings: Settings, steering: Steering | None) -> str:
-    """A hash of what the variation at the answer's first token depends on: weights as their files
-    hold them, tokenizer and chat template, the vector, where it acts, and system prompts.
-
-    Neither dtype nor cache_dtype is in it: either moves a variation by about 0.003, at most 0.04,
-    where harmful prompts lie 0.08 above the shipped gate's threshold (docs/log.md).
-    """
-    sources = (settings.base, settings.edit, settings.expert)
-    parts: list[object] = [None if each is None else files_hash(each) for each in sources]
-    assert settings.base is not None
-    parts += [text_hash(settings.base), settings.system, settings.expert_system]
-    parts += [dict(sorted(settings.template_options.items()))]
-    if steering is not None and steering.scale != 0:
-        vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
-        parts += [vectors, steering.scale, steering.positions]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def files_hash(directory: Path) -> str:
-    """A hash of a model's or adapter's tensors: names, shapes and 256 values of each, evenly
-    spread, so that a large model is not read whole."""
-    found = hashlib.sha256()
-    if (directory / ADAPTER_CONFIG).is_file():
-        found.update((directory / ADAPTER_CONFIG).read_bytes())
-    for name, tensor, _ in sorted(read_tensors(directory), key=lambda each: each[0]):
-        found.update(f"{name} ".encode() + sample(tensor))
-    return found.hexdigest()[:16]
-
-
-def text_hash(directory: Path) -> str:
-    """A hash of the files that turn a chat into ids: the tokenizer and its template."""
-    found = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        if (directory / name).is_file():
-            found.update(f"{name} ".encode() + (directory / name).read_bytes())
-    return found.hexdigest()[:16]
-
-
-def digest(values: torch.Tensor) -> str:
-    """A hash of a tensor's values."""
-    return hashlib.sha256(values.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
-
-
-def adapter_fingerprint(adapter: LoraAdapter) -> str:
-    """A hash of an adapter's deltas, taken in bf16, so that it is the same in a wider dtype."""
-    parts = [
-        [name, delta.scaling, *(digest(each.bfloat16()) for each in (delta.a, delta.b))]
-        for name, delta in sorted(adapter.deltas.items())
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
 def make_gate(
-    settings: Settings, calibration: Calibration | None, made_for_these: str
+    settings: Settings, calibration: Calibration | None, steering: Steering | None
 ) -> Gate | None:
     """The calibrated gate, if it is on; raises `SafetyError` where it is asked for and cannot be.
 
@@ -201,7 +174,7 @@ def make_gate(
         why = "the profile holds no calibration; make one with `minisafe calibrate`"
     elif not settings.guided:
         why = "there is no expert to compare the base with"
-    elif calibration.made_for != made_for_these:
+    elif calibration.made_for != made_for(settings, steering):
         why = "its calibration is for other weights or settings; run `minisafe calibrate` again"
     else:
         return calibration.gate

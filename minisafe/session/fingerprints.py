@@ -1,0 +1,82 @@
+"""What decodes, as short hashes: streams, vector, and all that a calibration depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, read_tensors, sample
+from minisafe.lockstep import Stream
+from minisafe.lora import LoraAdapter
+from minisafe.session.settings import Settings
+from minisafe.session.vouched import TOKENIZER_FILES
+from minisafe.vectors import Steering
+
+
+def fingerprints(streams: Sequence[Stream], steering: Steering | None) -> dict[str, str]:
+    """Short hashes of what decodes: `base`, `expert`, `anti_expert`, `vector`, as far as used."""
+    found = {}
+    for name, stream in zip(("base", "expert", "anti_expert"), streams, strict=False):
+        found[name] = fingerprint(stream.model)
+        if stream.adapter is not None:
+            found[name] += "+" + adapter_fingerprint(stream.adapter)
+    if steering is not None and steering.scale != 0:
+        vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
+        found["vector"] = hashlib.sha256(json.dumps(vectors).encode()).hexdigest()[:16]
+    return found
+
+
+def made_for(settings: Settings, steering: Steering | None) -> str:
+    """A hash of what the variation at the answer's first token depends on: weights as their files
+    hold them, tokenizer and chat template, the vector, where it acts, and system prompts.
+
+    Neither dtype nor cache_dtype is in it: either moves a variation by about 0.003, at most 0.04,
+    where harmful prompts lie 0.08 above the shipped gate's threshold (docs/log.md).
+    """
+    sources = (settings.base, settings.edit, settings.expert)
+    parts: list[object] = [None if each is None else files_hash(each) for each in sources]
+    assert settings.base is not None
+    parts += [text_hash(settings.base), settings.system, settings.expert_system]
+    parts += [dict(sorted(settings.template_options.items()))]
+    if steering is not None and steering.scale != 0:
+        vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
+        parts += [vectors, steering.scale, steering.positions]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def files_hash(directory: Path) -> str:
+    """A hash of a model's or adapter's tensors: names, shapes and 256 values of each, evenly
+    spread, so that a large model is not read whole."""
+    found = hashlib.sha256()
+    if (directory / ADAPTER_CONFIG).is_file():
+        found.update((directory / ADAPTER_CONFIG).read_bytes())
+    for name, tensor, _ in sorted(read_tensors(directory), key=lambda each: each[0]):
+        found.update(f"{name} ".encode() + sample(tensor))
+    return found.hexdigest()[:16]
+
+
+def text_hash(directory: Path) -> str:
+    """A hash of the files that turn a chat into ids: the tokenizer and its template."""
+    found = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (directory / name).is_file():
+            found.update(f"{name} ".encode() + (directory / name).read_bytes())
+    return found.hexdigest()[:16]
+
+
+def digest(values: torch.Tensor) -> str:
+    """A hash of a tensor's values."""
+    return hashlib.sha256(values.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+
+
+def adapter_fingerprint(adapter: LoraAdapter) -> str:
+    """A hash of an adapter's deltas, taken in bf16, so that it is the same in a wider dtype."""
+    parts = [
+        [name, delta.scaling, *(digest(each.bfloat16()) for each in (delta.a, delta.b))]
+        for name, delta in sorted(adapter.deltas.items())
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

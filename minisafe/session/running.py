@@ -1,0 +1,47 @@
+"""Answers under way: any thread may end them, and a closed session begins no more."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from minisafe.engine import Generation
+from minisafe.errors import SettingError
+
+
+class Running:
+    """Generations under way, which any thread may cancel, and whether new ones may begin."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.generations: set[Generation] = set()
+        self.closed = False
+
+    @contextmanager
+    def during(self, generation: Generation) -> Iterator[Generation]:
+        """Within it, `cancel` ends this generation too."""
+        with self.lock:
+            self.check_open()
+            self.generations.add(generation)
+        try:
+            yield generation
+        finally:
+            with self.lock:
+                self.generations.discard(generation)
+
+    def cancel(self) -> None:
+        """End all answers under way before their next token."""
+        with self.lock:
+            for generation in self.generations:
+                for row in range(len(generation.rows)):
+                    generation.cancel(row)
+
+    def close(self) -> None:
+        self.closed = True
+        self.cancel()
+
+    def check_open(self) -> None:
+        """Raise `SettingError` once `close` was called."""
+        if self.closed:
+            raise SettingError("the session is closed; load another")
