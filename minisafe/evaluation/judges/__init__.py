@@ -30,7 +30,8 @@ class Judge(Protocol):
     """Rules on answers; `asked[i]` is prompt i's text in its style, as the model saw it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name in the report and in the files of a run."""
 
     @property
     def version(self) -> str:
