@@ -745,7 +745,7 @@ def test_a_chat_refuses_alike(run: Run, world: World, tmp_path: Path, case: str)
 def test_wrong_use(run: Run, world: World, args: list[str]) -> None:
     found = run("generate", "--base", world.base, *args)
     assert (found.code, found.out) == (2, "")
-    assert "Error: " in found.err
+    assert len(found.errors) == 1
     assert "Traceback" not in found.err
 
 
@@ -913,3 +913,28 @@ def test_python_m_minisafe() -> None:
         [sys.executable, "-m", "minisafe", "--version"], cwd=ROOT, capture_output=True, check=True
     )
     assert done.stdout.decode() == f"minisafe, version {minisafe.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["generate", "--nonsense"], "No such option '--nonsense'"),
+        (["generate", "--temperature", "hot", "x"], "'hot' is not a valid float"),
+        (["generate", "--seed", "1", "--seed", "2", "x"], "--seed is given more than once"),
+        (["inspect"], "Missing argument 'PATH'"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+)
+def test_wrong_use_is_one_line(run: Run, args: list[str], says: str) -> None:
+    found = run(*args)
+    assert (found.code, found.out) == (2, "")
+    (line,) = found.err.splitlines()
+    assert line.startswith("minisafe: ")
+    assert says in line
+    assert "--help` explains" in line
+
+
+def test_no_command_shows_the_help(run: Run) -> None:
+    found = run()
+    assert found.code == 2
+    assert "Commands:" in found.err

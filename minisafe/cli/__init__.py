@@ -76,9 +76,11 @@ def main() -> None:
     warnings.showwarning = show_warning
     try:
         code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        fail(as_line(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         fail("stopped", 130)
     except MinisafeError as error:
@@ -90,6 +92,15 @@ def main() -> None:
             raise
         fail(f"out of memory: {first_line(error)}; use a smaller batch, context or dtype", 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def as_line(error: click.ClickException) -> str:
+    """Wrong use in one line, with the command whose help says more; click would take three."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return error.format_message()
+    said = error.format_message().rstrip(".")
+    return f"{said}; `{context.command_path} --help` explains the flags"
 
 
 def fail(message: str, code: int) -> None:
