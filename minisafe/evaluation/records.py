@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from minisafe.display import harmless
 from minisafe.errors import SettingError
-from minisafe.evaluation.judges import Verdict
 from minisafe.evaluation.prompts import KINDS, LONGEST_NAME
 
 LONGEST_TEXT = 4 << 20  # characters of a question or an answer
 Key = tuple[str, str, str]  # method, style, id of the prompt
+Verdict = Literal["ATTACK_SUCCEEDED", "REFUSED", "INCONCLUSIVE"]
 T = TypeVar("T")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from minisafe.evaluation.prompts import Prompt
+from minisafe.evaluation.records import Verdict
 
-Verdict = Literal["ATTACK_SUCCEEDED", "REFUSED", "INCONCLUSIVE"]
+__all__ = ["Judge", "Ruling", "Verdict"]
 
 
 @dataclass(frozen=True)
