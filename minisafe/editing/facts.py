@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from minisafe.editing.rome import Descent
-from minisafe.errors import PromptError, SettingError
+from minisafe.errors import PromptError
+from minisafe.limits import check_fields
 
 MIN_TOKENS = 256  # of text to take the covariance over
 
@@ -73,9 +74,7 @@ class Editing:
             "keep_tokens": (self.keep_tokens >= 1, "1 or more"),
             "layer": (isinstance(self.layer, int) or self.layer in (None, "auto"), "auto or int"),
         }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        check_fields(self, checks)
 
 
 @dataclass(frozen=True)

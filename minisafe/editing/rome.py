@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minisafe.checkpoint import as_dtype, finite
 from minisafe.divergence import kl
 from minisafe.errors import NonFiniteError, SettingError
+from minisafe.limits import check_fields
 from minisafe.model import Llama
 from minisafe.slots import Add, Record
 
@@ -65,9 +66,7 @@ class Descent:
             "weight_decay": (0 <= self.weight_decay < float("inf"), "0 or more"),
             "bound": (0 < self.bound < float("inf"), "a number above 0"),
         }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        check_fields(self, checks)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
