@@ -42,8 +42,8 @@ from minisafe.amplify.heads import (
     residual_mean,
 )
 from minisafe.checkpoint import fingerprint
+from minisafe.declared import check_fields
 from minisafe.errors import SettingError
-from minisafe.limits import check_fields
 from minisafe.model import Llama
 from minisafe.tokenizer import Tokenizer
 from minisafe.vectors import SafetyVector, values_hash

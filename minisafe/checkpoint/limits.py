@@ -6,10 +6,7 @@ docs/limits.md lists them for users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-from minisafe.errors import SettingError
 
 
 @dataclass(frozen=True)
@@ -24,16 +21,6 @@ class Range:
 
     def __str__(self) -> str:
         return f"{_spelt(self.least)} to {_spelt(self.most)}"
-
-
-def check_fields(holder: object, checks: Mapping[str, tuple[bool, str]]) -> None:
-    """Raise `SettingError` for the first field of `holder` that does not hold.
-
-    checks: by the field's name, whether it holds, and what is expected.
-    """
-    for name, (holds, expected) in checks.items():
-        if not holds:
-            raise SettingError(f"{name} is {getattr(holder, name)!r}; expected {expected}")
 
 
 def _spelt(value: float) -> str:

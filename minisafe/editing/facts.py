@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from minisafe.declared import check_fields
 from minisafe.editing.rome import Descent
 from minisafe.errors import PromptError
-from minisafe.limits import check_fields
 
 MIN_TOKENS = 256  # of text to take the covariance over
 

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.checkpoint import as_dtype, finite
+from minisafe.declared import check_fields
 from minisafe.divergence import kl
 from minisafe.errors import NonFiniteError, SettingError
-from minisafe.limits import check_fields
 from minisafe.model import Llama
 from minisafe.slots import Add, Record
 

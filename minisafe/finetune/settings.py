@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from minisafe.limits import check_fields
+from minisafe.declared import check_fields
 
 LORA_TARGETS = ("q_proj", "v_proj")
 
