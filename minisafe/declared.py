@@ -6,7 +6,7 @@ profile checks, `/set` in a chat and the table in docs/profile.md are all made f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
