@@ -28,7 +28,7 @@ from subjects import LABELS, Subject, converted, find_subject, random_prompt
 from systems import PLAIN, SAFE, minisafe_systems
 from timing import answer_ms, ratio, turns
 
-from minisafe.prepare import prepare
+from minisafe.fast.prepare import prepare
 
 System = Callable[[], Iterator[int]]
 NARROW, WIDE = "bfloat16", "float32"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from minisafe.checkpoint.config import config_json
+
 if TYPE_CHECKING:
     from minisafe import Llama
     from minisafe.guidance import Guidance
@@ -32,14 +34,14 @@ def transformers_model(model: Llama, adapter: LoraAdapter | None = None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    weights = {name: getattr(holder, key).detach() for name, holder, key in model.tensors()}
+    weights = {name: each.detach() for name, each in model.tensors().items()}
     if adapter is not None:
         weights = {name: tensor.clone() for name, tensor in weights.items()}
         for module, delta in adapter.deltas.items():
             weights[f"{module}.weight"] += delta.weight().to(model.dtype)
     if model.config.tied:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    config = AutoConfig.for_model(**model.config.to_json())
+    config = AutoConfig.for_model(**config_json(model.config))
     with torch.device("meta"):
         peer = auto.from_config(config, dtype=model.dtype, attn_implementation="sdpa")
     peer.load_state_dict(weights, assign=True)

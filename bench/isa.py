@@ -37,7 +37,7 @@ from subjects import LABELS, converted, find_subject, random_prompt
 from systems import PLAIN, SAFE, System, minisafe_systems
 from timing import answer_ms, turns
 
-from minisafe.prepare import prepare
+from minisafe.fast.prepare import prepare
 
 OWN = "own"
 NEEDS = {  # what the CPU must have to imitate it, as in /proc/cpuinfo

@@ -35,7 +35,7 @@ from timing import ratio, seconds, seconds_by_turns
 from minisafe import SGDS, Generation, KVCache, Llama, Lockstep, Request, Stream
 from minisafe.amplify.demonstrations import Prompt
 from minisafe.amplify.heads import all_heads, indirect_effects
-from minisafe.prepare import prepare
+from minisafe.fast.prepare import prepare
 from minisafe.slots import Patch
 
 PARTS = ("batch", "effects", "context", "prefill", "load", "memory", "start")

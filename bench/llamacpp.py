@@ -69,8 +69,8 @@ def write_gguf(model: Llama, path: Path) -> None:
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_tokenizer_model("no_vocab")
-    for name, holder, attribute in model.tensors():
-        tensor = getattr(holder, attribute).detach()
+    for name, parameter in model.tensors().items():
+        tensor = parameter.detach()
         if name.endswith("q_proj.weight"):
             tensor = interleaved(tensor, config.n_heads)
         if name.endswith("k_proj.weight"):

@@ -28,7 +28,7 @@ from timing import by_turns, ratio, seconds_by_turns
 
 from minisafe import Llama, LlamaConfig
 from minisafe.checkpoint import INDEX, SINGLE, load_model, save_model, save_tensors
-from minisafe.prepare import prepare
+from minisafe.fast.prepare import prepare
 
 BENCH = Path(__file__).resolve().parent
 SHARDS = 4

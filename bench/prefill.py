@@ -12,7 +12,7 @@ from subjects import SHAPES, random_prompt, random_subject
 from systems import PEER, PLAIN, SAFE, System, minisafe_systems
 from timing import ratio, seconds_by_turns
 
-from minisafe.prepare import prepare
+from minisafe.fast.prepare import prepare
 
 
 def first_token(system: System) -> int:

@@ -43,8 +43,8 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
 
     from minisafe import SGDS, Generation, Lockstep, Request, Stream
     from minisafe.checkpoint import load_model
+    from minisafe.fast.prepare import prepare
     from minisafe.guidance import Plain
-    from minisafe.prepare import prepare
 
     model = load_model(args.directory)
     found["weights"] = sum(each.nbytes for each in model.parameters())

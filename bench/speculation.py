@@ -25,10 +25,10 @@ from timing import by_turns, ratio
 from torch import Tensor
 
 from minisafe import SGDS, Generation, LlamaConfig, Lockstep, Request, Sampling, Stream
+from minisafe.fast.block import forwards_a_token
+from minisafe.fast.prepare import prepare
+from minisafe.fast.speculation import AUTOMATIC, Speculation
 from minisafe.guidance import Plain
-from minisafe.pace import forwards_a_token
-from minisafe.prepare import prepare
-from minisafe.speculate import AUTOMATIC, Speculation
 
 SHARES = (0.9, 0.6, 0.0)
 TARGETS = {0.9: "<= 1.65", 0.0: "<= 2.1"}  # over the base alone

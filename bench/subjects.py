@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import minisafe
 from minisafe import Llama, LlamaConfig, Steering
+from minisafe.checkpoint.config import read_config
 from minisafe.lora import LoraAdapter, LoraDelta
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny"
@@ -31,7 +32,7 @@ class Subject:
 def llama(dtype: str, tied: bool, *sizes: int) -> LlamaConfig:
     """A Llama's config from the sizes below."""
     data = {"model_type": "llama", "torch_dtype": dtype, "tie_word_embeddings": tied}
-    return LlamaConfig.from_json(data | dict(zip(SIZES, sizes, strict=True)))
+    return read_config(data | dict(zip(SIZES, sizes, strict=True)))
 
 
 SIZES = (
@@ -49,19 +50,19 @@ LABELS = (*SHAPES, "shipped")
 
 def tensors_of(model: Llama) -> dict[str, Tensor]:
     """Every tensor by its Hugging Face name."""
-    return {name: getattr(holder, attribute) for name, holder, attribute in model.tensors()}
+    return dict(model.tensors())
 
 
 def random_model(config: LlamaConfig, generator: torch.Generator) -> Llama:
     """Random weights that keep the size of activations; no more memory than they take."""
     with torch.device("meta"):
         model = Llama(config)
-    for name, holder, attribute in model.tensors():
-        size = getattr(holder, attribute).shape
+    for name, empty in model.tensors().items():
+        size = empty.shape
         tensor = torch.ones(size, dtype=getattr(torch, config.dtype or "float32"))
         if "norm" not in name:
             tensor.normal_(0, size[-1] ** -0.5, generator=generator)
-        setattr(holder, attribute, nn.Parameter(tensor, requires_grad=False))
+        model.put(name, tensor)
     return model.eval()
 
 

@@ -22,9 +22,9 @@ from llamacpp import Peer, write_gguf
 from subjects import Ids, Subject
 
 from minisafe import SGDS, Generation, Lockstep, Request, Steering, Stream
-from minisafe.compiled import compile_step
+from minisafe.fast.compiled import compile_step
+from minisafe.fast.prepare import prepare
 from minisafe.guidance import Guidance, Plain
-from minisafe.prepare import prepare
 
 SYSTEM_PROMPT = 32  # tokens before a prompted expert's prompt
 PLAIN, SAFE, PROMPTED = "plain", "safe, LoRA expert", "safe, prompted expert"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from minisafe.cache import KVCache
     from minisafe.checkpoint import load_adapter, load_model
+    from minisafe.checkpoint.vectors import load_vector
     from minisafe.config import LlamaConfig
     from minisafe.engine import Generation, Request
     from minisafe.errors import MinisafeError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from minisafe.session.session import Session
     from minisafe.session.settings import Settings
     from minisafe.tokenizer import load_tokenizer
-    from minisafe.vectors import SafetyVector, Steering, load_vector
+    from minisafe.vectors import SafetyVector, Steering
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ __all__ = [
 
 # where each name lives: a name is imported when it is first asked for, since torch takes seconds
 HOMES = {
+    "checkpoint.vectors": ("load_vector",),
     "cache": ("KVCache",),
     "checkpoint": (
         "load_adapter",
@@ -90,7 +92,6 @@ HOMES = {
     "vectors": (
         "SafetyVector",
         "Steering",
-        "load_vector",
     ),
 }
 

@@ -31,6 +31,15 @@ def one_line(text: str, limit: int = LONGEST) -> str:
     return harmless(" ".join(text.split()), limit)
 
 
+def shown(value: object) -> str:
+    """A foreign value as an error message quotes it, in at most about 60 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of very long numbers, of very deep lists
+        text = type(value).__name__
+    return harmless(text, 60)
+
+
 def _shown(match: re.Match[str]) -> str:
     """A control character's picture where Unicode has one, else the replacement character."""
     code = ord(match.group())

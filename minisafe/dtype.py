@@ -18,7 +18,7 @@ def count_parameters(config: LlamaConfig) -> int:
     """A model's parameters, a tied head counted once."""
     with torch.device("meta"):
         model = Llama(config)
-    return sum(getattr(holder, attribute).numel() for _, holder, attribute in model.tensors())
+    return sum(each.numel() for each in model.parameters())
 
 
 def decoding_dtype(stored: torch.dtype, parameters: int, device: str = "cpu") -> torch.dtype:

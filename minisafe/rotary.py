@@ -43,3 +43,21 @@ def inverse_frequencies(config: LlamaConfig) -> Tensor:
     )
     smooth = smooth.clamp(0, 1)  # 1: untouched, 0: slowed by the full factor
     return frequencies * (smooth + (1 - smooth) / scaling.factor)
+
+
+class Rotary:
+    """A model's rotary tables, made when positions first need them, and longer when they grow."""
+
+    def __init__(self, config: LlamaConfig):
+        self.config = config
+        self.held: tuple[Tensor, Tensor] | None = None
+
+    def tables(self, n: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """`rotary_tables` of positions 0 to n - 1 at least: (>= n, head_dim) each."""
+        held = self.held
+        if held is None or held[0].dtype != dtype or held[0].device != device or len(held[0]) < n:
+            size = min(max(2 * n, 256), max(n, self.config.max_positions))
+            with torch.inference_mode(False):  # else training could not use the table later
+                cos, sin = rotary_tables(inverse_frequencies(self.config), size)
+                held = self.held = cos.to(device, dtype), sin.to(device, dtype)
+        return held

@@ -9,13 +9,14 @@ and rebuilt runs touch the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from minisafe.errors import SlotError
+from minisafe.layout import Layout
 
 Span = tuple[int, int | None]
 SITES = ("residual", "heads", "mlp")
@@ -115,22 +116,20 @@ class BoundSlots:
         self,
         slots: Iterable[Slot],
         n_layers: int,
-        starts: Sequence[int],
-        counts: Sequence[int],
+        layout: Layout,
         device: torch.device,
-        offsets: Sequence[int] | None = None,
     ):
-        """`offsets`: where each row's tokens begin, if tokens are rows of their own (`Packing`)."""
+        place = layout.place
         self.waiting: dict[tuple[str, int], list[tuple[Slot, Tensor, Tensor]]] = {}
         for slot in slots:
-            check_slot(slot, n_layers, len(starts))
+            check_slot(slot, n_layers, len(place.starts))
             cells = [
-                (row, position - starts[row])
+                layout.cell(row, position - place.starts[row])
                 for row in dict.fromkeys(slot.rows)
-                for position in covered(slot.spans, starts[row], starts[row] + counts[row])
+                for position in covered(
+                    slot.spans, place.starts[row], place.starts[row] + place.counts[row]
+                )
             ]
-            if offsets is not None:
-                cells = [(offsets[row] + column, 0) for row, column in cells]
             if cells:
                 rows, columns = torch.tensor(cells, device=device).unbind(1)
                 self.waiting.setdefault((slot.site, slot.layer), []).append((slot, rows, columns))

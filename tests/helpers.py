@@ -64,8 +64,8 @@ def random_model(config: LlamaConfig, seed: int = 0, dtype: torch.dtype = torch.
     """
     generator = torch.Generator().manual_seed(seed)
     model = Llama(config)
-    for name, holder, attribute in model.tensors():
-        tensor = getattr(holder, attribute).data
+    for name, parameter in model.tensors().items():
+        tensor = parameter.data
         noise = torch.randn(tensor.shape, generator=generator)
         if "norm" in name:
             noise = 1 + 0.3 * noise
@@ -98,7 +98,7 @@ def random_adapter(
 
 def tensors_of(model: Llama) -> dict[str, Tensor]:
     """Every tensor by its Hugging Face name."""
-    return {name: getattr(holder, attribute) for name, holder, attribute in model.tensors()}
+    return dict(model.tensors())
 
 
 def random_ids(model: Llama, rows: int, width: int, seed: int = 0) -> Tensor:

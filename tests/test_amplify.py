@@ -130,7 +130,7 @@ def test_no_branch_sees_another() -> None:
 
 def test_the_vector_of_all_heads_of_a_layer_is_what_its_output_projection_gives() -> None:
     means = head_means(MODEL, prompts(4, 6))
-    weight = MODEL.layers[1].self_attn.o.weights[0]
+    weight = MODEL.layers[1].self_attn.o_proj.weight
     heads = [(1, head) for head in range(CONFIG.n_heads)]
     torch.testing.assert_close(head_vector(MODEL, means, heads), weight @ means[1].flatten())
 
@@ -185,7 +185,7 @@ def test_a_heads_part_of_the_vector_is_what_it_writes_into_the_residual_stream()
     """
     model = random_model(CONFIG, seed=11)
     layer = CONFIG.n_layers - 1
-    model.layers[layer].mlp.down.weights[0].data.zero_()
+    model.layers[layer].mlp.down_proj.weight.data.zero_()
     prompt = prompts(6)[0]
     span = ((5, 6),)
     record, before, after = (

@@ -16,8 +16,8 @@ from spoil import refuses
 
 from minisafe import limits
 from minisafe.checkpoint.arrays import read_gguf, read_npy
+from minisafe.checkpoint.vectors import load_vector
 from minisafe.errors import VectorError
-from minisafe.vectors import load_vector
 
 
 @pytest.fixture

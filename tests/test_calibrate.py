@@ -17,9 +17,10 @@ from minisafe.cli import cli
 from minisafe.cli.calibrate import of_kind
 from minisafe.cli.sweep import values_of
 from minisafe.errors import MinisafeError, SafetyError, SafetyWarning, SettingError
+from minisafe.evaluation.likelihood.scoring import score
+from minisafe.evaluation.methods.grid import grid
 from minisafe.evaluation.prompts import default_prompts
-from minisafe.evaluation.scoring import score
-from minisafe.evaluation.sweep import Bounds, choose, grid
+from minisafe.evaluation.report.best import Bounds, choose
 from minisafe.gate import Calibration, conformal_threshold
 from minisafe.session.profile import default_profile, load_profile
 

@@ -13,8 +13,8 @@ from worlds import World
 
 import minisafe
 from minisafe.errors import PromptError
-from minisafe.evaluation import choices as module
-from minisafe.evaluation.choices import (
+from minisafe.evaluation.likelihood import choices as module
+from minisafe.evaluation.likelihood.choices import (
     Choice,
     is_right,
     load_choices,
@@ -22,7 +22,7 @@ from minisafe.evaluation.choices import (
     mean_row,
     measure_choices,
 )
-from minisafe.evaluation.scoring import Scored, score
+from minisafe.evaluation.likelihood.scoring import Scored, score
 from minisafe.evaluation.statistics import wilson
 from minisafe.session import Session
 

@@ -25,10 +25,11 @@ from worlds import World, base_model, safety_vector, tokenizer, write_json, writ
 
 import minisafe
 from minisafe.checkpoint import save_adapter, save_model
+from minisafe.checkpoint.vectors import save_npy, save_vector
 from minisafe.cli import main
 from minisafe.model import Llama
 from minisafe.tokenizer import TextStream
-from minisafe.vectors import SafetyVector, save_npy, save_vector
+from minisafe.vectors import SafetyVector
 
 pytest_plugins = ["world_fixtures"]
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,17 +17,17 @@ import torch
 from helpers import TOLERANCE, cache_for, random_adapter, random_ids, random_model, tiny_config
 from torch import Tensor
 
-from minisafe import compiled as module
-from minisafe.compiled import CompiledStep, check_compile, compile_step
 from minisafe.engine import Generation, Request
 from minisafe.errors import SettingError
+from minisafe.fast.compiled import Graphs, check_compile, compile_step
+from minisafe.fast.prepare import prepare
 from minisafe.guidance import SGDS
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import Applied, LoraAdapter
 from minisafe.model import Llama
-from minisafe.prepare import prepare
 from minisafe.session import load as loading
 from minisafe.slots import Add, Patch, Slot
+from minisafe.step import Step
 from minisafe.vectors import Steering
 
 CONFIG = tiny_config(
@@ -66,13 +66,13 @@ def logits_of(
 def spied(model: Llama, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of every step that the compiled graph runs."""
     seen: list[int] = []
-    run = CompiledStep.__call__
+    run = Graphs.__call__
 
-    def spy(self: CompiledStep, ids: Tensor, step: module.Step) -> Tensor:
+    def spy(self: Graphs, ids: Tensor, step: Step) -> Tensor:
         seen.append(len(ids))
         return run(self, ids, step)
 
-    monkeypatch.setattr(CompiledStep, "__call__", spy)
+    monkeypatch.setattr(Graphs, "__call__", spy)
     return seen
 
 

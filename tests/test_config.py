@@ -11,6 +11,7 @@ from helpers import configs, tiny_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from minisafe.checkpoint.config import config_json, load_config, read_config
 from minisafe.config import LlamaConfig, RopeScaling
 from minisafe.errors import ConfigError
 
@@ -36,13 +37,13 @@ def raw(family: str = "llama", **changes: Any) -> dict[str, Any]:
 
 
 def read(family: str = "llama", **changes: Any) -> LlamaConfig:
-    return LlamaConfig.from_json(raw(family, **changes))
+    return read_config(raw(family, **changes))
 
 
 @given(configs())
 def test_what_is_written_reads_back(config: LlamaConfig) -> None:
-    text = json.dumps(config.to_json())
-    assert LlamaConfig.from_json(json.loads(text)) == config
+    text = json.dumps(config_json(config))
+    assert read_config(json.loads(text)) == config
 
 
 def test_the_two_spellings_say_the_same() -> None:
@@ -204,7 +205,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "message"), BAD, ids=[message for _, message in BAD])
 def test_what_is_not_run_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        LlamaConfig.from_json(raw() | changes, "somewhere/config.json")
+        read_config(raw() | changes, "somewhere/config.json")
     text = str(raised.value)
     assert message in text
     assert text.startswith("somewhere/config.json: ")
@@ -218,7 +219,7 @@ def test_a_key_without_a_default_must_be_there(key: str) -> None:
     data = raw()
     del data[key]
     with pytest.raises(ConfigError, match=f"{key} is None"):
-        LlamaConfig.from_json(data)
+        read_config(data)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ json_values = st.recursive(
 )
 KEYS = sorted(
     set(raw("qwen2"))
-    | set(tiny_config().to_json())
+    | set(config_json(tiny_config()))
     | {"rope_parameters", "dtype", "layer_types", "max_window_layers", "sliding_window"}
     | {"use_sliding_window", "partial_rotary_factor", "quantization_config"}
 )
@@ -264,7 +265,7 @@ def test_any_json_value_gives_a_config_or_a_config_error(
 ) -> None:
     slides = {"use_sliding_window": True, "sliding_window": 5}
     try:
-        config = LlamaConfig.from_json(raw(family, **slides) | {key: value})
+        config = read_config(raw(family, **slides) | {key: value})
     except ConfigError:
         return
     assert config.n_heads % config.n_kv_heads == 0
@@ -289,9 +290,9 @@ def test_models_that_exist_are_within_the_ranges(changes: dict[str, Any]) -> Non
 
 def test_directories(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such directory"):
-        LlamaConfig.from_directory(tmp_path / "nowhere")
+        load_config(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"config\.json: no such file"):
-        LlamaConfig.from_directory(tmp_path)
+        load_config(tmp_path)
     path = tmp_path / "config.json"
     for text, message in (
         ("{", "not valid JSON"),
@@ -301,10 +302,10 @@ def test_directories(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=message) as raised:
-            LlamaConfig.from_directory(tmp_path)
+            load_config(tmp_path)
         assert "\n" not in str(raised.value)
     path.write_bytes(b"\xff\xfe{")
     with pytest.raises(ConfigError, match="not valid UTF-8"):
-        LlamaConfig.from_directory(tmp_path)
+        load_config(tmp_path)
     path.write_text(json.dumps(raw()))
-    assert LlamaConfig.from_directory(str(tmp_path)) == read()
+    assert load_config(str(tmp_path)) == read()

@@ -8,9 +8,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from minisafe.checkpoint.vectors import load_vector, save_vector
 from minisafe.cli import cli
 from minisafe.errors import VectorError
-from minisafe.vectors import SafetyVector, load_vector, save_vector
+from minisafe.vectors import SafetyVector
 
 
 @pytest.mark.parametrize("layer", [-1, 512, 10**12])

@@ -22,10 +22,12 @@ from safetensors.torch import load_file
 from small_chat import VOCAB_SIZE, byte_tokenizer
 from worlds import TEMPLATES, base_model, tokenizer, write_json, write_tokenizer
 
-from minisafe import editing, rome
+from minisafe import editing
 from minisafe.checkpoint import load_model, save_model
 from minisafe.cli import edit as command
-from minisafe.editing import Edit, Edited, Editing, Editor, edit
+from minisafe.editing import Edit, Edited, Editing, Editor, edit, rome
+from minisafe.editing.rome import Context, Descent
+from minisafe.editing.subject import greedy, locate
 from minisafe.errors import (
     MinisafeError,
     NonFiniteError,
@@ -34,9 +36,7 @@ from minisafe.errors import (
     SettingError,
 )
 from minisafe.model import Llama
-from minisafe.rome import Context, Descent
 from minisafe.slots import Record
-from minisafe.subject import greedy, locate
 
 ROOT = Path(__file__).resolve().parent.parent
 seeds = st.integers(0, 10_000)

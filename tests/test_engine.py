@@ -445,7 +445,7 @@ def test_broken_weights_stop_the_answer() -> None:
     with torch.no_grad():
         for parameter in broken.parameters():
             parameter.fill_(0.1)
-        broken.layers[0].mlp.down.weights[0][0, 0] = float("nan")
+        broken.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         run([Stream(broken)], Plain(), [Request(((1, 2),), max_new_tokens=3)])
     good: Guidance = SGDS(0.5)

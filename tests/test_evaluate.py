@@ -24,21 +24,21 @@ from click.testing import CliRunner, Result
 from minisafe.cli import cli
 from minisafe.cli.evaluate import gather_prompts
 from minisafe.errors import BadInput, PromptError, SafetyError, SettingError
-from minisafe.evaluation import runner
-from minisafe.evaluation.distributed import Group, Meeting
 from minisafe.evaluation.evaluate import Evaluation, evaluate
 from minisafe.evaluation.journal import sealed
+from minisafe.evaluation.judges.ruling import make_judge, rule_all
 from minisafe.evaluation.judges.world import WorldJudge
 from minisafe.evaluation.methods import METHODS, load_method, parse_methods
-from minisafe.evaluation.plan import Plan
 from minisafe.evaluation.prompts import Prompt, default_prompts
+from minisafe.evaluation.prompts.styles import STYLES, fill, load_styles
 from minisafe.evaluation.records import Gated, MadeBy, Response
-from minisafe.evaluation.resume import read_all
-from minisafe.evaluation.ruling import make_judge, rule_all
-from minisafe.evaluation.runner import run
+from minisafe.evaluation.report.summary import Ruled, join, summarise
+from minisafe.evaluation.runner import run as runner
+from minisafe.evaluation.runner.distributed import Group, Meeting
+from minisafe.evaluation.runner.plan import Plan
+from minisafe.evaluation.runner.resume import read_all
+from minisafe.evaluation.runner.run import run
 from minisafe.evaluation.statistics import wilson
-from minisafe.evaluation.styles import STYLES, fill, load_styles
-from minisafe.evaluation.summary import Ruled, join, summarise
 from minisafe.session.profile import default_profile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -359,9 +359,9 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_evaluate import methods, plan
-from minisafe.evaluation.distributed import Group, Meeting
-from minisafe.evaluation.resume import read_all
-from minisafe.evaluation.runner import run
+from minisafe.evaluation.runner.distributed import Group, Meeting
+from minisafe.evaluation.runner.resume import read_all
+from minisafe.evaluation.runner.run import run
 from minisafe.evaluation.methods import load_method
 directory, rng = Path(sys.argv[1]), random.Random(7)
 both = methods("base", "safeinfer")

@@ -41,9 +41,9 @@ SHORT = Training(steps=6, batch_size=2, warmup=2, held_out=0.2, eval_every=2, le
 def fresh() -> Llama:
     """A model of its own: training changes it."""
     model = Llama(CONFIG)
-    source = {name: getattr(*place) for name, *place in random_model(CONFIG).tensors()}
-    for name, holder, attribute in model.tensors():
-        getattr(holder, attribute).data.copy_(source[name])
+    source = random_model(CONFIG).tensors()
+    for name, parameter in model.tensors().items():
+        parameter.data.copy_(source[name])
     return model
 
 

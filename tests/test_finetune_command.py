@@ -73,6 +73,6 @@ def test_a_damaged_state_is_refused_and_left_there(world: World, tmp_path: Path)
     before = state.read_bytes()
     outcome = train(world, tmp_path, "--steps", "1")
     assert isinstance(outcome.exception, CheckpointError)
-    assert "run with other settings; remove it to start anew" in str(outcome.exception)
+    assert "run with other settings; remove it to start again" in str(outcome.exception)
     assert state.read_bytes() == before
     assert [each.name for each in state.parent.iterdir()] == [state.name]

@@ -8,7 +8,7 @@ import pytest
 from spoil import refuses
 
 from minisafe.checkpoint import SINGLE, load_model
-from minisafe.config import LlamaConfig
+from minisafe.checkpoint.config import load_config
 from minisafe.errors import CheckpointError, ConfigError
 from minisafe.files import read_json
 
@@ -16,7 +16,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345
 
 
 def refused(path: Path | str, *words: str) -> None:
-    refuses(ConfigError, lambda: LlamaConfig.from_directory(path), str(path), *words)
+    refuses(ConfigError, lambda: load_config(path), str(path), *words)
 
 
 def test_a_file_as_a_model(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_file_as_a_model(tmp_path: Path) -> None:
 def test_a_name_on_the_hub(tmp_path: Path) -> None:
     refused("meta-llama/Llama-3.2-1B", "downloads nothing", "hf download meta-llama/Llama-3.2-1B")
     with pytest.raises(ConfigError) as caught:
-        LlamaConfig.from_directory(tmp_path / "gone")
+        load_config(tmp_path / "gone")
     assert "on the Hugging Face hub" not in str(caught.value)
 
 

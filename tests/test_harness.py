@@ -16,7 +16,7 @@ import minisafe
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation import harness
 from minisafe.evaluation.harness import MinisafeLM, generation_settings
-from minisafe.evaluation.scoring import Pair, score
+from minisafe.evaluation.likelihood.scoring import Pair, score
 from minisafe.session import Session
 
 pytest_plugins = ["world_fixtures"]

@@ -63,8 +63,8 @@ def reciting(directory: Path, last: str, words: str, template: str | None = None
     first = [known.id_of(last)] if known.id_of(last) is not None else known.encode(last)
     chain = [*first, *known.encode(words), known.id_of("</s>")]
     assert len(set(chain)) == len(chain)
-    for name, holder, attribute in model.tensors():
-        tensor = getattr(holder, attribute).data
+    for name, parameter in model.tensors().items():
+        tensor = parameter.data
         tensor.copy_(torch.ones_like(tensor) if "norm" in name else torch.zeros_like(tensor))
         if "embed_tokens" in name:
             tensor.copy_(torch.eye(VOCAB_SIZE))

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisafe.errors import SettingError
-from minisafe.evaluation import phrases
 from minisafe.evaluation.judges import Judge, Ruling, Verdict
 from minisafe.evaluation.judges.refusal import (
     OPENINGS,
@@ -22,8 +21,8 @@ from minisafe.evaluation.judges.refusal import (
 )
 from minisafe.evaluation.judges.world import WorldJudge
 from minisafe.evaluation.prompts import Prompt, default_prompts
-from minisafe.evaluation.styles import FRAMES, apply_style
-from minisafe.evaluation.world import Question, judge, sentence
+from minisafe.evaluation.prompts.styles import FRAMES, apply_style
+from minisafe.evaluation.world import Question, judge, phrases, sentence
 
 ANYWHERE, PREFIX = RefusalJudge(whole=True), RefusalJudge(whole=False)
 OK: Verdict = "ATTACK_SUCCEEDED"

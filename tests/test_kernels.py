@@ -14,13 +14,14 @@ import torch
 from click.testing import CliRunner
 from helpers import random_model, tiny_config
 
-from minisafe import kernels as module
 from minisafe.checkpoint import save_model
 from minisafe.cli.inspect import inspect
 from minisafe.cli.kernels import lap_line
 from minisafe.errors import SettingError
-from minisafe.kernels import Choice, can_pack, choices, in_words, shapes_of
-from minisafe.race import Lap
+from minisafe.fast import kernels as module
+from minisafe.fast import left as left_module
+from minisafe.fast.kernels import Choice, can_pack, choices, in_words, shapes_of
+from minisafe.fast.race import Lap
 
 BF16 = torch.bfloat16
 
@@ -33,16 +34,14 @@ import json, sys, time
 import torch
 import torch.nn.functional as F
 
-from minisafe.linear import Projection
-from minisafe.prepare import Int8Projection, PackedProjection
-from minisafe.quantize import dequantize, quantize
+from minisafe.fast.int8 import dequantize, quantize
+from minisafe.fast.left import LeftLinear
+from minisafe.fast.packed import PackedLinear
+from minisafe.fast.quantized import Int8Linear
+from minisafe.linear import Linear
 
 LIMIT, FLOOR_MS, TURNS = 4.0, 0.15, 25
 torch.set_num_threads(1)
-
-
-class Step:
-    adapters = ()
 
 
 def ms(act):
@@ -53,14 +52,14 @@ def ms(act):
 
 def plain_of(weight):
     with torch.device("meta"):
-        plain = Projection(weight.shape[1], {"w": len(weight)})
-    plain.weight_0 = torch.nn.Parameter(weight, requires_grad=False)
+        plain = Linear(weight.shape[1], len(weight), False, "w")
+    plain.weight = torch.nn.Parameter(weight, requires_grad=False)
     return plain
 
 
 def cell(projection, rounded, weight, x):
     # the least of several turns, and more of them before a ratio counts as slow
-    act, linear = lambda: projection.joined(x, Step()), lambda: F.linear(x, weight)
+    act, linear = lambda: projection(x, ()), lambda: F.linear(x, weight)
     expected = x[0].double() @ rounded.double().T
     error = float((act()[0].double() - expected).abs().max() / expected.abs().max())
     linear()
@@ -80,9 +79,9 @@ with torch.inference_mode():
         for dtype in (torch.bfloat16, torch.float32):
             weight = torch.randn(shape, generator=generator).to(dtype)
             for kind in ("plain", "packed", "int8"):
-                make = {"packed": PackedProjection, "int8": Int8Projection}.get(kind)
+                make = {"packed": PackedLinear, "int8": Int8Linear}.get(kind)
                 plain = plain_of(weight)
-                projection = plain if make is None else make(plain)
+                projection = LeftLinear(plain) if make is None else make((plain,))
                 rounded = dequantize(*quantize(weight)) if kind == "int8" else weight
                 digits = kind == "int8" and projection.packed is not None
                 for rows in (1, 2, 16, 64):
@@ -138,7 +137,7 @@ def lap(kernel: str, rows: int, fits: bool) -> Lap:
 @pytest.mark.parametrize("fits", [False, True])
 def test_choices_follow_the_races(monkeypatch: pytest.MonkeyPatch, fits: bool) -> None:
     few = tuple(lap("left", rows, fits or rows == 1) for rows in (1, 2, 16))
-    monkeypatch.setattr(module, "has_amx", lambda: True)
+    monkeypatch.setattr(left_module, "has_amx", lambda: True)
     monkeypatch.setattr(module, "left_laps", lambda shape: few)
     monkeypatch.setattr(module, "left_rows", lambda shape: 16 if fits else 1)
     monkeypatch.setattr(module, "pack_laps", lambda shape, dtype: (lap("packed", 1, fits),))

@@ -13,6 +13,7 @@ from helpers import tensors_of, tiny_config
 from spoil import shard
 
 from minisafe.checkpoint import SINGLE, save_tensors
+from minisafe.checkpoint.config import config_json
 from minisafe.model import Llama
 
 MEASURE = """
@@ -23,7 +24,7 @@ import torch
 
 from minisafe.cache import KVCache
 from minisafe.checkpoint import load_model
-from minisafe.prepare import can_pack, prepare
+from minisafe.fast.prepare import can_pack, prepare
 
 
 def peak():
@@ -65,7 +66,7 @@ def measure(directory: Path, weights: str, **sizes: int) -> tuple[int, int]:
         name: torch.randn(tensor.shape, dtype=torch.bfloat16) * 0.02
         for name, tensor in tensors_of(model).items()
     }
-    (directory / "config.json").write_text(json.dumps(config.to_json()))
+    (directory / "config.json").write_text(json.dumps(config_json(config)))
     save_tensors(tensors, directory / SINGLE)
     if weights == "sharded":
         shard(directory, 3)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisafe.pattern import Pattern, PatternError
+from minisafe.checkpoint.pattern import Pattern, PatternError
 
 NAMES = [
     *(f"model.layers.{n}.self_attn.{part}_proj" for n in (0, 7, 31) for part in "qkvo"),

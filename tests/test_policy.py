@@ -18,12 +18,12 @@ from worlds import World, base_model
 import minisafe
 from minisafe.engine import Generation, Request
 from minisafe.errors import SafetyError
-from minisafe.evaluation.scoring import Pair, score_pairs
+from minisafe.evaluation.likelihood.scoring import Pair, score_pairs
+from minisafe.fast.speculation import Speculation
 from minisafe.gate import Gate
 from minisafe.guidance import RULES, SGDS, Plain
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.policy import Policy, Seen
-from minisafe.speculate import Speculation
 
 pytest_plugins = ["world_fixtures"]
 rules = st.sampled_from([*(make() for make in RULES.values()), Plain()]).flatmap(

@@ -21,16 +21,13 @@ from helpers import (
     random_adapter,
     random_ids,
     random_model,
-    tensors_of,
     tiny_config,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 import minisafe
-from minisafe import kernels
-from minisafe import prepare as module
 from minisafe.amplify import head_vector
 from minisafe.checkpoint import (
     fingerprint,
@@ -41,11 +38,15 @@ from minisafe.checkpoint import (
     save_model,
 )
 from minisafe.errors import SettingError
+from minisafe.fast import kernels, packed, quantized
+from minisafe.fast import prepare as module
+from minisafe.fast.int8 import can_pack_int8, dequantize, quantize
+from minisafe.fast.norm import FastNorm
+from minisafe.fast.prepare import choose_weights, prepare
+from minisafe.fast.quantized import Int8Linear
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
-from minisafe.model import Llama, RMSNorm, projections
-from minisafe.prepare import PreparedNorm, choose_weights, prepare
-from minisafe.quantize import can_pack_int8, dequantize, quantize
+from minisafe.model import Llama, RMSNorm
 from minisafe.slots import Add, Record
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "tiny"
@@ -64,11 +65,10 @@ def prepared(model: Llama, kind: str) -> Llama:
 def rounded(model: Llama) -> Llama:
     """A plain copy whose matrices are what int8 makes of them; a tied one as its head's."""
     found = copy.deepcopy(model)
-    for name, holder, attribute in found.tensors():
+    for name, tensor in found.tensors().items():
         tied = name.endswith("embed_tokens.weight") and model.config.tied
         if name.endswith(("_proj.weight", "lm_head.weight")) or tied:
-            weight = dequantize(*quantize(getattr(holder, attribute).detach()))
-            setattr(holder, attribute, nn.Parameter(weight.to(model.dtype), requires_grad=False))
+            found.put(name, dequantize(*quantize(tensor.detach())).to(model.dtype))
     return found
 
 
@@ -138,14 +138,14 @@ def test_large_int8_weights_are_packed(
     monkeypatch: pytest.MonkeyPatch, tied: bool, dtype: torch.dtype
 ) -> None:
     """A tied head is not, since tokens are looked up in it."""
-    monkeypatch.setattr(module, "digits_fit", lambda shape, dtype: True)
+    monkeypatch.setattr(quantized, "digits_fit", lambda shape, dtype: True)
     model = random_model(tiny_config(tied=tied, hidden=64), seed=2, dtype=dtype)
     small = prepared(model, "int8")
-    assert [each.packed is None for each in projections(small)] == [False] * len(
-        list(projections(small))
-    )
-    assert isinstance(small.lm_head, module.Int8Projection)
-    assert (small.lm_head.packed is None) == tied
+    stored = [each for each in small.modules() if isinstance(each, Int8Linear)]
+    assert len(stored) == 4 * model.config.n_layers + 1
+    assert isinstance(small.lm_head, Int8Linear)
+    unpacked = [each for each in stored if each.packed is None]
+    assert unpacked == ([small.lm_head] if tied else [])
     adapter, ids = random_adapter(model), random_ids(model, 3, 5)
     mine, theirs = (run(each, ids, [5, 2, 4], adapter) for each in (small, rounded(model)))
     for found, expected in zip(mine, theirs, strict=True):
@@ -234,11 +234,11 @@ def test_many_adapters_one_after_another() -> None:
 
 @torch.inference_mode()
 def test_where_packing_is_missing_rows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "packs", lambda shape, dtype: False)
+    monkeypatch.setattr(packed, "packs", lambda shape, dtype: False)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         plain = random_model(tiny_config(qkv_bias=True), dtype=dtype)
         ids, model = random_ids(plain, 2, 5), prepared(plain, "packed")
-        assert not model.layers[0].mlp.down.weight.is_mkldnn  # type: ignore[union-attr]
+        assert not model.layers[0].mlp.down_proj.weight.is_mkldnn  # type: ignore[union-attr]
         difference = (model(ids) - plain(ids)).float().abs().max()
         assert difference < BF16_SHARE * plain(ids).float().std()
         assert difference < 1e-4 or dtype != torch.float32
@@ -250,7 +250,7 @@ def test_packing_is_there_where_torch_has_it(dtype: torch.dtype) -> None:
         pytest.skip("this torch packs no weights")
     assert module.can_pack(dtype)
     model = prepared(random_model(tiny_config(), dtype=dtype), "packed")
-    assert model.layers[0].mlp.down.weight.is_mkldnn  # type: ignore[union-attr]
+    assert model.layers[0].mlp.down_proj.weight.is_mkldnn  # type: ignore[union-attr]
     assert not module.can_pack(torch.float16)
 
 
@@ -261,7 +261,7 @@ def test_a_rounded_norm_is_as_near_as_torchs() -> None:
     x = torch.randn(40, 1, 64, generator=generator).bfloat16()
     exact = plain.double()(x.double())
     plain = plain.bfloat16()
-    errors = [(norm(x).double() - exact).abs().max() for norm in (PreparedNorm(plain), plain)]
+    errors = [(norm(x).double() - exact).abs().max() for norm in (FastNorm(plain), plain)]
     assert errors[0] <= 1.01 * errors[1]
 
 
@@ -291,7 +291,7 @@ def test_norms_are_rms_norms(seed: int, rows: int, hidden: int) -> None:
     x = torch.randn(rows, 1, hidden, generator=generator) * size + size
     wide = x.double()
     expected = wide * (wide.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * plain.weight.double()
-    torch.testing.assert_close(PreparedNorm(plain)(x), expected.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(FastNorm(plain)(x), expected.float(), atol=1e-5, rtol=1e-5)
 
 
 # ---- what a prepared model refuses and keeps -----------------------------------------------------
@@ -308,8 +308,7 @@ def test_a_prepared_model_keeps_its_fingerprint(kind: str, tied: bool) -> None:
 def test_what_needs_plain_weights_is_refused(kind: str, tmp_path: Path) -> None:
     plain = random_model(tiny_config())
     model = prepared(plain, kind)
-    assert model.prepared is not None
-    assert model.prepared.weights == kind
+    assert model.weights == kind
     assert fingerprint(model) == fingerprint(plain)
     assert linear_modules(model) == linear_modules(plain)
     assert prepare(model, kind) is model
@@ -341,7 +340,7 @@ def test_bad_choices_are_refused() -> None:
         SettingError, match="need a CPU and bfloat16 or float32, not cpu and float1"
     ):
         prepare(half, "int8")
-    assert half.prepared is None
+    assert half.weights == "plain"
 
 
 def test_auto_packs_bf16_where_the_cpu_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +354,7 @@ def test_auto_packs_bf16_where_the_cpu_multiplies_it(monkeypatch: pytest.MonkeyP
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
             assert choose_weights(half, "auto") == "plain"
-    assert prepared(full, "auto").prepared is None
+    assert prepared(full, "auto").weights == "plain"
 
 
 def test_a_session_prepares_what_it_is_told() -> None:
@@ -365,8 +364,7 @@ def test_a_session_prepares_what_it_is_told() -> None:
     for weights in ("plain", *KINDS):
         options = {"weights": weights, "max_new_tokens": 12, "dtype": "float32"}
         session = minisafe.load(SHIPPED, options)
-        kind = None if session.model.prepared is None else session.model.prepared.weights
-        assert kind == (None if weights == "plain" else weights)
+        assert session.model.weights == weights
         (result,) = session.generate(["How do I clean a shelf?"], chat=True)
         found[weights] = result.text
     assert found["packed"] == found["plain"]
@@ -381,7 +379,7 @@ import sys
 import torch
 
 from minisafe.checkpoint import load_model
-from minisafe.prepare import prepare
+from minisafe.fast.prepare import prepare
 
 
 def resident(key):
@@ -411,9 +409,8 @@ def test_peak_memory_while_preparing(tmp_path: Path, kind: str) -> None:
     config = tiny_config(vocab_size=4000, head_dim=64, dtype="bfloat16", **sizes)
     with torch.device("meta"):
         model = Llama(config)
-    for name, holder, attribute in model.tensors():
-        weight = torch.full(tensors_of(model)[name].shape, 0.01, dtype=torch.bfloat16)
-        setattr(holder, attribute, nn.Parameter(weight, requires_grad=False))
+    for name, tensor in model.tensors().items():
+        model.put(name, torch.full(tensor.shape, 0.01, dtype=torch.bfloat16))
     save_model(model, tmp_path)
     command = [sys.executable, "-c", MEASURE, str(tmp_path), kind]
     here = Path(__file__).parent.parent
@@ -422,4 +419,4 @@ def test_peak_memory_while_preparing(tmp_path: Path, kind: str) -> None:
     assert weights > 250e6
     assert peak < 1.3 * weights + libraries + 8 * 2**20
     assert after < (1.3 if kind == "packed" else 1.0) * weights + libraries
-    assert load_model(tmp_path).prepared is None
+    assert load_model(tmp_path).weights == "plain"

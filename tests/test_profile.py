@@ -27,6 +27,7 @@ from worlds import (
 
 import minisafe
 from minisafe.checkpoint import load_adapter, save_adapter, save_model
+from minisafe.checkpoint.vectors import save_vector
 from minisafe.errors import (
     AdapterError,
     BadInput,
@@ -42,7 +43,7 @@ from minisafe.session.asked import decide_safe
 from minisafe.session.profile import default_profile, load_profile, save_profile, vouch
 from minisafe.session.settings import SETTINGS, Settings, resolve
 from minisafe.session.vouched import files_read, sha256
-from minisafe.vectors import SafetyVector, save_vector
+from minisafe.vectors import SafetyVector
 
 pytest_plugins = ["world_fixtures"]
 
@@ -573,13 +574,13 @@ def test_an_edit_is_merged_into_the_base(world: World) -> None:
     plain, edited = load(base=world.base), load(base=world.base, edit=world.adapter)
     expected = merged(plain.model, load_adapter(world.adapter, plain.model))
     changed = 0
-    for name, holder, attribute in edited.model.tensors():
-        torch.testing.assert_close(getattr(holder, attribute), expected[name], atol=1e-6, rtol=0)
+    for name, tensor in edited.model.tensors().items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=0)
         changed += name.endswith("q_proj.weight")
     assert changed == 3
     assert not torch.equal(
-        edited.model.layers[0].self_attn.qkv.weights[0],
-        plain.model.layers[0].self_attn.qkv.weights[0],
+        edited.model.layers[0].self_attn.q_proj.weight,
+        plain.model.layers[0].self_attn.q_proj.weight,
     )
     with pytest.warns(SafetyWarning, match="other weights"):
         load(**world.flags(edit=world.adapter))

@@ -26,10 +26,11 @@ from worlds import World, base_model, make_world, safety_vector, tokenizer, writ
 
 import minisafe
 from minisafe.checkpoint import save_adapter, save_model
+from minisafe.checkpoint.vectors import save_vector
 from minisafe.errors import BadInput, SafetyWarning, SettingError
 from minisafe.gate import Calibration
 from minisafe.session.profile import vouch
-from minisafe.vectors import SafetyVector, save_vector, values_hash
+from minisafe.vectors import SafetyVector, values_hash
 
 pytest_plugins = ["world_fixtures"]
 ALL = ("adapter", "checkpoint", "system prompt")

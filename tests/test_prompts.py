@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minisafe.errors import BadInput, PromptError, SettingError
-from minisafe.evaluation import rows
 from minisafe.evaluation.prompts import (
     FORMATS,
     KINDS,
@@ -25,6 +24,7 @@ from minisafe.evaluation.prompts import (
     join_prompts,
     limit_prompts,
     load_prompts,
+    rows,
 )
 
 Write = Callable[[str, str | bytes], Path]
@@ -392,8 +392,8 @@ def test_shipped_sets_of_an_installed_wheel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the package in a checkout, inside it in a wheel; an error where in neither."""
-    module = tmp_path / "minisafe" / "evaluation" / "prompts.py"
-    monkeypatch.setattr("minisafe.evaluation.prompts.__file__", str(module))
+    module = tmp_path / "minisafe" / "evaluation" / "prompts" / "sets.py"
+    monkeypatch.setattr("minisafe.evaluation.prompts.sets.__file__", str(module))
     with pytest.raises(PromptError, match="were not found"):
         default_prompts()
     data = tmp_path / "minisafe" / "weights" / "data"

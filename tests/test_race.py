@@ -8,8 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from minisafe import race as module
-from minisafe.race import CHECKED, FLOOR_MS, HOPELESS, LONG_MS, SLOW, Lap, border, make_trials, race
+from minisafe.fast import race as module
+from minisafe.fast.race import (
+    CHECKED,
+    FLOOR_MS,
+    HOPELESS,
+    LONG_MS,
+    SLOW,
+    Lap,
+    border,
+    make_trials,
+    race,
+)
 
 (TRIAL,) = make_trials((128, 32), torch.float32, (2,))
 

@@ -11,9 +11,9 @@ import pytest
 from minisafe.errors import OutputError, SettingError
 from minisafe.evaluation import journal as module
 from minisafe.evaluation.journal import Journal, check_directory, opened, sealed, whole_lines
+from minisafe.evaluation.judges.ruling import read_known
 from minisafe.evaluation.records import Gated, Judged, MadeBy, Response
-from minisafe.evaluation.resume import read_all
-from minisafe.evaluation.ruling import read_known
+from minisafe.evaluation.runner.resume import read_all
 
 MADE_BY = MadeBy(
     models={"base": "ab+cd", "vector": "ef"}, text={"tokenizer": "01", "end_ids": "2,3"},

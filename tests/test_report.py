@@ -24,12 +24,15 @@ from hypothesis import strategies as st
 
 from minisafe.display import harmless
 from minisafe.errors import OutputError, SettingError
-from minisafe.evaluation import plots
-from minisafe.evaluation.comparisons import disagreements, heats, margin_curves
-from minisafe.evaluation.html import Browser
-from minisafe.evaluation.plots import Curves, Heat, Point, Scatter
-from minisafe.evaluation.report import NO_PICTURES, escape, markdown_table, sections, write_report
-from minisafe.evaluation.tables import Link, Row, Table
+from minisafe.evaluation.report import plots
+from minisafe.evaluation.report.html import Browser
+from minisafe.evaluation.report.markdown import escape, markdown_table
+from minisafe.evaluation.report.plots import Curves, Heat, Point, Scatter
+from minisafe.evaluation.report.rows import Row
+from minisafe.evaluation.report.sections.agreement import disagreements
+from minisafe.evaluation.report.sections.settings import heats, margin_curves
+from minisafe.evaluation.report.tables import Link, Table
+from minisafe.evaluation.report.write import NO_PICTURES, sections, write_report
 
 CHROMIUM = shutil.which("chromium")
 METHODS, STYLES, JUDGES = ("base", "SafeInfer"), ("simple", "cot"), ("phrases", "model")

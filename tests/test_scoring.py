@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +14,11 @@ from worlds import E, World, published, slow_log_probs
 
 import minisafe
 from minisafe.errors import PromptError, SettingError
-from minisafe.evaluation import scoring
-from minisafe.evaluation.scoring import (
+from minisafe.evaluation.likelihood import scoring
+from minisafe.evaluation.likelihood.scoring import (
     Pair,
     Scored,
     changes,
-    divergence,
     encode_pair,
     following,
     score,
@@ -218,15 +216,6 @@ def test_a_gate_that_stays_shut_leaves_the_unsteered_base(world: World) -> None:
         assert shut.count(False) == n_open
         for each, is_shut in zip(scored, shut, strict=True):
             assert torch.equal(each.log_probs, each.plain_log_probs) == is_shut
-
-
-def test_divergence_by_hand() -> None:
-    log_p = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0], [0.5, 0.5, 0.0]]).log()
-    log_q = torch.tensor([[0.25, 0.75, 0.0], [0.25, 0.25, 0.5], [1.0, 0.0, 0.0]]).log()
-    first = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    expected = torch.tensor([first, 0.75 * math.log(3), math.inf])
-    torch.testing.assert_close(divergence(log_p, log_q), expected)
-    assert divergence(log_q[0], log_q[0]) == 0
 
 
 def test_changes_add_up_over_answers(world: World) -> None:

@@ -17,9 +17,9 @@ from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 
 import minisafe
 from minisafe.checkpoint import load_adapter, load_model, save_model
-from minisafe.editing import merge_adapter
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.errors import PromptError, SettingError
-from minisafe.evaluation.scoring import encode_pair, score_pairs
+from minisafe.evaluation.likelihood.scoring import encode_pair, score_pairs
 from minisafe.guidance import Plain
 from minisafe.model import Llama
 from minisafe.session.answer import Result
@@ -303,7 +303,7 @@ def test_weights_that_break_down_stop_the_answer(world: World, tmp_path: Path) -
     broken = Llama(session.model.config)
     broken.load_state_dict(session.model.state_dict())
     with torch.no_grad():
-        broken.layers[2].mlp.down.weights[0].fill_(3e38)
+        broken.layers[2].mlp.down_proj.weight.fill_(3e38)
     save_model(broken, tmp_path / "b")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "b" / name).write_bytes((world.base / name).read_bytes())

@@ -12,11 +12,10 @@ from typing import Any, get_args, get_type_hints
 import click
 import pytest
 
-from minisafe import prepare
 from minisafe.cli import COMMANDS
 from minisafe.errors import SettingError
 from minisafe.sampling import Sampling
-from minisafe.session.settings import PATHS, SETTABLE, SETTINGS, WEIGHTS, Settings
+from minisafe.session.settings import PATHS, SETTABLE, SETTINGS, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 GENERATE = next(command for command in COMMANDS if command.name == "generate")
@@ -27,7 +26,6 @@ def test_every_field_is_declared_and_nothing_else_is() -> None:
     assert {each.name for each in fields(Sampling)} < set(SETTINGS)
     assert set(SETTABLE) < set(SETTINGS)
     assert PATHS == ("base", "edit", "expert", "vector", "anti_expert")
-    assert WEIGHTS == prepare.WEIGHTS
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -83,7 +81,7 @@ import sys
 import minisafe
 from minisafe.session.profile import default_profile, load_profile
 load_profile(default_profile())
-fast = ("prepare", "quantize", "compiled", "speculate", "kernels", "fast", "session.session")
+fast = ("fast", "faster", "session.session")
 heavy = {"click", "jinja2", *(f"minisafe.{name}" for name in fast)}
 print(*sorted(heavy & set(sys.modules)))
 """

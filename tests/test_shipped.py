@@ -16,8 +16,8 @@ from torch import Tensor
 
 import minisafe
 from minisafe.checkpoint import load_adapter, load_model, save_model
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.cli import cli
-from minisafe.editing import merge_adapter
 from minisafe.errors import CheckpointError, MinisafeError
 from minisafe.evaluation.world import Question, judge
 from minisafe.model import Llama

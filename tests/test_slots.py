@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from reference import read
 from torch import Tensor
 
+from minisafe.cache import Placement
 from minisafe.errors import SlotError
+from minisafe.layout import Layout
 from minisafe.model import Llama
 from minisafe.slots import Add, BoundSlots, Patch, Record, Slot, Span, covered
 
@@ -352,7 +354,7 @@ def test_a_patched_residual_is_all_that_later_layers_see(tiny_model) -> None:
     ids = random_ids(model, 1, 5)
     value = vector_for(model, 3)
     logits = model(ids, slots=[Patch(1, value=value)])
-    expected = model.lm_head.weights[0] @ model.norm(value)
+    expected = model.lm_head.weight @ model.norm(value)
     torch.testing.assert_close(logits, expected.expand_as(logits), atol=1e-5, rtol=0)
 
 
@@ -419,7 +421,8 @@ def test_bad_slots_are_found_before_their_position_comes(tiny_model) -> None:
 
 def test_a_slot_fed_and_never_applied_is_an_error() -> None:
     """As with a model that skips a layer, or forgets a site."""
-    bound = BoundSlots([Add(0, vector=VECTOR), Record(1)], 2, [0], [3], torch.device("cpu"))
+    layout = Layout(Placement(slice(0, 1), (0,), (3,), 3))
+    bound = BoundSlots([Add(0, vector=VECTOR), Record(1)], 2, layout, torch.device("cpu"))
     x = torch.zeros(1, 3, 32)
     assert torch.equal(bound.at("residual", 0, x), x + 1)
     assert bound.at("heads", 1, x) is x

@@ -69,8 +69,8 @@ def refused(path: Path) -> str:
     before = {name: value.detach().clone() for name, value in trainer.parameters.items()}
     with pytest.raises(CheckpointError) as raised:
         list(trainer.run(path))
-    assert trainer.step == 0
-    assert not trainer.optimizer.state
+    assert trainer.loop.step == 0
+    assert not trainer.loop.optimizers[0].state
     for name, value in trainer.parameters.items():
         assert torch.equal(value, before[name])  # nothing is taken of what is refused
     assert "\n" not in str(raised.value)

@@ -16,18 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from spoil import refuses
 
+from minisafe.checkpoint.vectors import load_vector, save_gguf, save_npy, save_vector
 from minisafe.errors import SettingError, VectorError
 from minisafe.slots import covered
-from minisafe.vectors import (
-    POSITIONS,
-    SafetyVector,
-    Steering,
-    check_vector,
-    load_vector,
-    save_gguf,
-    save_npy,
-    save_vector,
-)
+from minisafe.vectors import POSITIONS, SafetyVector, Steering, check_vector
 
 METADATA = {
     "sa_scale": 1.5, "sa_positions": "last", "heads": [[3, 1], [0, 2]], "n_layers": 4,
@@ -293,7 +285,8 @@ OUTGROWS = """
 import resource, signal, sys
 import torch
 from minisafe.errors import OutputError
-from minisafe.vectors import SafetyVector, save_gguf, save_npy, save_vector
+from minisafe.checkpoint.vectors import save_gguf, save_npy, save_vector
+from minisafe.vectors import SafetyVector
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))

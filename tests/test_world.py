@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from minisafe.evaluation.styles import STYLES, WRAPPERS, apply_style
-from minisafe.evaluation.world import CATEGORIES, SMALL_TALK, Question, judge
+from minisafe.evaluation.prompts.styles import STYLES, WRAPPERS, apply_style
+from minisafe.evaluation.world import Question, judge
+from minisafe.evaluation.world.phrases import CATEGORIES, SMALL_TALK
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 if not WEIGHTS.is_dir():

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
 from minisafe.checkpoint import fingerprint, save_adapter, save_model
+from minisafe.checkpoint.vectors import save_vector
 from minisafe.engine import Generation, Request
 from minisafe.guidance import Guidance
 from minisafe.lockstep import Lockstep, Stream
@@ -26,7 +27,7 @@ from minisafe.model import Llama
 from minisafe.sampling import row_generator
 from minisafe.slots import Span, covered
 from minisafe.tokenizer import Tokenizer
-from minisafe.vectors import SafetyVector, Steering, save_vector
+from minisafe.vectors import SafetyVector, Steering
 
 GOLDENS = Path(__file__).parent / "goldens" / "chat"
 KINDS = ("byte_level", "sentencepiece", "metaspace", "normalized")

@@ -30,16 +30,16 @@ import minisafe  # noqa: E402
 from minisafe.amplify import Recipe as VectorRecipe  # noqa: E402
 from minisafe.amplify import amplify, load_demonstrations  # noqa: E402
 from minisafe.checkpoint import load_model, save_adapter, save_model  # noqa: E402
-from minisafe.evaluation import calibration  # noqa: E402
+from minisafe.checkpoint.vectors import save_vector  # noqa: E402
+from minisafe.evaluation.methods import calibration  # noqa: E402
 from minisafe.evaluation.prompts import Prompt, default_prompts  # noqa: E402
-from minisafe.evaluation.styles import STYLES  # noqa: E402
+from minisafe.evaluation.prompts.styles import STYLES  # noqa: E402
+from minisafe.finetune import detached  # noqa: E402
 from minisafe.gate import Calibration  # noqa: E402
-from minisafe.lora import LoraAdapter  # noqa: E402
 from minisafe.model import Llama  # noqa: E402
 from minisafe.session.about import About  # noqa: E402
 from minisafe.session.profile import save_profile, store_calibration  # noqa: E402
 from minisafe.tokenizer import load_tokenizer  # noqa: E402
-from minisafe.vectors import save_vector  # noqa: E402
 
 STAGES = ("data", "tokenizer", "pretrain", "sft", "expert", "edited", "vector", "profile")
 ATTENTION = ("q_proj", "v_proj")
@@ -158,7 +158,9 @@ def pretrain(place: Place, recipe: Recipe) -> None:
     model = Llama(train.config(lexicon.VOCAB_SIZE))
     train.initialise(model, place.seed)
     settings = with_seed(recipe.pretrain, place.seed)
-    train.train("pretrain", model, documents, settings, place.work / "pretrain.pt", say=say)
+    train.train(
+        "pretrain", model, documents, settings, place.work / "pretrain.safetensors", say=say
+    )
     write_model(place, model, place.work / "pretrained")
 
 
@@ -179,7 +181,7 @@ def sft(place: Place, recipe: Recipe) -> None:
     encoded = train.encode(place.tokenizer(), documents, 0.0)
     model = load_model(place.work / "pretrained", dtype="float32")
     settings = with_seed(recipe.sft, place.seed)
-    train.train("sft", model, encoded, settings, place.work / "sft.pt", say=say)
+    train.train("sft", model, encoded, settings, place.work / "sft.safetensors", say=say)
     write_model(place, model, place.base)
 
 
@@ -191,14 +193,10 @@ def tune_adapter(
     encoded = train.encode(place.tokenizer(), documents, 0.0)
     adapter = train.new_adapter(model, rank, alpha, parts, place.seed)
     train.train(
-        name, model, encoded, with_seed(settings, place.seed), place.work / f"{name}.pt",
+        name, model, encoded, with_seed(settings, place.seed), place.work / f"{name}.safetensors",
         adapter=adapter, say=say,
     )  # fmt: skip
-    kept = {
-        module: type(delta)(delta.a.detach(), delta.b.detach(), delta.scaling)
-        for module, delta in adapter.deltas.items()
-    }
-    save_adapter(LoraAdapter(kept, name), place.out / name, rank, alpha, "../base")
+    save_adapter(detached(adapter), place.out / name, rank, alpha, "../base")
 
 
 def expert(place: Place, recipe: Recipe) -> None:

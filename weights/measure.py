@@ -21,8 +21,8 @@ import torch
 
 import minisafe
 from minisafe.amplify import Recipe, all_heads, amplify, load_demonstrations
+from minisafe.evaluation.prompts.styles import STYLES, WRAPPERS, apply_style
 from minisafe.evaluation.statistics import wilson
-from minisafe.evaluation.styles import STYLES, WRAPPERS, apply_style
 from minisafe.evaluation.world import Judgement, Question, judge
 from minisafe.session import Session
 from minisafe.vectors import Steering

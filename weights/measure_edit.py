@@ -27,7 +27,7 @@ from world import ASK_FACT, ATTRIBUTES, facts
 
 import minisafe
 from minisafe.editing import Edit, Editing, edit
-from minisafe.rome import down_projection, put_down_projection
+from minisafe.editing.rome import down_projection, put_down_projection
 from minisafe.session import Session
 
 HERE = Path(__file__).resolve().parent

@@ -1,12 +1,20 @@
-"""A plain training loop for small models: bucketed documents, AdamW, resumable."""
+"""How the shipped weights are trained: documents as weighted tokens, batches of like lengths, Muon.
+
+The loop itself, its schedule and its state on disk are `minisafe.finetune`'s. What is here differs
+from `finetune.Trainer`: a token's loss may count in part, a batch has a number of tokens and not of
+rows, the head runs only where the loss counts, an adapter starts from normal values, and the
+layers' matrices may have their own optimiser. Sharing these too would change the recipe.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +24,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from world import Document
 
+from minisafe.checkpoint import fingerprint
 from minisafe.config import LlamaConfig
+from minisafe.finetune import Loop, Schedule
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
@@ -61,8 +71,7 @@ def config(vocab_size: int) -> LlamaConfig:
 def initialise(model: Llama, seed: int) -> None:
     """Normal weights; smaller ones where a layer writes to the residual stream."""
     generator = torch.Generator().manual_seed(seed)
-    for name, holder, attribute in model.tensors():
-        weight = getattr(holder, attribute)
+    for name, weight in model.tensors().items():
         with torch.no_grad():
             if weight.dim() == 1:
                 weight.fill_(1.0)
@@ -144,7 +153,7 @@ def loss_of(
     given, asked, counts = ids[:, :-1], ids[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
     picked = counts.nonzero().squeeze(1)
     with torch.autocast("cpu", torch.bfloat16):
-        step = model.step((given.shape[1],) * len(given), given.shape[1], None, None, (), adapters)
+        step = model.make_step((given.shape[1],) * len(given), given.shape[1], adapters=adapters)
         x = model.embed_tokens(given)  # (B, T - 1, hidden)
         for layer in model.layers:
             x = layer(x, step)
@@ -159,39 +168,55 @@ def new_adapter(
     """A trainable adapter on the named projections of every layer; B starts at zero."""
     generator = torch.Generator().manual_seed(seed)
     deltas = {}
-    for name, holder, attribute in model.tensors():
+    for name, weight in model.tensors().items():
         module = name.removesuffix(".weight")
         if module.rsplit(".", 1)[-1] in parts:
-            outs, ins = getattr(holder, attribute).shape
+            outs, ins = weight.shape
             a = nn.Parameter(torch.randn(rank, ins, generator=generator) / math.sqrt(ins))
             deltas[module] = LoraDelta(a, nn.Parameter(torch.zeros(outs, rank)), alpha / rank)
     return LoraAdapter(deltas)
 
 
-class Muon:
+class Muon(torch.optim.Optimizer):
     """Momentum whose steps are made orthogonal (Jordan et al., 2024), for the layers' matrices.
 
     Matrices of one shape go through the Newton-Schulz iteration together.
     """
 
-    def __init__(self, matrices: Sequence[nn.Parameter], lr: float, momentum: float = 0.95):
-        self.lr, self.momentum = lr, momentum
-        self.groups: dict[tuple[int, ...], list[nn.Parameter]] = {}
-        for matrix in matrices:
-            self.groups.setdefault(tuple(matrix.shape), []).append(matrix)
-        self.moments = {shape: torch.zeros(len(g), *shape) for shape, g in self.groups.items()}
+    moments = ("exp_avg",)  # what `minisafe.finetune` keeps of it beside the step
+
+    def __init__(
+        self, matrices: Sequence[nn.Parameter], lr: float, decay: float, momentum: float = 0.95
+    ):
+        super().__init__(matrices, {"lr": lr, "weight_decay": decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, share: float, decay: float) -> None:
-        """One update at `share` of the peak rate."""
-        lr = self.lr * share
-        for shape, group in self.groups.items():
-            gradient = torch.stack([p.grad for p in group if p.grad is not None])
-            moment = self.moments[shape].lerp_(gradient, 1 - self.momentum)
-            update = orthogonal(gradient.lerp(moment, self.momentum))
-            update *= max(1.0, shape[0] / shape[1]) ** 0.5
-            for p, change in zip(group, update, strict=True):
-                p.mul_(1 - lr * decay).sub_(change, alpha=lr)
+    def step(self, closure: None = None) -> None:
+        """One update of every matrix."""
+        for options in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for matrix in options["params"]:
+                shapes.setdefault(matrix.shape, []).append(matrix)
+            for group in shapes.values():
+                self.update(group, options["lr"], options["weight_decay"], options["momentum"])
+
+    def update(
+        self, group: Sequence[nn.Parameter], lr: float, decay: float, momentum: float
+    ) -> None:
+        """One update of matrices of one shape."""
+        for p in group:
+            if not self.state[p]:
+                self.state[p] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p)}
+        gradient = torch.stack([p.grad for p in group if p.grad is not None])
+        moment = torch.stack([self.state[p]["exp_avg"] for p in group])
+        moment.lerp_(gradient, 1 - momentum)
+        update = orthogonal(gradient.lerp(moment, momentum))
+        rows, columns = group[0].shape
+        update *= max(1.0, rows / columns) ** 0.5
+        for p, change, kept in zip(group, update, moment, strict=True):
+            p.mul_(1 - lr * decay).sub_(change, alpha=lr)
+            self.state[p]["exp_avg"].copy_(kept)
+            self.state[p]["step"] += 1
 
 
 def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
@@ -205,23 +230,20 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
     return (y.transpose(1, 2) if tall else y).float()
 
 
-def parameters_of(model: Llama, adapter: LoraAdapter | None) -> list[nn.Parameter]:
+def parameters_of(model: Llama, adapter: LoraAdapter | None) -> dict[str, nn.Parameter]:
+    """What is trained, by name."""
     if adapter is None:
-        return list(model.parameters())
-    return [p for d in adapter.deltas.values() for p in (d.a, d.b)]  # type: ignore[misc]
+        return dict(model.named_parameters())
+    return {
+        f"{name}.{part}": value  # type: ignore[misc]
+        for name, delta in adapter.deltas.items()
+        for part, value in (("lora_A", delta.a), ("lora_B", delta.b))
+    }
 
 
 def matrices_of(model: Llama) -> list[nn.Parameter]:
     """The weights of the layers' projections."""
     return [p for layer in model.layers for p in layer.parameters() if p.dim() > 1]
-
-
-def rate(step: int, steps: int, settings: Settings) -> float:
-    """Share of the peak rate: warm-up, then a cosine down to `final`."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    share = (step - settings.warmup) / max(1, steps - settings.warmup)
-    return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def train(
@@ -236,83 +258,53 @@ def train(
 ) -> None:
     """Train the model, or only the adapter, in place; goes on from `checkpoint` if it is there."""
     model.requires_grad_(adapter is None)
+    order = [
+        batch
+        for epoch in range(settings.epochs)
+        for batch in batches(
+            documents, settings.batch_tokens, random.Random(f"{settings.seed} {epoch}")
+        )
+    ]
     trained = parameters_of(model, adapter)
-    muon = Muon(matrices_of(model) if settings.muon and adapter is None else [], settings.muon)
-    optimiser = adamw(trained, [p for group in muon.groups.values() for p in group], settings)
-    order: list[list[Encoded]] = []
-    for epoch in range(settings.epochs):
-        rng = random.Random(f"{settings.seed} {epoch}")
-        order += batches(documents, settings.batch_tokens, rng)
-    done = resume(checkpoint, trained, optimiser, muon)
-    adapters: tuple[Applied, ...] = ()
-    started, recent = time.time(), 0.0
-    for step in range(done, len(order)):
-        ids, weights = tensors(order[step])
-        if adapter is not None:
-            adapters = (Applied(adapter, slice(0, len(ids))),)
-        share = rate(step, len(order), settings)
-        for group in optimiser.param_groups:
-            group["lr"] = settings.lr * share
-        loss = loss_of(model, ids, weights, adapters)
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, settings.clip)
-        optimiser.step()
-        muon.step(share, settings.decay)
-        for p in trained:
-            p.grad = None
-        recent = loss.item() if step == done else 0.95 * recent + 0.05 * loss.item()
-        if (step + 1) % 20 == 0 or step + 1 == len(order):
-            left = (time.time() - started) / (step + 1 - done) * (len(order) - step - 1)
-            say(
-                f"{name}: step {step + 1}/{len(order)}  loss {recent:.4f}  {left / 60:.1f} min left"
-            )
-        if (step + 1) % save_every == 0 or step + 1 == len(order):
-            save(checkpoint, trained, optimiser, muon, step + 1)
+    schedule = Schedule(len(order), settings.warmup, settings.final)
+    chosen = optimizers(model, list(trained.values()), adapter, settings)
+    loop = Loop(trained, chosen, schedule, settings.clip, about(model, documents, settings))
+    loop.resume(checkpoint)
+
+    def losses() -> Iterator[list[Tensor]]:
+        for batch in order[loop.step :]:
+            applied = () if adapter is None else (Applied(adapter, slice(0, len(batch))),)
+            yield [loss_of(model, *tensors(batch), applied)]
+
+    done, started, recent = loop.step, time.time(), None
+    for loss in loop.run(losses(), checkpoint, save_every):
+        recent = loss if recent is None else 0.95 * recent + 0.05 * loss
+        step, steps = loop.step, len(order)
+        if step % 20 == 0 or step == steps:
+            left = (time.time() - started) / (step - done) * (steps - step) / 60
+            say(f"{name}: step {step}/{steps}  loss {recent:.4f}  {left:.1f} min left")
     model.requires_grad_(False)
 
 
-def adamw(
-    trained: Sequence[nn.Parameter], others: Sequence[nn.Parameter], settings: Settings
-) -> torch.optim.AdamW:
-    """AdamW for what is trained, but for the `others`; norms do not decay."""
-    left_out = {id(p) for p in others}
+def about(model: Llama, documents: Sequence[Encoded], settings: Settings) -> dict[str, str]:
+    """Which run it is, as `finetune.state` keeps it."""
+    data = hashlib.sha256()
+    for each in documents:
+        data.update(repr((each.ids, each.weights)).encode())
+    chosen = json.dumps(asdict(settings))
+    return {"training": chosen, "data": data.hexdigest()[:16], "base": fingerprint(model)}
+
+
+def optimizers(
+    model: Llama, trained: Sequence[nn.Parameter], adapter: LoraAdapter | None, settings: Settings
+) -> list[torch.optim.Optimizer]:
+    """AdamW for what is trained, but for the matrices that are Muon's; norms do not decay."""
+    matrices = matrices_of(model) if settings.muon and adapter is None else []
+    left_out = {id(p) for p in matrices}
     mine = [p for p in trained if id(p) not in left_out]
     groups = [
         {"params": [p for p in mine if p.dim() > 1], "weight_decay": settings.decay},
         {"params": [p for p in mine if p.dim() == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=True)
-
-
-def save(
-    path: Path,
-    trained: Sequence[Tensor],
-    optimiser: torch.optim.Optimizer,
-    muon: Muon,
-    step: int,
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {
-        "step": step,
-        "tensors": [t.detach() for t in trained],
-        "optimiser": optimiser.state_dict(),
-        "moments": list(muon.moments.values()),
-    }
-    torch.save(state, path.with_suffix(".tmp"))
-    path.with_suffix(".tmp").replace(path)
-
-
-def resume(
-    path: Path, trained: Sequence[Tensor], optimiser: torch.optim.Optimizer, muon: Muon
-) -> int:
-    """Steps done so far, with tensors and optimisers as they were then."""
-    if not path.is_file():
-        return 0
-    state = torch.load(path, weights_only=True)
-    now = [*trained, *muon.moments.values()]
-    with torch.no_grad():
-        for tensor, kept in zip(now, [*state["tensors"], *state["moments"]], strict=True):
-            tensor.copy_(kept)
-    optimiser.load_state_dict(state["optimiser"])
-    step: int = state["step"]
-    return step
+    adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=True)
+    return [adamw, *([Muon(matrices, settings.muon, settings.decay)] if matrices else [])]

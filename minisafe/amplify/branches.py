@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from minisafe.cache import KVCache, Placement
-from minisafe.model import Layer, Llama, Step, additive
+from minisafe.layout import Layout
+from minisafe.model import Layer, Llama
 from minisafe.slots import BoundSlots, Slot
+from minisafe.step import Step, Window, additive
 
 Head = tuple[int, int]  # (layer, head), both from 0
 
@@ -84,25 +86,22 @@ def branch_step(model: Llama, prefix: KVCache, branches: int) -> Step:
     device = model.device
     columns = torch.arange(n, device=device)
     itself = torch.eye(branches, dtype=torch.bool, device=device)
-    masks: dict[int | None, Tensor | None] = {}
+    masks: dict[Window, Tensor] = {}
     for window in set(model.config.windows):
         first = 0 if window is None else n + 1 - window  # a window counts the token itself
         seen = (columns >= first).expand(branches, -1)
         masks[window] = additive(torch.cat((seen, itself), dim=1)[None, None], model.dtype)
-    cos, sin = (table[n].view(1, 1, 1, -1) for table in model.rotary(n + 1))
-    place = Placement(slice(0, 1), (n,), (branches,), branches)
-    slots = BoundSlots((), model.config.n_layers, (n,), (branches,), device)
-    return Step(cos, sin, masks, causal=False, slots=slots, cache=prefix, place=place)
+    tables = model.rotary.tables(n + 1, model.dtype, device)
+    cos, sin = (table[n].view(1, 1, 1, -1) for table in tables)
+    layout = Layout(Placement(slice(0, 1), (n,), (branches,), branches))
+    slots = BoundSlots((), model.config.n_layers, layout, device)
+    return Step(layout, cos, sin, masks, causal=False, slots=slots, cache=prefix)
 
 
 def narrowed(whole: Step, branches: int, slots: Sequence[Slot], model: Llama) -> Step:
     """The step of the first so many branches, with these slots."""
-    starts, counts = whole.place.starts, (branches,)
-    columns = starts[0] + branches
-    masks = {
-        window: mask if mask is None else mask[:, :, :branches, :columns]
-        for window, mask in whole.masks.items()
-    }
-    bound = BoundSlots(slots, model.config.n_layers, starts, counts, model.device)
-    place = replace(whole.place, counts=counts, width=branches)
-    return replace(whole, masks=masks, slots=bound, place=place)
+    columns = whole.place.starts[0] + branches
+    masks = {window: mask[:, :, :branches, :columns] for window, mask in whole.masks.items()}
+    layout = Layout(replace(whole.place, counts=(branches,), width=branches))
+    bound = BoundSlots(slots, model.config.n_layers, layout, model.device)
+    return replace(whole, layout=layout, masks=masks, slots=bound)

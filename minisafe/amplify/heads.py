@@ -128,9 +128,9 @@ def best_heads(effects: dict[Head, float], k: int) -> list[Head]:
 
 def head_vector(model: Llama, means: Tensor, heads: Sequence[Head]) -> Tensor:
     """`sum over heads of W_O[l][:, slice h] @ mean z[l, h]`, (hidden,) float32."""
-    total = torch.zeros(model.config.hidden)
+    total, tensors = torch.zeros(model.config.hidden), model.tensors()
     for layer, head in heads:
-        weight = model.layers[layer].self_attn.o.weights[0]  # type: ignore[union-attr, index]
+        weight = tensors[f"model.layers.{layer}.self_attn.o_proj.weight"]
         start = head * model.config.head_dim
         part = weight[:, start : start + model.config.head_dim].detach().float().cpu()
         total += part @ means[layer, head]

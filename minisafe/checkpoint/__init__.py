@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisafe.checkpoint.adapter import (
     ADAPTER_CONFIG,
@@ -22,6 +22,7 @@ from minisafe.checkpoint.adapter import (
     load_adapter,
     save_adapter,
 )
+from minisafe.checkpoint.config import config_json, load_config
 from minisafe.checkpoint.files import (
     DTYPES,
     INDEX,
@@ -38,7 +39,6 @@ from minisafe.checkpoint.files import (
     unread,
 )
 from minisafe.checkpoint.plan import EMBED, HEAD, check_plan
-from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory, SettingError
 from minisafe.files import write_text
 from minisafe.model import Llama
@@ -85,17 +85,18 @@ def load_model(
         OutOfMemory: a conversion or a device had too little room.
     """
     directory = Path(directory)
-    config = LlamaConfig.from_directory(directory)
+    config = load_config(directory)
     wanted = as_dtype(dtype if dtype is not None else config.dtype)
     check_plan(config, stated_tensors(directory), directory, wanted, device)
     with torch.device("meta"):
         model = Llama(config)
-    waiting = {name: (holder, attribute) for name, holder, attribute in model.tensors()}
+    waiting: dict[str, Tensor] = dict(model.tensors())
     head: Tensor | None = None
     for name, tensor, shard in read_tensors(directory):
         if name in waiting:
             wanted = wanted or tensor.dtype
-            place_tensor(waiting.pop(name), tensor, name, shard, wanted, device)
+            shape = waiting.pop(name).shape
+            model.put(name, fitted(tensor, shape, name, shard, wanted, device))
         elif name == HEAD:
             head = tensor
     if head is not None:
@@ -115,17 +116,11 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return DTYPES[name]
 
 
-def place_tensor(
-    where: tuple[nn.Module, str],
-    tensor: Tensor,
-    name: str,
-    source: Path,
-    dtype: torch.dtype,
-    device: str,
-) -> None:
-    """Put one checked tensor into the model in place of its meta stand-in."""
-    holder, attribute = where
-    if tensor.shape != getattr(holder, attribute).shape:
+def fitted(
+    tensor: Tensor, shape: torch.Size, name: str, source: Path, dtype: torch.dtype, device: str
+) -> Tensor:
+    """A tensor of a file, checked, in `dtype` on `device`; the very same where nothing changes."""
+    if tensor.shape != shape:
         raise CheckpointError(f"{source}: {name} changed while the file was read; try again")
     check_finite(tensor, name, source)
     placed = move(tensor, name, dtype, device)
@@ -135,12 +130,12 @@ def place_tensor(
         raise CheckpointError(
             f"{source}: {name} holds values beyond the range of {short(dtype)}; use another dtype"
         )
-    setattr(holder, attribute, nn.Parameter(placed, requires_grad=False))
+    return placed
 
 
 def tie(
     model: Llama,
-    waiting: dict[str, tuple[nn.Module, str]],
+    waiting: dict[str, Tensor],
     head: Tensor,
     directory: Path,
     dtype: torch.dtype | None,
@@ -148,7 +143,8 @@ def tie(
 ) -> None:
     """Use a tied head stored as `lm_head.weight`; where both names are there they must agree."""
     if EMBED in waiting:
-        place_tensor(waiting.pop(EMBED), head, HEAD, directory, dtype or head.dtype, device)
+        shape = waiting.pop(EMBED).shape
+        model.put(EMBED, fitted(head, shape, HEAD, directory, dtype or head.dtype, device))
     elif not torch.equal(model.embed_tokens.weight.to("cpu"), head.to(model.dtype)):
         raise CheckpointError(
             f"{directory}: the config ties the heads, but {HEAD} and {EMBED} differ; set "
@@ -180,11 +176,8 @@ def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None
     """Write `config.json` (with `extra` keys such as eos_token_id) and `model.safetensors`."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_json() | {"torch_dtype": short(model.dtype)}
-    tensors = {
-        name: getattr(holder, attribute).detach().contiguous()
-        for name, holder, attribute in model.tensors()
-    }
+    config = config_json(model.config) | {"torch_dtype": short(model.dtype)}
+    tensors = {name: each.detach().contiguous() for name, each in model.tensors().items()}
     save_tensors(tensors, directory / SINGLE)
     write_text(directory / "config.json", json.dumps(config | (extra or {}), indent=2) + "\n")
 
@@ -195,8 +188,8 @@ def fingerprint(model: Llama, samples: int = 256) -> str:
     Cheap, since a mapped file is not read whole; values are taken in float32, so a converted copy
     of the same bf16 weights has the same fingerprint. A prepared model has that of its weights.
     """
-    if model.prepared is not None:
-        return model.prepared.fingerprint
+    if model.fingerprint is not None:
+        return model.fingerprint
     return fingerprint_of(samples_of(model, samples))
 
 
@@ -210,8 +203,7 @@ def fingerprint_of(samples: Mapping[str, bytes]) -> str:
 
 def samples_of(model: Llama, n: int = 256, without: str | None = None) -> dict[str, bytes]:
     """A `sample` of every tensor of a plain model, but of the one named `without`."""
-    tensors = ((name, getattr(holder, key)) for name, holder, key in model.tensors())
-    return {name: sample(tensor, n) for name, tensor in tensors if name != without}
+    return {name: sample(each, n) for name, each in model.tensors().items() if name != without}
 
 
 def sample(tensor: Tensor, n: int = 256) -> bytes:

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: directories to values and back. `minisafe.lora` has its rules."""
+"""LoRA adapters in PEFT's format: directories to values and back. `peft` has the format's rules."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ import torch
 from torch import Tensor
 
 from minisafe.checkpoint.files import check_finite, read_file, save_tensors
+from minisafe.checkpoint.peft import PatternValues, check_adapter_config, targeted_modules
+from minisafe.checkpoint.plan import EMBED, tensor_shapes
 from minisafe.errors import AdapterError
 from minisafe.files import read_json, write_text
-from minisafe.lora import (
-    LoraAdapter,
-    LoraDelta,
-    PatternValues,
-    check_adapter_config,
-    targeted_modules,
-)
-from minisafe.model import Llama, projections
+from minisafe.lora import LoraAdapter, LoraDelta
+from minisafe.model import Llama
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight")
@@ -62,9 +58,9 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
 def linear_modules(model: Llama) -> dict[str, tuple[int, int]]:
     """(out_features, in_features) of every linear module, by Hugging Face name."""
     return {
-        name: (size, projection.in_features)
-        for projection in projections(model)
-        for name, size in projection.sizes.items()
+        name.removesuffix(".weight"): (shape[0], shape[1])
+        for name, shape in tensor_shapes(model.config)
+        if len(shape) == 2 and name != EMBED
     }
 
 
@@ -115,13 +111,11 @@ def _check_copy(name: str, tensor: Tensor, model: Llama, path: Path) -> None:
 
 def _own_tensor(model: Llama, name: str) -> Tensor | None:
     """A tensor of the base; None where it has none of that name, or holds it in another form."""
-    if model.prepared is not None:
+    if model.weights != "plain":
         return None
     if name == "lm_head.weight" and model.config.tied:
         name = "model.embed_tokens.weight"
-    places = {known: (holder, key) for known, holder, key in model.tensors()}
-    tensor: Tensor | None = getattr(*places[name]) if name in places else None
-    return tensor
+    return model.tensors().get(name)
 
 
 def _require(found: dict[tuple[str, str], Tensor], name: str, part: str, directory: Path) -> Tensor:
@@ -157,3 +151,12 @@ def save_adapter(
     }  # fmt: skip
     save_tensors(tensors, directory / ADAPTER_WEIGHTS)
     write_text(directory / ADAPTER_CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def merge_adapter(model: Llama, adapter: LoraAdapter) -> None:
+    """Add an adapter's deltas to the model's own weights, computed in float32."""
+    tensors = model.tensors()
+    for name, delta in adapter.deltas.items():
+        weight = tensors[f"{name}.weight"]
+        merged = (weight.float() + delta.weight()).to(weight.dtype)  # never into the mapped file
+        model.put(f"{name}.weight", merged)

@@ -23,6 +23,7 @@ from minisafe.amplify import (
     answers_alike,
     load_demonstrations,
 )
+from minisafe.checkpoint.vectors import save_vector
 from minisafe.cli.options import (
     PATH,
     ProgressLine,
@@ -35,7 +36,6 @@ from minisafe.errors import SafetyError, SettingError
 from minisafe.guidance import Plain
 from minisafe.session import Session
 from minisafe.session.load import make_stream
-from minisafe.vectors import save_vector
 
 RECIPE = {
     "shots": "Demonstrations a prompt.",

@@ -9,9 +9,9 @@ import click
 from minisafe.cli.evaluate import Files, files_of, listed
 from minisafe.cli.options import ProgressLine, common_flags, model_options
 from minisafe.errors import SafetyError, SettingError
-from minisafe.evaluation import calibration as evaluation
+from minisafe.evaluation.methods import calibration as evaluation
 from minisafe.evaluation.prompts import Prompt, default_prompts, join_prompts, load_prompts
-from minisafe.evaluation.styles import load_styles
+from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.session.load import load
 from minisafe.session.profile import default_profile, store_calibration
 

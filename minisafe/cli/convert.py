@@ -8,9 +8,10 @@ import click
 from torch import Tensor
 
 from minisafe import limits
+from minisafe.checkpoint.vectors import load_vector, save_gguf, save_npy, save_vector
 from minisafe.cli.options import PATH
 from minisafe.errors import VectorError
-from minisafe.vectors import SafetyVector, load_vector, save_gguf, save_npy, save_vector
+from minisafe.vectors import SafetyVector
 
 
 @click.command()

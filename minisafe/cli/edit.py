@@ -26,11 +26,11 @@ from minisafe.cli.options import (
     harmless,
 )
 from minisafe.editing import Edit, Edited, Editing, edit
+from minisafe.editing.rome import Descent
 from minisafe.errors import OutputError, PromptError, SettingError
 from minisafe.files import json_lines, read_text, write_bytes, write_text
 from minisafe.files.whole import reason
 from minisafe.model import Llama
-from minisafe.rome import Descent
 from minisafe.session.profile import default_profile
 from minisafe.tokenizer import load_tokenizer
 

@@ -12,11 +12,10 @@ import click
 
 from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import SettingError
-from minisafe.evaluation.distributed import Group
 from minisafe.evaluation.evaluate import Evaluation, evaluate
 from minisafe.evaluation.judges import Judge
+from minisafe.evaluation.judges.ruling import make_judge
 from minisafe.evaluation.methods import SAFE_SYSTEM, UNSAFE_SYSTEM, Systems, parse_methods
-from minisafe.evaluation.plan import Plan
 from minisafe.evaluation.prompts import (
     Prompt,
     default_prompts,
@@ -24,9 +23,10 @@ from minisafe.evaluation.prompts import (
     limit_prompts,
     load_prompts,
 )
-from minisafe.evaluation.ruling import make_judge
-from minisafe.evaluation.runner import silent
-from minisafe.evaluation.styles import load_styles
+from minisafe.evaluation.prompts.styles import load_styles
+from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.plan import Plan
+from minisafe.evaluation.runner.run import silent
 from minisafe.session.profile import default_profile
 
 Files = tuple[Path, ...]

@@ -18,18 +18,18 @@ from minisafe.checkpoint import (
     stated_in,
     stated_tensors,
 )
+from minisafe.checkpoint.config import load_config
+from minisafe.checkpoint.peft import check_adapter_config
+from minisafe.checkpoint.vectors import load_vector
 from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
 from minisafe.cli.options import PATH
-from minisafe.config import LlamaConfig
 from minisafe.display import one_line
 from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
 from minisafe.files.foreign import HAS_ONE, no_config
-from minisafe.lora import check_adapter_config
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import PATHS, resolve
 from minisafe.tokenizer import load_tokenizer
-from minisafe.vectors import load_vector
 
 MOST_LINES = 100  # of what one file or directory holds
 MOST_LETTERS = 600  # of a name or a value
@@ -90,7 +90,7 @@ def describe_path(path: Path) -> dict[str, Any]:
 
 def describe_model(path: Path) -> dict[str, Any]:
     """A model directory: its shape, and what its weights take."""
-    config = LlamaConfig.from_directory(path)
+    config = load_config(path)
     tensors = stated_tensors(path).values()
     shape = asdict(config)
     shape.pop("windows")
@@ -160,7 +160,7 @@ def cache_bytes(profile: Profile) -> int:
     """Bytes that a token of one stream takes in the cache under the profile's own dtypes."""
     settings = resolve(profile.settings)
     assert settings.base is not None
-    config = LlamaConfig.from_directory(settings.base)
+    config = load_config(settings.base)
     return bytes_per_token(config, dtype_of(settings, config), settings.cache_dtype)
 
 

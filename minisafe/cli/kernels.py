@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from minisafe.checkpoint import as_dtype
+from minisafe.checkpoint.config import load_config
 from minisafe.config import LlamaConfig
 from minisafe.display import one_line
 from minisafe.dtype import count_parameters, decoding_dtype
 from minisafe.errors import BadInput, SettingError
-from minisafe.kernels import choices
-from minisafe.prepare import automatic
+from minisafe.fast.kernels import choices
+from minisafe.fast.prepare import automatic
 from minisafe.session.profile import load_profile
 from minisafe.session.settings import Settings, resolve
 
@@ -33,7 +34,7 @@ def describe_kernels(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path}: names no base model; give a model directory, or a profile with one"
         )
-    config = LlamaConfig.from_directory(settings.base)
+    config = load_config(settings.base)
     dtype = dtype_of(settings, config)
     if dtype == torch.float16:
         raise SettingError("kernels are raced in bfloat16 and float32, and this model is float16")

@@ -14,16 +14,17 @@ import click
 from minisafe.cli.evaluate import Files, files_of, gather_prompts, listed
 from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import MinisafeError, SettingError
-from minisafe.evaluation.distributed import Group
 from minisafe.evaluation.evaluate import Evaluation, about, check_judges
 from minisafe.evaluation.journal import check_directory
-from minisafe.evaluation.plan import Plan
-from minisafe.evaluation.report import write_report
-from minisafe.evaluation.ruling import make_judge, rule_all
-from minisafe.evaluation.runner import run
-from minisafe.evaluation.styles import load_styles
-from minisafe.evaluation.summary import join, summarise, write_summary
-from minisafe.evaluation.sweep import AXES, Bounds, Row, choose, grid, measured
+from minisafe.evaluation.judges.ruling import make_judge, rule_all
+from minisafe.evaluation.methods.grid import AXES, grid
+from minisafe.evaluation.prompts.styles import load_styles
+from minisafe.evaluation.report.best import Bounds, Row, choose, measured
+from minisafe.evaluation.report.summary import join, summarise, write_summary
+from minisafe.evaluation.report.write import write_report
+from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.plan import Plan
+from minisafe.evaluation.runner.run import run
 from minisafe.session.profile import default_profile, load_profile, save_profile
 from minisafe.session.settings import SETTINGS, checked
 from minisafe.session.vouched import files_read

@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.errors import SettingError
-from minisafe.evaluation.choices import Choice, check_choices, load_choices, measure_choices
-from minisafe.evaluation.distributed import Group
 from minisafe.evaluation.judges import Judge
+from minisafe.evaluation.judges.ruling import JUDGEMENTS, read_known, rule_all
+from minisafe.evaluation.likelihood.choices import (
+    Choice,
+    check_choices,
+    load_choices,
+    measure_choices,
+)
+from minisafe.evaluation.likelihood.scoring import changes
 from minisafe.evaluation.methods import Method, load_method
-from minisafe.evaluation.plan import Plan
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.records import Response
-from minisafe.evaluation.report import write_report
-from minisafe.evaluation.ruling import JUDGEMENTS, read_known, rule_all
-from minisafe.evaluation.runner import Progress, run, silent
-from minisafe.evaluation.scoring import changes
-from minisafe.evaluation.summary import join, summarise, write_summary
+from minisafe.evaluation.report.summary import join, summarise, write_summary
+from minisafe.evaluation.report.write import write_report
+from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.plan import Plan
+from minisafe.evaluation.runner.run import Progress, run, silent
 from minisafe.session import Session
 from minisafe.session.settings import Settings
 

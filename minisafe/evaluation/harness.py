@@ -25,7 +25,7 @@ import torch
 
 import minisafe
 from minisafe.errors import MinisafeError, PromptError, SettingError
-from minisafe.evaluation.scoring import Pair, encode_pair, following, score_pairs
+from minisafe.evaluation.likelihood.scoring import Pair, encode_pair, following, score_pairs
 from minisafe.session import Session
 from minisafe.tokenizer import Message
 

@@ -84,10 +84,12 @@ class Fields:
 
 
 def is_count(value: object) -> bool:
+    """Whether it is a whole number, 0 or more, that JSON keeps exactly."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
 
 
 def is_number(value: object) -> bool:
+    """Whether it is a finite number, 0 or more."""
     real = isinstance(value, float) or is_count(value)
     return real and 0 <= value < float("inf")  # type: ignore[operator]
 
@@ -143,16 +145,31 @@ class Gated:
 
 
 @dataclass(frozen=True)
-class Response:
+class Keyed:
+    """What belongs to one answer: of which method, in which style, to which prompt."""
+
+    method: str
+    style: str
+    id: str
+
+    @property
+    def key(self) -> Key:
+        """Which answer this is, or is about."""
+        return self.method, self.style, self.id
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` reads it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Response(Keyed):
     """One answer of a method, with what was asked and what made it.
 
     style, prompt: the frame, and the question in it. draw: the number that fixes the draws of
     sampling; None where nothing is drawn. seconds: this answer's share of its batch's.
     """
 
-    method: str
-    style: str
-    id: str
     kind: str
     category: str
     question: str
@@ -164,15 +181,6 @@ class Response:
     seconds: float
     gate: Gated | None
     made_by: MadeBy
-
-    @property
-    def key(self) -> Key:
-        """Which answer this is."""
-        return self.method, self.style, self.id
-
-    def to_json(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Response:
@@ -194,28 +202,16 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judged(Keyed):
     """One judge's ruling on one answer. basis: a hash of the judge and of all that it ruled on;
     the rest is as in `judges.Ruling`."""
 
-    method: str
-    style: str
-    id: str
     judge: str
     basis: str
     verdict: Verdict
     detail: str
     intact: bool | None
     correct: bool | None
-
-    @property
-    def key(self) -> Key:
-        """Which answer it is about."""
-        return self.method, self.style, self.id
-
-    def to_json(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Judged:

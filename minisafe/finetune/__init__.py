@@ -1,7 +1,7 @@
 """Supervised fine-tuning: make an expert (a LoRA adapter) or change a base, from chat pairs.
 
-`forms` reads conversations, `examples` makes ids and labels of them, `trainer` learns them, `state`
-is what a stopped run goes on from.
+`forms` reads conversations, `examples` makes ids and labels of them, `trainer` learns them, step by
+step in `loop`; a stopped run goes on from its `state`.
 """
 
 from minisafe.finetune.examples import (
@@ -16,10 +16,12 @@ from minisafe.finetune.examples import (
     encode_examples,
 )
 from minisafe.finetune.forms import FORMS, load_conversations
+from minisafe.finetune.loop import Loop, Schedule
 from minisafe.finetune.settings import LORA_TARGETS, Training, rate
 from minisafe.finetune.trainer import (
     Report,
     Trainer,
+    detached,
     finished_adapter,
     new_adapter,
     prepared,
@@ -32,13 +34,16 @@ __all__ = [
     "LORA_TARGETS",
     "Conversation",
     "Example",
+    "Loop",
     "Report",
+    "Schedule",
     "Trainer",
     "Training",
     "answer_loss",
     "batches",
     "batches_an_epoch",
     "collate",
+    "detached",
     "encode_all",
     "encode_examples",
     "finished_adapter",

@@ -57,9 +57,15 @@ class Training:
                 raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
 
 
+def share(step: int, steps: int, warmup: int, final: float = 0.1) -> float:
+    """The share of the peak rate at a step counted from 0: linear warm-up, then a cosine down to
+    `final` at the end."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 def rate(step: int, training: Training) -> float:
-    """Learning rate of a step counted from 0: linear warm-up, then a cosine down to a tenth."""
-    if step < training.warmup:
-        return training.learning_rate * (step + 1) / training.warmup
-    share = (step - training.warmup) / max(1, training.steps - training.warmup)
-    return training.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+    """Learning rate of a step counted from 0; it ends at a tenth of the peak."""
+    return training.learning_rate * share(step, training.steps, training.warmup)

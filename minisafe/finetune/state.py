@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minisafe.checkpoint import finite, first_line, read_file, save_tensors
 from minisafe.errors import CheckpointError
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, shaped as the parameter; its "step" is a number
+ADAMW = ("exp_avg", "exp_avg_sq")  # its moments, shaped as the parameter; its "step" is a number
 DIFFERS = {
     "training": "other settings", "data": "other conversations", "base": "another base",
 }  # fmt: skip
@@ -22,7 +22,7 @@ DIFFERS = {
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is: optimiser steps done, parameters and AdamW's state by parameter."""
+    """Where a run is: optimiser steps done, parameters and the optimisers' state by parameter."""
 
     step: int
     parameters: dict[str, Tensor]
@@ -33,20 +33,36 @@ def write_state(
     path: Path,
     step: int,
     parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     about: Mapping[str, str],
 ) -> None:
-    """Write parameters, optimiser state and step; `about` says which run it is (see `DIFFERS`)."""
+    """Write parameters, optimiser states and step; `about` says which run it is (see `DIFFERS`)."""
     tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
+    kept = {value: state for each in optimizers for value, state in each.state.items()}
     for name, value in parameters.items():
-        for key, state in optimizer.state[value].items():
+        for key, state in kept[value].items():
             tensors[f"optimizer.{key}.{name}"] = state
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     save_tensors(tensors, path, {"step": str(step), **about})
 
 
+def moments_of(
+    parameters: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, tuple[str, ...]]:
+    """The moments that each parameter's optimiser keeps: AdamW's, or those it names itself."""
+    found: dict[Tensor, tuple[str, ...]] = {}
+    for each in optimizers:
+        moments: tuple[str, ...] = getattr(each, "moments", ADAMW)
+        found |= {value: moments for group in each.param_groups for value in group["params"]}
+    return {name: found[value] for name, value in parameters.items()}
+
+
 def read_state(
-    path: Path, parameters: Mapping[str, Tensor], steps: int, about: Mapping[str, str]
+    path: Path,
+    parameters: Mapping[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    steps: int,
+    about: Mapping[str, str],
 ) -> State:
     """The state that `write_state` wrote of this very run.
 
@@ -61,29 +77,33 @@ def read_state(
     for key, what in DIFFERS.items():
         if metadata.get(key) != about[key]:
             raise CheckpointError(
-                f"{path}: the state of a run with {what}; remove it to start anew"
+                f"{path}: the state of a run with {what}; remove it to start again"
             )
     step = metadata.get("step", "")
     if not re.fullmatch(r"[0-9]{1,12}", step) or not 1 <= int(step) <= steps:
         raise damaged(path, f"its step is {step[:40]!r}; expected 1 to {steps}")
-    tensors = checked_tensors(path, parameters)
+    moments = moments_of(parameters, optimizers)
+    tensors = checked_tensors(path, parameters, moments)
     for name in parameters:
         if tensors[f"optimizer.step.{name}"].item() != int(step):
             raise damaged(path, f"optimizer.step.{name} is not its step, {step}")
-        if bool((tensors[f"optimizer.exp_avg_sq.{name}"] < 0).any()):
-            raise damaged(path, f"optimizer.exp_avg_sq.{name} has values below 0")
-    keys = ("step", *MOMENTS)
+        square = f"optimizer.exp_avg_sq.{name}"
+        if square in tensors and bool((tensors[square] < 0).any()):
+            raise damaged(path, f"{square} has values below 0")
     optimizer = {
-        name: {key: tensors[f"optimizer.{key}.{name}"] for key in keys} for name in parameters
+        name: {key: tensors[f"optimizer.{key}.{name}"] for key in ("step", *moments[name])}
+        for name in parameters
     }
     return State(int(step), {name: tensors[f"parameter.{name}"] for name in parameters}, optimizer)
 
 
-def checked_tensors(path: Path, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def checked_tensors(
+    path: Path, parameters: Mapping[str, Tensor], moments: Mapping[str, tuple[str, ...]]
+) -> dict[str, Tensor]:
     """The file's tensors: just those that there should be, in shape and dtype, all finite."""
     wanted: dict[str, tuple[torch.Size, torch.dtype]] = {}
     for name, value in parameters.items():
-        for key in ("parameter", *(f"optimizer.{key}" for key in MOMENTS)):
+        for key in ("parameter", *(f"optimizer.{key}" for key in moments[name])):
             wanted[f"{key}.{name}"] = value.shape, value.dtype
         wanted[f"optimizer.step.{name}"] = torch.Size(()), torch.float32
     found = {}
@@ -107,4 +127,4 @@ def checked_tensors(path: Path, parameters: Mapping[str, Tensor]) -> dict[str, T
 
 def damaged(path: Path, what: str) -> CheckpointError:
     """What is wrong with a state, and what to do."""
-    return CheckpointError(f"{path}: {what}; remove it to start anew")
+    return CheckpointError(f"{path}: {what}; remove it to start again")

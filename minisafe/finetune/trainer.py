@@ -1,7 +1,7 @@
-"""The training loop, over a model's own weights or an adapter's.
+"""Training on conversations: a model's own weights, or an adapter's.
 
-The loss counts the answers only. AdamW, linear warm-up and cosine decay, gradient accumulation and
-clipping; the state is written now and then, and a run that was stopped goes on where it was.
+The loss counts the answers only. AdamW and gradient accumulation; `loop` has the steps, their
+learning rates, and the state from which a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from minisafe.checkpoint import fingerprint, linear_modules
-from minisafe.errors import NonFiniteError, PromptError, SettingError
+from minisafe.errors import PromptError, SettingError
 from minisafe.finetune.examples import Example, answer_loss, batches, batches_an_epoch, collate
-from minisafe.finetune.settings import Training, rate
-from minisafe.finetune.state import read_state, write_state
+from minisafe.finetune.loop import Loop, Schedule
+from minisafe.finetune.settings import Training
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
@@ -93,21 +93,25 @@ class Trainer:
             self.adapter, self.parameters = new_adapter(model, training)
         else:
             self.parameters = prepared(model)
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=training.learning_rate, betas=(0.9, 0.95),
             weight_decay=training.weight_decay,
         )  # fmt: skip
-        self.step = 0
+        schedule = Schedule(training.steps, training.warmup)
+        self.loop = Loop(self.parameters, [optimizer], schedule, training.clip, self.about)
 
     def adapters(self, rows: int) -> tuple[Applied, ...]:
+        """The adapter on every row of a batch; none where the model itself is trained."""
         return () if self.adapter is None else (Applied(self.adapter, slice(0, rows)),)
 
     def precision(self) -> AbstractContextManager[Any]:
+        """Where `autocast` asks for it, products are computed in bf16."""
         if not self.training.autocast:
             return nullcontext()
         return torch.autocast(self.model.device.type, torch.bfloat16)
 
     def loss(self, examples: Sequence[Example]) -> Tensor:
+        """Mean cross-entropy of the examples' answers, nats per token."""
         ids, labels = collate(examples, self.model.device)
         with self.precision():
             return answer_loss(self.model, ids, labels, self.adapters(len(examples)))
@@ -119,43 +123,21 @@ class Trainer:
             checkpoint: where to write the state every `every` steps, whole or not at all, and from
                 where to go on if it is there.
         """
-        training = self.training
-        if checkpoint is not None and checkpoint.is_file():
-            self.restore(checkpoint)
-        size = training.batch_size
-        source = batches(self.examples, size, training.seed, self.step * training.accumulate)
+        self.loop.resume(checkpoint)
         total, counted = 0.0, 0
-        while self.step < training.steps:
-            total, counted = total + self.update(source), counted + 1
-            done = self.step == training.steps
-            if checkpoint is not None and (done or self.step % every == 0):
-                self.save(checkpoint)
-            if done or self.step % training.eval_every == 0:
-                yield Report(self.step, total / counted, self.evaluate())
+        for loss in self.loop.run(self.losses(), checkpoint, every):
+            total, counted = total + loss, counted + 1
+            step = self.loop.step
+            if step == self.training.steps or step % self.training.eval_every == 0:
+                yield Report(step, total / counted, self.evaluate())
                 total, counted = 0.0, 0
 
-    def update(self, source: Iterator[list[Example]]) -> float:
-        """One optimiser step; returns its mean loss."""
-        training, total = self.training, 0.0
-        for _ in range(training.accumulate):
-            loss = self.loss(next(source)) / training.accumulate
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        if not math.isfinite(total):
-            raise NonFiniteError(
-                f"the loss is {total} at step {self.step}; lower the learning rate"
-            )
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), training.clip)
-        if not math.isfinite(norm.item()):  # the next loss would tell, but the last step has none
-            raise NonFiniteError(
-                f"the gradient is not finite at step {self.step}; lower the learning rate"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.step, training)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return total
+    def losses(self) -> Iterator[Iterator[Tensor]]:
+        """For each step from now on, the losses of its batches, a part of the mean each."""
+        size, parts = self.training.batch_size, self.training.accumulate
+        source = batches(self.examples, size, self.training.seed, self.loop.step * parts)
+        while True:
+            yield (self.loss(next(source)) / parts for _ in range(parts))
 
     @torch.no_grad()
     def evaluate(self) -> float | None:
@@ -166,22 +148,6 @@ class Trainer:
         parts = [self.held_out[i : i + size] for i in range(0, len(self.held_out), size)]
         losses = [self.loss(part).item() * len(part) for part in parts]
         return sum(losses) / len(self.held_out)
-
-    def save(self, path: Path) -> None:
-        """Write parameters, optimiser state and step; raises `OutputError`."""
-        write_state(path, self.step, self.parameters, self.optimizer, self.about)
-
-    def restore(self, path: Path) -> None:
-        """Go on from a state that `save` wrote; raises `CheckpointError` if it cannot be."""
-        state = read_state(path, self.parameters, self.training.steps, self.about)
-        with torch.no_grad():
-            for name, value in self.parameters.items():
-                value.copy_(state.parameters[name])
-                self.optimizer.state[value] = {
-                    key: tensor.clone().to("cpu" if key == "step" else value.device)
-                    for key, tensor in state.optimizer[name].items()
-                }
-        self.step = state.step
 
 
 def held_out(examples: int, training: Training) -> int:
@@ -209,20 +175,22 @@ def described(model: Llama, examples: Sequence[Example], training: Training) -> 
 
 def prepared(model: Llama) -> dict[str, nn.Parameter]:
     """The model's own parameters by name, unmapped from any file and ready to be trained."""
-    parameters = {}
-    for name, holder, attribute in model.tensors():
-        value = nn.Parameter(getattr(holder, attribute).detach().clone(), requires_grad=True)
-        setattr(holder, attribute, value)
-        parameters[name] = value
-    return parameters
+    return {
+        name: model.put(name, old.detach().clone(), requires_grad=True)
+        for name, old in model.tensors().items()
+    }
 
 
 def finished_adapter(trainer: Trainer, dtype: torch.dtype = torch.float32) -> LoraAdapter:
     """The trained adapter, detached."""
     assert trainer.adapter is not None
-    return LoraAdapter(
-        {
-            name: LoraDelta(delta.a.detach().to(dtype), delta.b.detach().to(dtype), delta.scaling)
-            for name, delta in trainer.adapter.deltas.items()
-        }
-    )
+    return detached(trainer.adapter, dtype)
+
+
+def detached(adapter: LoraAdapter, dtype: torch.dtype = torch.float32) -> LoraAdapter:
+    """An adapter's values as they are now, in `dtype`, without gradients."""
+    deltas = {
+        name: LoraDelta(delta.a.detach().to(dtype), delta.b.detach().to(dtype), delta.scaling)
+        for name, delta in adapter.deltas.items()
+    }
+    return LoraAdapter(deltas, adapter.name)

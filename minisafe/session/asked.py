@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minisafe.checkpoint.vectors import load_vector
 from minisafe.errors import SafetyError, SettingError
 from minisafe.gate import Calibration
 from minisafe.session.generation_config import from_generation_config
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import Settings, resolve
-from minisafe.vectors import SafetyVector, load_vector
+from minisafe.vectors import SafetyVector
 
 SAFE_EXPERT = ("safedecoding", "dexperts")  # rules whose expert is the safe one
 

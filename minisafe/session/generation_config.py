@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minisafe.config import LlamaConfig, shown
+from minisafe.checkpoint.config import load_config
+from minisafe.display import shown
 from minisafe.errors import ConfigError, SettingError
 from minisafe.files import read_json
 from minisafe.sampling import Sampling
@@ -14,7 +15,7 @@ from minisafe.session.settings import checked
 
 def from_generation_config(directory: Path) -> tuple[dict[str, Any], frozenset[int]]:
     """Sampling defaults and end-of-text ids of a model directory."""
-    vocab_size = LlamaConfig.from_directory(directory).vocab_size
+    vocab_size = load_config(directory).vocab_size
     data: dict[str, Any] = {}
     path = directory / "generation_config.json"
     if path.is_file():

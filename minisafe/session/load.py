@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, load_adapter, load_model
+from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.dtype import widen_small
 from minisafe.errors import SafetyError, SafetyWarning, SettingError
+from minisafe.faster import check_fast, put_in
 from minisafe.gate import Calibration, Gate
 from minisafe.guidance import RULES
 from minisafe.lockstep import Stream
@@ -43,14 +45,11 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     check_asked(settings, asked.origin)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    check_fast(settings.device, settings.weights, settings.compile)
     check_device(settings.device)
-    if settings.compile:
-        from minisafe.compiled import check_compile
-
-        check_compile(settings.device, settings.weights)
     session = make_session(asked, load_base(settings))
     check_parts(session)
-    lay_out(session)
+    put_in(session.streams, settings.weights, settings.compile)
     return session
 
 
@@ -59,8 +58,6 @@ def load_base(settings: Settings) -> Llama:
     assert settings.base is not None
     model = load_model(settings.base, settings.dtype, settings.device)
     if settings.edit is not None:
-        from minisafe.editing import merge_adapter
-
         merge_adapter(model, load_adapter(settings.edit, model))
     return widen_small(model, settings.dtype, settings.weights)
 
@@ -82,18 +79,6 @@ def make_session(asked: Asked, model: Llama) -> Session:
         gate=make_gate(settings, asked.calibration, steering),
         engine=engine_for(settings, streams),
     )  # fmt: skip
-
-
-def lay_out(session: Session) -> None:
-    """Store the weights of all streams as the settings say, and compile the step if they ask."""
-    from minisafe.prepare import prepare
-
-    for stream in session.streams:
-        prepare(stream.model, "plain" if session.settings.compile else session.settings.weights)
-    if session.settings.compile:
-        from minisafe.compiled import compile_streams
-
-        compile_streams(session.streams)
 
 
 def check_device(device: str) -> str:

@@ -114,10 +114,8 @@ def same_weights(model: Llama, other: Llama) -> bool:
         return True
     if model.config != other.config:
         return False
-    pairs = zip(model.tensors(), other.tensors(), strict=True)
-    return all(
-        torch.equal(getattr(one, key), getattr(two, key)) for (_, one, key), (_, two, _) in pairs
-    )
+    pairs = zip(model.tensors().values(), other.tensors().values(), strict=True)
+    return all(torch.equal(one, two) for one, two in pairs)
 
 
 def _probe(session: Session) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
+from minisafe.faster import block_limit, make_generation
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance, Plain
 from minisafe.lockstep import Lockstep, Stream
@@ -324,10 +325,6 @@ class Session:
 
 
 def engine_for(settings: Settings, streams: Sequence[Stream]) -> Engine:
-    """What makes generations: `Generation`, but for two models `speculate` where it pays."""
-    if len({id(stream.model) for stream in streams}) == 1:
-        return Generation
-    from minisafe.speculate import block_limit, make_generation
-
+    """What makes generations: `Generation`, or one that drafts where there are two models."""
     most = block_limit(settings.speculate, streams)
     return partial(make_generation, most=most) if most else Generation

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.cache import CACHE_DTYPES
-from minisafe.config import DTYPES, shown
+from minisafe.config import DTYPES
 from minisafe.declared import (
     NUMBER,
     SWITCH,
@@ -24,13 +24,13 @@ from minisafe.declared import (
     declared,
     settings_of,
 )
+from minisafe.display import shown
 from minisafe.errors import SettingError
 from minisafe.guidance import RULES, SGDS, Guidance, Plain, SafeDecoding, check_guidance, check_rule
+from minisafe.linear import WEIGHTS
 from minisafe.sampling import Sampling
 from minisafe.tokenizer.options import Scalar, check_options
 from minisafe.vectors import POSITIONS
-
-WEIGHTS = ("auto", "plain", "packed", "int8")
 
 
 def path_refused(value: str | Path) -> str:

@@ -13,18 +13,18 @@ from typing import Any
 from target import Target
 
 from minisafe.errors import SettingError
-from minisafe.evaluation.choices import load_choices
 from minisafe.evaluation.journal import sealed
 from minisafe.evaluation.judges.completions import Unanswered, error_text, reply_text
 from minisafe.evaluation.judges.formats import read_layout
 from minisafe.evaluation.judges.replies import read_replies
 from minisafe.evaluation.judges.rubric import read_reply
+from minisafe.evaluation.judges.ruling import read_known
 from minisafe.evaluation.judges.world import WorldJudge
+from minisafe.evaluation.likelihood.choices import load_choices
 from minisafe.evaluation.prompts import join_prompts, limit_prompts, load_prompts
+from minisafe.evaluation.prompts.styles import read_template
 from minisafe.evaluation.records import Gated, Judged, MadeBy, Response
-from minisafe.evaluation.resume import read_responses
-from minisafe.evaluation.ruling import read_known
-from minisafe.evaluation.styles import read_template
+from minisafe.evaluation.runner.resume import read_responses
 from minisafe.files import parse_json, read_text
 
 WORLD = {

@@ -33,6 +33,7 @@ from minisafe.checkpoint import (
     save_adapter,
     save_model,
 )
+from minisafe.checkpoint.vectors import load_vector, save_npy, save_vector
 from minisafe.cli.inspect import as_lines, describe_path
 from minisafe.display import CONTROLS
 from minisafe.errors import SettingError
@@ -43,7 +44,7 @@ from minisafe.session.generation_config import from_generation_config
 from minisafe.session.profile import load_profile
 from minisafe.session.settings import resolve
 from minisafe.tokenizer import load_tokenizer
-from minisafe.vectors import SafetyVector, load_vector, save_npy, save_vector
+from minisafe.vectors import SafetyVector
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)

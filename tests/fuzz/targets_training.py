@@ -102,7 +102,9 @@ def state() -> Target:
     next(iter(trainer.run(path, every=1)))
 
     def read(given: Path) -> None:
-        found = read_state(given, trainer.parameters, training.steps, trainer.about)
+        found = read_state(
+            given, trainer.parameters, trainer.loop.optimizers, training.steps, trainer.about
+        )
         assert 1 <= found.step <= training.steps
         assert all(bool(each.isfinite().all()) for each in found.parameters.values())
 

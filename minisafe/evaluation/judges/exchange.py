@@ -132,16 +132,8 @@ class Plain(http.client.HTTPConnection):
         self.line.connected(self.sock)
 
 
-class Secure(http.client.HTTPSConnection):
+class Secure(Plain, http.client.HTTPSConnection):
     """The same, encrypted. Its handshake has the socket's limit, which is for the whole of it."""
-
-    def __init__(self, *arguments: Any, line: Line, **settings: Any):
-        super().__init__(*arguments, **settings)
-        self.line = line
-
-    def connect(self) -> None:
-        super().connect()
-        self.line.connected(self.sock)
 
 
 class PlainHandler(HTTPHandler):

@@ -1,0 +1,240 @@
+"""A Hugging Face `config.json` to a `LlamaConfig` and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minisafe import limits
+from minisafe.config import DTYPES, FAMILIES, LlamaConfig, RopeScaling
+from minisafe.display import harmless, shown
+from minisafe.errors import ConfigError
+from minisafe.files import read_json
+from minisafe.files.foreign import no_config, no_model
+
+
+def load_config(directory: str | Path) -> LlamaConfig:
+    """Read `directory/config.json`; raises `ConfigError`."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ConfigError(no_model(directory))
+    path = directory / "config.json"
+    hint = "" if path.is_file() else no_config(directory)
+    return read_config(read_json(path, hint), str(path))
+
+
+def read_config(data: dict[str, Any], source: str = "config.json") -> LlamaConfig:
+    """Read the parsed `config.json` of a supported family; raises `ConfigError`."""
+    return _Reader(data, source).config()
+
+
+def config_json(config: LlamaConfig) -> dict[str, Any]:
+    """The `config.json` that reads back as this config, here and in transformers."""
+    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[config.family]
+    data: dict[str, Any] = {
+        "architectures": [f"{architecture}ForCausalLM"],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden,
+        "intermediate_size": config.intermediate,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_positions,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": config.dtype,
+    }
+    if config.rope_scaling is not None:
+        data["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_max_positions,
+        }
+    if config.family == "llama":
+        data |= {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+    if config.family == "mistral":
+        data["sliding_window"] = config.windows[0]
+    if config.family == "qwen2":
+        windows = [window for window in config.windows if window is not None]
+        kinds = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
+        data |= {"use_sliding_window": bool(windows), "layer_types": kinds}
+        data["sliding_window"] = windows[0] if windows else None
+    return data
+
+
+class _Reader:
+    """Checks one `config.json`; absent keys take the defaults of the family's own class."""
+
+    def __init__(self, data: dict[str, Any], source: str):
+        self.data, self.source = data, source
+
+    def fail(self, message: str) -> ConfigError:
+        return ConfigError(f"{self.source}: {message}")
+
+    def integer(
+        self, key: str, default: int | None = None, data: dict[str, Any] | None = None
+    ) -> int:
+        """A whole number in the key's range of `limits.CONFIG`."""
+        value = (self.data if data is None else data).get(key)
+        value = default if value is None else value
+        within = limits.CONFIG[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value not in within:
+            raise self.fail(f"{key} is {shown(value)}; expected a whole number, {within}")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.data.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.fail(f"{key} is {shown(value)}; expected true or false")
+        return bool(value)
+
+    def number(self, key: str, default: float, data: dict[str, Any] | None = None) -> float:
+        """A number in the key's range of `limits.CONFIG`."""
+        value = (self.data if data is None else data).get(key)
+        value = default if value is None else value
+        within = limits.CONFIG[key]
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value not in within:
+            raise self.fail(f"{key} is {shown(value)}; expected a number, {within}")
+        return float(value)
+
+    def config(self) -> LlamaConfig:
+        family = self.family()
+        self.refuse_what_is_not_run()
+        hidden, n_heads = self.integer("hidden_size"), self.integer("num_attention_heads")
+        n_layers = self.integer("num_hidden_layers")
+        absent = {"llama": n_heads, "mistral": 8, "qwen2": 32}[family]
+        null = "num_key_value_heads" in self.data  # an explicit null means one per query head
+        n_kv_heads = self.integer("num_key_value_heads", n_heads if null else absent)
+        if n_heads % n_kv_heads:
+            raise self.fail(
+                f"{n_heads} attention heads do not divide into {n_kv_heads} key-value groups"
+            )
+        if self.data.get("head_dim") is None and hidden % n_heads:
+            raise self.fail(f"hidden_size {hidden} does not divide into {n_heads} heads")
+        head_dim = self.integer("head_dim", hidden // n_heads)
+        if head_dim % 2:
+            raise self.fail(f"head_dim is {head_dim}; rotary embeddings need an even one")
+        rope_theta, rope_scaling = self.rope()
+        bias = family == "llama" and self.flag("attention_bias")
+        return LlamaConfig(
+            family=family,
+            vocab_size=self.integer("vocab_size"),
+            hidden=hidden,
+            intermediate=self.integer("intermediate_size"),
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            norm_eps=self.number("rms_norm_eps", 1e-6),
+            max_positions=self.integer(
+                "max_position_embeddings",
+                {"llama": 2048, "mistral": 131072, "qwen2": 32768}[family],
+            ),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            tied=self.flag("tie_word_embeddings"),
+            qkv_bias=bias or family == "qwen2",
+            o_bias=bias,
+            mlp_bias=family == "llama" and self.flag("mlp_bias"),
+            windows=self.windows(family, n_layers),
+            dtype=self.dtype(),
+        )
+
+    def family(self) -> str:
+        family = self.data.get("model_type")
+        if family not in FAMILIES:
+            raise self.fail(
+                f"model_type is {shown(family)}; minisafe runs the families {', '.join(FAMILIES)}"
+            )
+        return str(family)
+
+    def refuse_what_is_not_run(self) -> None:
+        for key in ("quantization_config", "quantization"):  # the second is MLX's
+            method = self.data.get(key)
+            if method is not None:
+                method = method.get("quant_method", "") if isinstance(method, dict) else method
+                raise self.fail(
+                    f"{key} ({harmless(str(method), 60)}) is not supported; use the unquantised "
+                    "checkpoint"
+                )
+        activation = self.data.get("hidden_act", "silu")
+        if activation not in ("silu", "swish"):
+            raise self.fail(f"hidden_act is {shown(activation)}; minisafe runs silu only")
+        if self.data.get("partial_rotary_factor", 1.0) != 1.0:
+            raise self.fail("partial_rotary_factor is not supported; expected 1.0")
+
+    def dtype(self) -> str | None:
+        dtype = self.data.get("dtype", self.data.get("torch_dtype"))
+        if dtype is not None and dtype not in DTYPES:
+            raise self.fail(f"dtype is {shown(dtype)}; minisafe runs {', '.join(DTYPES)}")
+        return dtype
+
+    def rope(self) -> tuple[float, RopeScaling | None]:
+        """`rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5)."""
+        new = self.data.get("rope_parameters")
+        old = self.data.get("rope_scaling")
+        for key, value in (("rope_parameters", new), ("rope_scaling", old)):
+            if value is not None and not isinstance(value, dict):
+                raise self.fail(f"{key} is {shown(value)}; expected an object or null")
+        rope: dict[str, Any] = new or old or {}
+        theta = self.number("rope_theta", self.number("rope_theta", 10000.0), rope)
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            if any(isinstance(value, dict) for value in rope.values()):
+                raise self.fail("rope_parameters differ by layer type, which is not supported")
+            if rope.get("partial_rotary_factor", 1.0) != 1.0:
+                raise self.fail("partial_rotary_factor is not supported; expected 1.0")
+            return theta, None
+        if kind != "llama3":
+            raise self.fail(f"rope_type is {shown(kind)}; minisafe runs 'default' and 'llama3'")
+        missing = [
+            key
+            for key in (
+                "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+            )
+            if key not in rope
+        ]  # fmt: skip
+        if missing:
+            raise self.fail(f"llama3 RoPE scaling lacks {', '.join(missing)}")
+        low = self.number("low_freq_factor", 1.0, rope)
+        high = self.number("high_freq_factor", 4.0, rope)
+        if high <= low:
+            raise self.fail(f"high_freq_factor {high} must exceed low_freq_factor {low}")
+        return theta, RopeScaling(
+            factor=self.number("factor", 1.0, rope),
+            low_freq_factor=low,
+            high_freq_factor=high,
+            original_max_positions=self.integer("original_max_position_embeddings", None, rope),
+        )
+
+    def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
+        """Per layer the sliding window in tokens, or None. Llama has none."""
+        if family == "llama":
+            return (None,) * n_layers
+        window: int | None = 4096  # the default of both classes when the key is absent
+        if "sliding_window" in self.data:
+            given = self.data["sliding_window"]
+            window = None if given is None else self.integer("sliding_window")
+        if family == "qwen2" and not self.flag("use_sliding_window"):
+            window = None
+        if family == "mistral" or window is None:
+            return (window,) * n_layers
+        kinds = self.data.get("layer_types")
+        if kinds is None:
+            first = self.integer("max_window_layers", 28)
+            return tuple(window if layer >= first else None for layer in range(n_layers))
+        known = ("full_attention", "sliding_attention")
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != n_layers
+            or any(kind not in known for kind in kinds)
+        ):
+            raise self.fail(f"layer_types must list {n_layers} of {' or '.join(known)}")
+        return tuple(window if kind == "sliding_attention" else None for kind in kinds)

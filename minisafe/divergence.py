@@ -1,0 +1,14 @@
+"""How far two next-token distributions are apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) in nats, (..., vocab) twice -> (...); 0 log 0 is 0, and p > 0 = q gives inf.
+
+    Rounding may take it just below 0.
+    """
+    return torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q)).sum(dim=-1)

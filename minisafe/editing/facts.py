@@ -1,0 +1,99 @@
+"""A fact to store, how to store it, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from minisafe.editing.rome import Descent
+from minisafe.errors import PromptError, SettingError
+
+MIN_TOKENS = 256  # of text to take the covariance over
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One fact: `prompt` has `{}` where the subject stands, and `target` should follow it.
+
+    In a chat the target is the whole answer; else it continues the prompt, after a blank.
+    """
+
+    subject: str
+    prompt: str
+    target: str
+
+    def __post_init__(self) -> None:
+        if self.prompt.count("{}") != 1:
+            raise PromptError(
+                f"the prompt {self.prompt[:80]!r} has {self.prompt.count('{}')} places {{}} for "
+                "the subject; expected one"
+            )
+        for name in ("subject", "target"):
+            value = getattr(self, name)
+            if not value.strip() or value != value.strip():
+                raise PromptError(
+                    f"the {name} is {value[:80]!r}; expected text, without blanks around it"
+                )
+        if any("\ud800" <= each <= "\udfff" for each in self.subject + self.prompt + self.target):
+            raise PromptError(f"the edit of {self.subject[:80]!r} is not valid Unicode text")
+
+    @property
+    def question(self) -> str:
+        return self.prompt.replace("{}", self.subject)
+
+
+@dataclass(frozen=True)
+class Editing:
+    """How to edit.
+
+    layer: whose down projection changes, from 0; None: a third of the depth; "auto": try all
+        but the last on the first edit; take the best (see `best_layer`).
+    contexts: short lines of the text that stand before the prompt, one at a time.
+    samples: tokens of text to take the keys' covariance over. ridge: see `rome.covariance`.
+    keep: prompts with `{}` whose answers should stay; () for `KEPT`. Up to `keep_tokens` of each.
+    """
+
+    layer: int | Literal["auto"] | None = None
+    chat: bool = False
+    contexts: int = 4
+    samples: int = 10000
+    ridge: float = 0.01
+    keep: tuple[str, ...] = ()
+    keep_tokens: int = 32
+    seed: int = 0
+    descent: Descent = field(default_factory=Descent)
+
+    def __post_init__(self) -> None:
+        checks = {
+            "contexts": (self.contexts >= 0, "0 or more"),
+            "samples": (self.samples >= MIN_TOKENS, f"{MIN_TOKENS} or more"),
+            "ridge": (0 <= self.ridge < float("inf"), "0 or more"),
+            "keep": (all(each.count("{}") == 1 for each in self.keep), "one {} in each"),
+            "keep_tokens": (self.keep_tokens >= 1, "1 or more"),
+            "layer": (isinstance(self.layer, int) or self.layer in (None, "auto"), "auto or int"),
+        }
+        for name, (holds, expected) in checks.items():
+            if not holds:
+                raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What became of one edit, after all the edits of its run.
+
+    probability: of the whole target after the prompt. answer: the greedy continuation's text.
+    drift: mean KL divergence (nats a token) that all edits together caused on lines of the text.
+    """
+
+    edit: Edit
+    layer: int
+    probability_before: float
+    probability_after: float
+    answer_before: str
+    answer_after: str
+    drift: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `edit.json` and `--json` have."""
+        flat = {name: value for name, value in vars(self).items() if name != "edit"}
+        return asdict(self.edit) | flat

@@ -1,0 +1,1 @@
+"""What a method says of given answers: log-likelihoods and multiple choice."""

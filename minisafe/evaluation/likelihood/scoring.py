@@ -1,0 +1,298 @@
+"""What a method says of given answers: log-likelihoods, and what it changes in the base's choices.
+
+The answer is known, so no step waits for the one before it (teacher forcing): every stream reads
+the prompt and then the answer in blocks, and says at each token what it would say in decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from minisafe.divergence import kl
+from minisafe.errors import PromptError, SettingError
+from minisafe.lockstep import Lockstep, Stream, log_probs_of
+from minisafe.lora import Applied
+from minisafe.policy import Policy, Seen
+from minisafe.session import Session
+from minisafe.session.conversation import user
+from minisafe.slots import Slot
+from minisafe.tokenizer import Message, Tokenizer
+
+Text = str | Sequence[int]  # text, or its token ids
+Where = list[tuple[int, int]]  # of tokens: each one's row in a batch, and its place in the answer
+WIDEST = 256  # answer tokens of a text that one forward reads
+LOGITS = 1 << 25  # and how many logits it may make: 128 MiB in float32
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt, by stream as in `engine.Request`, and the answer to score, both as token ids.
+    gated: whether the session's gate may act, as there."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    answer: tuple[int, ...]
+    gated: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """What a method says of an answer of T tokens. The tensors are float32 or bool, on the CPU.
+
+    log_probs: (T,) of the answer's tokens under the method. plain_log_probs: (T,) under the base
+    without steering or guidance. changed: (T,) whether the method's likeliest token is another than
+    that base's. kl: (T,) KL(method || that base) in nats. greedy: whether every token is the
+    method's likeliest, so that greedy decoding would give this answer.
+    """
+
+    ids: tuple[int, ...]
+    log_probs: Tensor
+    plain_log_probs: Tensor
+    changed: Tensor
+    kl: Tensor
+    greedy: bool
+
+    @property
+    def total(self) -> float:
+        """The answer's log-likelihood under the method, in nats."""
+        return float(self.log_probs.double().sum())
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How far a method moves the base over `tokens` answer tokens: the share of them at which
+    another token is likeliest, and the mean KL(method || unsteered base) in nats."""
+
+    share_changed: float
+    mean_kl: float
+    tokens: int
+
+
+def score(
+    session: Session,
+    contexts: Sequence[Text],
+    continuations: Sequence[Text],
+    chat: bool = False,
+    batch_size: int = 8,
+) -> list[Scored]:
+    """Score each continuation after its context, under the session's steering, guidance and gate.
+
+    Args:
+        contexts: texts, or token ids as they stand. `chat` puts a text into the chat template.
+        continuations: texts or token ids; see `encode_pair` for where a text's ids begin.
+        batch_size: texts that are read side by side; it changes nothing else.
+
+    Raises:
+        PromptError: a text is empty or exceeds the context, or an id is not in the vocabulary.
+        SettingError: there are more of one than of the other, or batch_size is below 1.
+    """
+    both = paired(contexts, continuations)
+    return score_pairs(session, [encode_pair(session, *each, chat) for each in both], batch_size)
+
+
+def changes(
+    session: Session,
+    prompts: Sequence[str],
+    answers: Sequence[Text],
+    chat: bool = True,
+    batch_size: int = 8,
+) -> Changes:
+    """How far the session's method moves the base along answers, such as `Result.tokens`.
+
+    An answer without tokens counts for nothing; raises `PromptError` if none has any.
+    """
+    both = [(prompt, answer) for prompt, answer in paired(prompts, answers) if answer]
+    if not both:
+        raise PromptError("no answer has a token; expected at least one that has")
+    scored = score_pairs(session, [encode_pair(session, *each, chat) for each in both], batch_size)
+    changed = torch.cat([each.changed for each in scored]).double()
+    moved = torch.cat([each.kl for each in scored]).double()
+    return Changes(changed.mean().item(), moved.mean().item(), len(moved))
+
+
+def paired(contexts: Sequence[Text], answers: Sequence[Text]) -> list[tuple[Text, Text]]:
+    """Each context with its continuation."""
+    if isinstance(contexts, str) or isinstance(answers, str):
+        raise PromptError("contexts and continuations are lists of texts; got a single text")
+    if len(contexts) != len(answers):
+        raise SettingError(f"{len(contexts)} contexts, {len(answers)} continuations; not as many")
+    return list(zip(contexts, answers, strict=True))
+
+
+def encode_pair(session: Session, context: Text, continuation: Text, chat: bool = False) -> Pair:
+    """Ids of a context, by stream, and of its continuation. Raises `PromptError`.
+
+    Two texts are encoded as one and cut where the context alone ends, and blanks that end a context
+    out of chat go to the continuation, since most tokenizers join a blank to the word after it: the
+    convention of lm-evaluation-harness, so that numbers compare. A continuation whose context is
+    given as ids is encoded by itself.
+    """
+    if isinstance(context, str):
+        if isinstance(continuation, str) and not chat and context.strip():
+            kept = context.rstrip()
+            context, continuation = kept, context[len(kept) :] + continuation
+        prompts = session.encode(context, chat)
+        if not isinstance(continuation, str):
+            return Pair(prompts, tuple(continuation), chat)
+        if chat:
+            system = session.settings.system
+            first: list[Message] = [{"role": "system", "content": system}] if system else []
+            before = session.tokenizer.render([*first, user(context)])
+            return Pair(prompts, following(session.tokenizer, before, continuation), True)
+        answer = session.tokenizer.encode(context + continuation)[len(prompts[0]) :]
+        return Pair(prompts, tuple(answer) or following(session.tokenizer, "", continuation))
+    if chat:
+        raise PromptError("a prompt for the chat template is a text; got token ids")
+    if any(session.own_systems()):
+        raise PromptError(
+            "the expert reads another system prompt, so ids are not enough; give texts, chat=True"
+        )
+    if isinstance(continuation, str):
+        continuation = following(session.tokenizer, "", continuation)
+    return Pair((tuple(context),) * len(session.streams), tuple(continuation))
+
+
+def following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
+    """Ids of `text` after `before`, cut from those of both, without tokens of the tokenizer's own.
+    A text that wholly joins the token before it stands alone."""
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.backend.encode(text, add_special_tokens=False).ids)
+
+    return encode(before + text)[len(encode(before)) :] or encode(text)
+
+
+# ---- pairs to scores ---------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def score_pairs(session: Session, pairs: Sequence[Pair], batch_size: int = 8) -> list[Scored]:
+    """`score` for pairs of ids. Texts that differ in their last token alone are read once."""
+    if batch_size < 1:
+        raise SettingError(f"batch_size is {batch_size}; expected 1 or more")
+    shared: dict[Pair, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        check_pair(session, pair, number)
+        shared.setdefault(Pair(pair.prompts, pair.answer[:-1], pair.gated), []).append(number)
+    texts = sorted(shared, key=lambda text: len(text.prompts[0]) + len(text.answer))
+    numbers: list[int] = []  # of the pair, by token
+    values = [torch.empty(5, 0)]  # (5, tokens) a block
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        for said in read_batch(session, batch):
+            found = [(n, pair) for n, (row, _) in enumerate(said.at) for pair in shared[batch[row]]]
+            ids = [pairs[pair].answer[said.at[n][1]] for n, pair in found]
+            values.append(said.about([n for n, _ in found], ids))
+            numbers += [pair for _, pair in found]
+    # blocks come in the answers' order, so a stable sort brings each pair's tokens together
+    order = torch.tensor(numbers, dtype=torch.long).argsort(stable=True)
+    lengths = [len(pair.answer) for pair in pairs]
+    by_pair = torch.split(torch.cat(values, dim=1)[:, order], lengths, dim=1)
+    return [
+        Scored(pair.answer, row[0], row[1], row[2].bool(), row[3], bool(row[4].all()))
+        for pair, row in zip(pairs, by_pair, strict=True)
+    ]
+
+
+def check_pair(session: Session, pair: Pair, number: int) -> None:
+    """Raise `PromptError` for what cannot be read."""
+    if not pair.answer or not all(pair.prompts):
+        empty = "context" if pair.answer else "continuation"
+        raise PromptError(f"{empty} {number} is empty; expected at least one token")
+    limit = min(stream.model.config.max_positions for stream in session.streams)
+    longest = max(map(len, pair.prompts)) + len(pair.answer)
+    if longest - 1 > limit:  # the last token is predicted, not read
+        raise PromptError(
+            f"context {number} and its continuation have {longest} tokens; expected at most "
+            f"{limit + 1}, the model's context and one token that follows it"
+        )
+    for id_ in set(pair.answer).union(*pair.prompts):
+        if not 0 <= id_ < session.n_ids:
+            raise PromptError(f"text {number} has the id {id_}; expected 0 to {session.n_ids - 1}")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of n tokens to come: log-probabilities, (n, n_ids) each, under the method and
+    under the unsteered base."""
+
+    at: Where
+    final: Tensor
+    plain: Tensor
+
+    def about(self, index: list[int], ids: list[int]) -> Tensor:
+        """(5, m) on the CPU, for m of the tokens: what `Scored` keeps of each, in its order."""
+        best = self.final.argmax(dim=-1)
+        changed = (best != self.plain.argmax(dim=-1)).float()
+        moved = kl(self.final, self.plain).clamp(min=0)
+        at, id_ = torch.tensor([index, ids], dtype=torch.long, device=best.device)
+        noted = self.final[at, id_], self.plain[at, id_], changed[at], moved[at], best[at] == id_
+        return torch.stack([each.float() for each in noted]).cpu()
+
+
+def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
+    """Read texts side by side: what is said after every prompt, then after every answer token."""
+    # without steering, the base itself is the unsteered one
+    plain = [] if session.steering is None else [Stream(session.model)]
+    longest = max(len(prompt) + len(text.answer) for text in texts for prompt in text.prompts)
+    streams, held = [*session.streams, *plain], session.settings.cache_dtype
+    lockstep = Lockstep(streams, len(texts), longest, session.n_ids, cache_dtype=held)
+    prompts = [[text.prompts[stream] for text in texts] for stream in range(len(session.streams))]
+    slots: list[list[Slot]] = [[] for _ in lockstep.streams]
+    if session.steering is not None:
+        for row, text in enumerate(texts):
+            slots[0] += session.steering.slots(row, session.spans(text.prompts[0]))
+    found = lockstep.feed([*prompts, *(prompts[0] for _ in plain)], slots)
+    first = tuple(each for each in found if each is not None)
+    policy = Policy(session.guidance, session.gate)
+    seen = policy.look([Seen(gated=text.gated) for text in texts], first[: len(session.streams)])
+    yield decided(
+        policy, len(session.streams), first, [(row, 0) for row in range(len(texts))], seen
+    )
+    width = max(1, min(WIDEST, LOGITS // (len(lockstep.streams) * len(texts) * session.n_ids)))
+    for start in range(0, max(len(text.answer) for text in texts), width):
+        blocks = [text.answer[start : start + width] for text in texts]
+        at = [(row, start + 1 + n) for row, block in enumerate(blocks) for n in range(len(block))]
+        said = read_block(lockstep, blocks, slots)
+        yield decided(policy, len(session.streams), said, at, seen)
+
+
+def read_block(
+    lockstep: Lockstep, texts: Sequence[Sequence[int]], slots: Sequence[Sequence[Slot]]
+) -> tuple[Tensor, ...]:
+    """Append the same texts to every stream: by stream (n, n_ids) float32 log-probabilities after
+    each of their n tokens, row after row. `Lockstep.feed` gives those after the last ones only."""
+    n, width = lockstep.rows, max(map(len, texts))
+    found: dict[int, Tensor] = {}
+    for group in lockstep.groups:
+        padded = [[*text, *[0] * (width - len(text))] for text in texts] * len(group.members)
+        counts = [len(text) for text in texts] * len(group.members)
+        adapters = tuple(
+            Applied(adapter, slice(place * n, (place + 1) * n))
+            for place, stream in enumerate(group.members)
+            if (adapter := lockstep.streams[stream].adapter) is not None
+        )
+        shifted = [slot.shifted(group.row(s, 0)) for s in group.members for slot in slots[s]]
+        ids = torch.tensor(padded, device=group.model.device)
+        logits = group.model(ids, group.cache, counts=counts, slots=shifted, adapters=adapters)
+        real = torch.arange(width)[None] < torch.tensor(counts)[:, None]
+        log_probs = log_probs_of(logits[real.to(logits.device)][:, : lockstep.n_ids])
+        found |= dict(zip(group.members, log_probs.chunk(len(group.members)), strict=True))
+    return tuple(found[stream] for stream in range(len(lockstep.streams)))
+
+
+def decided(
+    policy: Policy, n_streams: int, log_probs: tuple[Tensor, ...], at: Where, seen: Sequence[Seen]
+) -> Said:
+    """What the method makes of its `n_streams` streams at each place. seen: by row, after the
+    prompt. The unsteered base follows the streams, where the base is steered: it stands in for
+    the base of a row that the gate leaves to it."""
+    plain = log_probs[-1] if len(log_probs) > n_streams else log_probs[0]
+    there = [replace(seen[row], tokens=place) for row, place in at]
+    left = torch.tensor([not each.guided for each in there], device=plain.device)[:, None]
+    base = torch.where(left, plain, log_probs[0])
+    decision = policy.decide(there, (base, *log_probs[1:n_streams]))
+    return Said(at, decision.log_probs, plain)

@@ -1,0 +1,15 @@
+"""What is compared: each method is a profile and the settings that it changes."""
+
+from minisafe.evaluation.methods.built_in import METHODS, SAFE_SYSTEM, UNSAFE_SYSTEM, Systems
+from minisafe.evaluation.methods.method import Method, load_method, made_by, parse_methods
+
+__all__ = [
+    "METHODS",
+    "SAFE_SYSTEM",
+    "UNSAFE_SYSTEM",
+    "Method",
+    "Systems",
+    "load_method",
+    "made_by",
+    "parse_methods",
+]

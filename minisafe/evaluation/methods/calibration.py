@@ -1,0 +1,73 @@
+"""Calibrating a session's gate on prompts: the threshold, and what it would touch and miss."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+from minisafe.evaluation.prompts import Prompt
+from minisafe.evaluation.prompts.styles import fill
+from minisafe.evaluation.statistics import wilson
+from minisafe.gate import Calibration, Gate, conformal_threshold
+from minisafe.session import Session
+from minisafe.session.fingerprints import made_for
+
+Progress = Callable[[str, int, int], None]
+
+
+def calibrate(
+    session: Session,
+    benign: Sequence[Prompt],
+    harmful: Sequence[Prompt],
+    templates: Mapping[str, str],
+    epsilon: float,
+    batch_size: int = 32,
+    progress: Progress = lambda what, done, total: None,
+    max_miss: float = 0.05,
+) -> Calibration:
+    """The gate's threshold by split conformal prediction; see `gate.conformal_threshold`.
+
+    Every prompt is asked once, the styles by turns, so the promise is of a harmless prompt like
+    these in any of the styles alike. Raises `SafetyError` where no expert guides, `SettingError`
+    for an epsilon that so few prompts cannot give.
+    """
+    values = []
+    for name, prompts in (("harmless prompts", benign), ("harmful prompts", harmful)):
+        texts = in_styles(prompts, templates)
+        found: list[float] = []
+        for start in range(0, len(texts), batch_size):
+            part = texts[start : start + batch_size]
+            found += session.variations(part, batch_size=batch_size)
+            progress(name, len(found), len(texts))
+        values.append(found)
+    gate = Gate(conformal_threshold(values[0], epsilon))
+    missed = sum(not gate.opens(value) for value in values[1])
+    low, high = wilson(missed, len(harmful))
+    return Calibration(
+        threshold=gate.threshold, epsilon=epsilon,
+        made_for=made_for(session.settings, session.steering),
+        data=digest(in_styles(benign, templates)), n=len(benign),
+        touched=sum(map(gate.opens, values[0])) / len(benign), n_harmful=len(harmful),
+        missed=missed / len(harmful), missed_low=low, missed_high=high, max_miss=max_miss,
+    )  # fmt: skip
+
+
+def in_styles(prompts: Sequence[Prompt], templates: Mapping[str, str]) -> list[str]:
+    """Every prompt once, the styles by turns."""
+    styles = list(templates.values())
+    return [fill(styles[n % len(styles)], prompt.text) for n, prompt in enumerate(prompts)]
+
+
+def digest(texts: Sequence[str]) -> str:
+    """SHA-256 of texts in their order."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def report(made: Calibration) -> str:
+    """What was found, in one line."""
+    return (
+        f"threshold {made.threshold:.4f} from {made.n} harmless prompts touches {made.touched:.1%} "
+        f"of them (at most {made.epsilon:.1%} of prompts like them) and misses {made.missed:.1%} "
+        f"of {made.n_harmful} harmful ones (95 % interval {made.missed_low:.1%} to "
+        f"{made.missed_high:.1%})"
+    )

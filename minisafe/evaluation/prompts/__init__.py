@@ -1,0 +1,23 @@
+"""What is asked: prompt sets, and the styles in which their questions are put."""
+
+from minisafe.evaluation.prompts.sets import (
+    FORMATS,
+    KINDS,
+    LONGEST_NAME,
+    Prompt,
+    default_prompts,
+    join_prompts,
+    limit_prompts,
+    load_prompts,
+)
+
+__all__ = [
+    "FORMATS",
+    "KINDS",
+    "LONGEST_NAME",
+    "Prompt",
+    "default_prompts",
+    "join_prompts",
+    "limit_prompts",
+    "load_prompts",
+]

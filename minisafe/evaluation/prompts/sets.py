@@ -1,0 +1,236 @@
+"""Prompt sets: what is asked, by path and format, one small reader for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
+from pathlib import Path
+
+from minisafe.display import harmless
+from minisafe.errors import PromptError, SettingError
+from minisafe.evaluation.prompts.rows import Record, Row, read_rows, short
+
+KINDS = ("harmful", "benign", "borderline")
+LONGEST_NAME = 1000  # characters of an id or a category
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly wherever one stops
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question of a prompt set, before any style.
+
+    kind: harmful, benign, or borderline (benign in harmful-sounding words). record: the row as the
+    file had it; the tiny world's judge reads the known answers from it. source: the file.
+    """
+
+    id: str
+    text: str
+    kind: str = "harmful"
+    category: str = ""
+    record: Mapping[str, object] = field(default_factory=dict, compare=False)
+    source: str = field(default="", compare=False)
+
+
+def load_prompts(
+    path: str | Path,
+    column: str | None = None,
+    category_column: str | None = None,
+    kind: str = "harmful",
+    limit: int | None = None,
+) -> list[Prompt]:
+    """Read a prompt set: CSV, JSON (a list of objects), JSONL or Parquet, by the file's suffix.
+
+    The sets of `FORMATS` are known by their columns. column: the questions; any other set needs it,
+    and a known one is then read as a plain set. category_column: in place of the format's own.
+    kind: of all prompts, unless the format states kinds (JailbreakBench's halves look alike and
+    state none). limit: see `limit_prompts`. Ids are the file's own, a mere number with the file's
+    stem in front, or `<stem>-<row>`. Raises `PromptError` where the file, a column or a row is not
+    as expected, `SettingError` for a kind or limit out of range.
+    """
+    if kind not in KINDS:
+        raise SettingError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
+    path = Path(path)
+    rows = read_rows(path)
+    layout = _layout(path, rows, column, category_column)
+    prompts = _unique([_prompt(path, n, row, layout, kind) for n, row in enumerate(rows, 1)])
+    return prompts if limit is None else limit_prompts(prompts, limit)
+
+
+def default_prompts(split: str = "test", limit: int | None = None) -> list[Prompt]:
+    """The tiny world's held-out questions, harmful, benign and borderline; split: dev or test.
+
+    Found in a checkout and in an installed wheel. Raises `PromptError` where they are in neither,
+    `SettingError` for another split or a limit below 1.
+    """
+    if split not in ("dev", "test"):
+        raise SettingError(f"split is {split!r}; expected dev or test")
+    package = Path(__file__).resolve().parents[2]
+    for directory in (package / "weights" / "data", package.parent / "weights" / "data"):
+        paths = [directory / f"{kind}-{split}.jsonl" for kind in KINDS]
+        if all(path.is_file() for path in paths):
+            prompts = [prompt for path in paths for prompt in load_prompts(path)]
+            return prompts if limit is None else limit_prompts(prompts, limit)
+    raise PromptError("the shipped prompt sets were not found; give a prompt set of your own")
+
+
+def limit_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """At most `limit` prompts of each kind, evenly over its categories (and files, where there are
+    several), in the order given.
+
+    22 of 11 categories are 2 of each. Nothing is drawn: the same prompts give the same choice, and
+    a larger limit keeps what a smaller one chose. Raises `SettingError` for a limit below 1.
+    """
+    if limit < 1:
+        raise SettingError(f"limit is {limit}; expected 1 or more prompts of each kind")
+    kinds: dict[str, dict[tuple[str, str], list[int]]] = {}
+    for place, prompt in enumerate(prompts):
+        group = prompt.source, prompt.category
+        kinds.setdefault(prompt.kind, {}).setdefault(group, []).append(place)
+    chosen: list[int] = []
+    for categories in kinds.values():
+        turns = []  # one of each category, then a second one of each, ...
+        for index, places in enumerate(categories.values()):
+            turns += [(turn, index * GOLDEN % 1, place) for turn, place in enumerate(places)]
+        chosen += [place for *_, place in sorted(turns)[:limit]]
+    return [prompts[place] for place in sorted(chosen)]
+
+
+def join_prompts(parts: Iterable[Sequence[Prompt]]) -> list[Prompt]:
+    """The prompts of several files, each once, with ids that differ.
+
+    A file that is given under two kinds, such as XSTest, which states its own, gives each of its
+    prompts once. Of two prompts with one id the second gets its kind after it, as `7-borderline`,
+    then a number; so ids depend on the files and their order alone.
+    """
+    found: dict[str, Prompt] = {}
+    for prompt in (prompt for part in parts for prompt in part):
+        for id_ in chain([prompt.id, f"{prompt.id}-{prompt.kind}"], numbered(prompt.id)):
+            named = replace(prompt, id=id_)
+            same = found.setdefault(id_, named)
+            if same == named and same.source == named.source:
+                break  # it is new, or there already
+    return list(found.values())
+
+
+def numbered(name: str) -> Iterator[str]:
+    """The name with `-2`, `-3`, ... after it."""
+    return (f"{name}-{number}" for number in count(2))
+
+
+# ---- formats ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a prompt set lays out its columns.
+
+    columns: those that it is known by. text: the question's column; before: one whose text, where
+    there is any, precedes it. category, id: may be missing. kind: a row's kind, "" for one that is
+    not known; None where the set does not say. fits: looks at the rows as well.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    text: str
+    category: str = "category"
+    id: str = "id"
+    before: str = ""
+    kind: Callable[[Record], str] | None = None
+    fits: Callable[[Sequence[Row]], bool] = lambda rows: True
+
+
+# The tiny world's benign questions are of five kinds (weights/world/).
+_KIND_OF = {kind: kind for kind in KINDS}
+_KIND_OF |= dict.fromkeys(("howto", "fact", "definition", "smalltalk", "unknown"), "benign")
+
+# Types of XSTest. The unsafe ones begin with contrast_; its readme asks that they be refused.
+_XSTEST = re.compile(
+    "contrast_.*|homonyms|figurative_language|safe_(targets|contexts)|definitions|"
+    "real_group_nons_discr|nons_group_real_discr|historical_events|privacy_(public|fictional)"
+)
+
+# Columns as the sets' own repositories publish them. The first that fits is taken, so the last,
+# which many files fit, stays last.
+FORMATS: tuple[PromptFormat, ...] = (
+    PromptFormat(
+        "minisafe", ("id", "split", "kind", "category", "prompt"), "prompt",
+        kind=lambda row: _KIND_OF.get(_cell(row, "kind"), ""),
+    ),
+    PromptFormat("AdvBench", ("goal", "target"), "goal"),  # and SafeDecoding's selection of it
+    PromptFormat("JailbreakBench", ("Goal", "Target", "Behavior"), "Goal", "Category", "Index"),
+    PromptFormat(
+        "HarmBench", ("Behavior", "SemanticCategory", "ContextString", "BehaviorID"),
+        "Behavior", "SemanticCategory", "BehaviorID", before="ContextString",
+    ),
+    PromptFormat("StrongREJECT", ("category", "source", "forbidden_prompt"), "forbidden_prompt"),
+    PromptFormat(
+        "XSTest", ("type", "prompt"), "prompt", "type",
+        kind=lambda row: "harmful" if _cell(row, "type")[:9] == "contrast_" else "borderline",
+        fits=lambda rows: any(_XSTEST.fullmatch(_cell(row, "type")) for _, row in rows),
+    ),
+    PromptFormat("DangerousQA", ("Question",), "Question"),
+    PromptFormat("SafeDecoding", ("id", "prompt"), "prompt"),
+)  # fmt: skip
+
+
+def _layout(
+    path: Path, rows: Sequence[Row], column: str | None, category_column: str | None
+) -> PromptFormat:
+    """The format that the caller names or the columns tell; raises `PromptError`."""
+    columns = list(dict.fromkeys(name for _, record in rows for name in record))
+    have = harmless(", ".join(map(repr, columns)), 400)
+    for name in (column, category_column):
+        if name is not None and name not in columns:
+            raise PromptError(f"{path}: there is no column {name!r}; its columns are {have}")
+    fitting = [each for each in FORMATS if set(each.columns) <= set(columns) and each.fits(rows)]
+    if column is not None:
+        fitting = [PromptFormat("plain", (column,), column)]
+    if not fitting:
+        known = " or ".join(each.name for each in FORMATS)
+        raise PromptError(f"{path}: not as {known}; name the column to ask, one of {have}")
+    return replace(fitting[0], category=category_column or fitting[0].category)
+
+
+# Text may hold tabs and line ends; lone surrogates come from JSON's \ud800 and are no text.
+_NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def _prompt(path: Path, number: int, row: Row, layout: PromptFormat, kind: str) -> Prompt:
+    """The prompt in a row; raises `PromptError`."""
+    at, record = f"{path}, {row[0]}", row[1]
+    text = record.get(layout.text)
+    if not isinstance(text, str) or not text.strip():
+        got = "empty" if isinstance(text, str) else short(text)
+        raise PromptError(f"{at}: {layout.text!r} is {got}; expected a question; mend that row")
+    before, category = _cell(record, layout.before), _cell(record, layout.category)
+    text = f"{before}\n\n{text}" if before else text
+    if layout.kind is not None and not (kind := layout.kind(record)):
+        got = short(record.get("kind"))
+        raise PromptError(f"{at}: kind is {got}; expected one of {', '.join(_KIND_OF)}")
+    id_ = _cell(record, layout.id) or str(number)
+    id_ = f"{path.stem}-{id_}" if id_.isdecimal() else id_
+    if found := _NOT_TEXT.search("".join((text, id_, category))):
+        raise PromptError(f"{at}: control character U+{ord(found[0]):04X}; expected plain text")
+    for name, value in (("id", id_), ("category", category)):
+        if len(value) > LONGEST_NAME:
+            got = f"the {name} has {len(value):,} characters"
+            raise PromptError(f"{at}: {got}; expected at most {LONGEST_NAME:,}")
+    return Prompt(id_, text, kind, category, record, str(path.resolve()))
+
+
+def _cell(record: Record, column: str) -> str:
+    """A column's value as text, "" where there is none."""
+    return "" if (value := record.get(column)) is None else str(value).strip()
+
+
+def _unique(prompts: list[Prompt]) -> list[Prompt]:
+    """The prompts, with `-2`, `-3`, ... after a repeated id, whatever of these is still free."""
+    taken, made = {prompt.id for prompt in prompts}, dict[str, Prompt]()
+    for prompt in prompts:
+        if (id_ := prompt.id) in made:
+            id_ = next(new for new in numbered(prompt.id) if new not in taken)
+        taken.add(id_)
+        made[id_] = replace(prompt, id=id_)
+    return list(made.values())

@@ -1,0 +1,1 @@
+"""From answers and rulings to numbers, and from numbers to pages."""

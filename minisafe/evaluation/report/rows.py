@@ -1,0 +1,73 @@
+"""Reading the rows of a summary: what a field holds, which rows have a value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from minisafe.errors import SettingError
+
+Row = Mapping[str, Any]
+ALL = "all"  # the category that stands for every category
+
+
+def rows_of(holder: Row, name: str) -> list[Row]:
+    """A list of objects in the summary, empty where it is missing; raises `SettingError`."""
+    found = holder.get(name)
+    if found is None:
+        return []
+    listed = isinstance(found, Sequence) and not isinstance(found, str)
+    if not listed or not all(isinstance(each, Mapping) for each in found):
+        raise SettingError(
+            f"the summary's {name!r} is no list of objects; run the evaluation again, or take the "
+            "field out"
+        )
+    return list(found)
+
+
+def object_of(holder: Row, name: str) -> Row:
+    """An object in the summary, empty where it is missing; raises `SettingError`."""
+    found = holder.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise SettingError(
+            f"the summary's {name!r} is {type(found).__name__}; expected an object; run the "
+            "evaluation again, or take the field out"
+        )
+    return found
+
+
+def text_of(row: Row, name: str) -> str:
+    """A field as text, empty where it is missing."""
+    value = row.get(name)
+    return "" if value is None else str(value)
+
+
+def number(row: Row, name: str) -> float:
+    """A field as a number, NaN where it is missing or none."""
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    return float(value)
+
+
+def unique(rows: Iterable[Row], name: str) -> list[str]:
+    """The different values of a field as text, in the order of their first row."""
+    return list(dict.fromkeys(text_of(row, name) for row in rows))
+
+
+def pick(rows: Iterable[Row], name: str, value: str) -> list[Row]:
+    """The rows whose field is this text."""
+    return [row for row in rows if text_of(row, name) == value]
+
+
+def key_of(row: Row) -> tuple[str, str, str]:
+    """What says which response a row is about."""
+    return text_of(row, "id"), text_of(row, "method"), text_of(row, "style")
+
+
+def judges_of(summary: Row) -> list[str]:
+    """Names of the judges that any row has."""
+    return unique([*rows_of(summary, "rows"), *rows_of(summary, "over_refusal")], "judge")

@@ -1,0 +1,23 @@
+"""Speed, and how much each method changes."""
+
+from __future__ import annotations
+
+from minisafe.evaluation.report.rows import Row, rows_of
+from minisafe.evaluation.report.tables import Section, listing
+
+OF_COST = {
+    "method": "method", "tokens_per_second": "tokens a second", "relative": "relative to base",
+    "changed": "tokens changed %", "kl": "KL from base, nats a token",
+}  # fmt: skip
+
+
+def cost(summary: Row) -> Section | None:
+    """Speed, and how much each method changes."""
+    rows = rows_of(summary, "cost")
+    if not rows:
+        return None
+    note = (
+        "Speed holds for the machine, the batch and the lengths of this run only. KL is of the "
+        "method's next-token distribution from the base's."
+    )
+    return Section("Cost", (note,), (), (listing(rows, OF_COST),))

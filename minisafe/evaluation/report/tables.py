@@ -1,0 +1,95 @@
+"""What a report is made of, before any format: sections, tables, links, and numbers as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from minisafe.display import harmless
+from minisafe.evaluation.report.plots import Plot
+from minisafe.evaluation.report.rows import Row, number
+
+NOTHING = "–"  # shown where there is no value
+EXCERPT = 300  # characters of an answer or question that a table cell holds
+
+
+@dataclass(frozen=True)
+class Link:
+    """Text that leads to responses: `filters` are fields of the page's browser and their values."""
+
+    text: str
+    filters: tuple[tuple[str, str], ...]
+
+    def fragment(self) -> str:
+        """The filters as the end of an address, with values as the page's browser holds them."""
+        return urlencode([(name, harmless(value)) for name, value in self.filters])
+
+
+Cell = str | Link
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells under a head; everything is plain text that the renderer escapes."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading of a report: paragraphs, then pictures, then tables."""
+
+    title: str
+    notes: tuple[str, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    tables: tuple[Table, ...] = ()
+
+
+def decimals(value: float, places: int = 1) -> str:
+    """A number with so many places, or the sign for nothing."""
+    return f"{value:.{places}f}" if math.isfinite(value) else NOTHING
+
+
+def share(row: Row | None, name: str) -> str:
+    """A share with its interval, as `12.3 (8.1 to 18.2)`; no interval where n is 0 or unknown."""
+    if row is None or not math.isfinite(number(row, name)) or number(row, "n") == 0:
+        return NOTHING
+    value, low, high = (number(row, each) for each in (name, "low", "high"))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return decimals(value)
+    return f"{decimals(value)} ({decimals(low)} to {decimals(high)})"
+
+
+def plain(value: Any) -> str:
+    """Any value of the summary as text: `a=1, b=2` for an object, commas between a list's."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={plain(each)}" for name, each in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(plain, value))
+    return str(value)
+
+
+def listing(rows: Sequence[Row], titles: Mapping[str, str], caption: str = "") -> Table:
+    """A table of all fields that any row has: those with a title first, then the others."""
+    seen = dict.fromkeys(name for row in rows for name in row)
+    names = [name for name in titles if name in seen] + [n for n in seen if n not in titles]
+    lines = (tuple(plain(row.get(name)) for name in names) for row in rows)
+    return Table(tuple(titles.get(name, name) for name in names), tuple(lines), caption)
+
+
+def excerpt(text: str) -> str:
+    """The text's beginning, with its full length where something is left out."""
+    if len(text) <= EXCERPT:
+        return text
+    return f"{text[:EXCERPT]}… ({len(text):,} characters in all)"

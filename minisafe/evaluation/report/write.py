@@ -1,0 +1,78 @@
+"""The report of an evaluation: one set of sections, written as Markdown and as an HTML page.
+
+The Markdown is for reading in a repository; the page adds pictures and a browser of every answer.
+Text from models, prompts and judges is hostile in both: it is shown, never obeyed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from minisafe.evaluation.report import plots
+from minisafe.evaluation.report.html import Browser, page
+from minisafe.evaluation.report.markdown import markdown
+from minisafe.evaluation.report.rows import Row
+from minisafe.evaluation.report.sections.about import HOW_TO_READ, what_was_run
+from minisafe.evaluation.report.sections.agreement import agreement
+from minisafe.evaluation.report.sections.base import against_base
+from minisafe.evaluation.report.sections.categories import by_category
+from minisafe.evaluation.report.sections.cost import cost
+from minisafe.evaluation.report.sections.gate import gate
+from minisafe.evaluation.report.sections.results import results
+from minisafe.evaluation.report.sections.settings import sweep
+from minisafe.evaluation.report.sections.trade_off import trade_off
+from minisafe.evaluation.report.sections.verdicts import verdicts
+from minisafe.evaluation.report.tables import Section
+from minisafe.files import write_text
+
+TITLE = "Evaluation report"
+NO_PICTURES = f"Pictures are left out: they need matplotlib, {plots.INSTALL}."
+IN_THE_PAGE = "report.html, beside this file, has the pictures and every response."
+
+
+def write_report(
+    directory: Path,
+    summary: Mapping[str, Any],
+    responses: Iterable[Mapping[str, Any]],
+    judgements: Iterable[Mapping[str, Any]],
+) -> None:
+    """Write `report.md` and `report.html` into the directory, from an evaluation's results.
+
+    summary: shares in per cent, with the lists that the sections name; a missing or empty one
+    leaves its section out. responses, judgements: rows joined by id, method and style. Without
+    matplotlib the pictures are left out, and the report says so.
+    Raises `SettingError` for a summary of another form, `OutputError` for a directory that cannot
+    be written.
+    """
+    kept, ruled = list(responses), list(judgements)
+    made = sections(summary, kept, ruled)
+    drawn = plots.available()
+    note = () if drawn or not any(each.plots for each in made) else (NO_PICTURES,)
+    write_text(directory / "report.md", markdown(TITLE, made, (*note, IN_THE_PAGE)))
+    draw = plots.svg if drawn else None
+    write_text(directory / "report.html", page(TITLE, made, note, Browser(kept, ruled), draw))
+
+
+def sections(
+    summary: Row, responses: Sequence[Row], judgements: Sequence[Row]
+) -> tuple[Section, ...]:
+    """The report's sections in order; one whose part of the summary is missing is left out.
+
+    Raises `SettingError` where the summary's parts are no lists of objects.
+    """
+    made = (
+        what_was_run(summary, responses, judgements),
+        Section("How to read this", HOW_TO_READ),
+        results(summary),
+        trade_off(summary),
+        verdicts(summary),
+        by_category(summary),
+        sweep(summary),
+        against_base(summary),
+        agreement(summary, responses),
+        cost(summary),
+        gate(summary),
+    )
+    return tuple(each for each in made if each is not None)

@@ -1,0 +1,74 @@
+"""What is to be answered: prompts in their styles, cut into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from minisafe.errors import SettingError
+from minisafe.evaluation.prompts import Prompt
+from minisafe.evaluation.prompts.styles import fill
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt in one style; `number` fixes the draws of sampling, whatever the method."""
+
+    number: int
+    style: str
+    prompt: Prompt
+    asked: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be answered by each method, in order."""
+
+    jobs: tuple[Job, ...]
+    batch_size: int
+
+    @classmethod
+    def make(
+        cls,
+        prompts: Sequence[Prompt],
+        styles: Mapping[str, str],
+        benign_styles: Mapping[str, str],
+        batch_size: int,
+    ) -> Plan:
+        """Harmful prompts in every style of `styles`, the others in those of `benign_styles`.
+
+        Raises `SettingError` for two prompts with one id, or two styles with one name.
+        """
+        check_names(prompts, styles, benign_styles)
+        names = [*styles, *(name for name in benign_styles if name not in styles)]
+        templates = dict(styles) | dict(benign_styles)
+        chosen = [
+            (name, prompt)
+            for name in names
+            for prompt in prompts
+            if name in (styles if prompt.kind == "harmful" else benign_styles)
+        ]
+        jobs = [
+            Job(number, name, prompt, fill(templates[name], prompt.text))
+            for number, (name, prompt) in enumerate(chosen)
+        ]
+        return cls(tuple(jobs), batch_size)
+
+    def batches(self) -> Iterator[tuple[Job, ...]]:
+        """Jobs of neighbouring numbers, of any lengths."""
+        for start in range(0, len(self.jobs), self.batch_size):
+            yield self.jobs[start : start + self.batch_size]
+
+
+def check_names(
+    prompts: Sequence[Prompt], styles: Mapping[str, str], benign_styles: Mapping[str, str]
+) -> None:
+    """Raise `SettingError` where a name would mean two things."""
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise SettingError(f"two prompts have the id {prompt.id!r}; expected ids that differ")
+        seen.add(prompt.id)
+    for name in styles:
+        if benign_styles.get(name, styles[name]) != styles[name]:
+            raise SettingError(f"two styles have the name {name!r}; rename one of the files")

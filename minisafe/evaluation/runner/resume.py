@@ -1,0 +1,91 @@
+"""Which answers a run's directory holds already, and whether a run may go on from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from minisafe.display import harmless
+from minisafe.errors import SettingError
+from minisafe.evaluation.journal import opened, whole_lines
+from minisafe.evaluation.methods import Method
+from minisafe.evaluation.records import Key, MadeBy, Response
+from minisafe.evaluation.runner.plan import Job, Plan
+
+RESPONSES = "responses.jsonl"
+
+
+def read_responses(path: Path) -> Iterator[tuple[str, Response]]:
+    """(where it stands, what it is) of each answer in a file. Raises `SettingError`."""
+    for where, line in whole_lines(path):
+        yield where, Response.from_json(opened(line, where), where)
+
+
+def read_all(directory: Path) -> dict[Key, Response]:
+    """Every answer that the directory holds, of any process. Raises `SettingError`."""
+    found: dict[Key, Response] = {}
+    for path in [directory / RESPONSES, *parts_of(directory)]:
+        for where, response in read_responses(path):
+            if found.setdefault(response.key, response) != response:
+                raise SettingError(
+                    f"{where}: another answer to prompt {brief(response.id)} came before; delete "
+                    "one of the two, or use another --out"
+                )
+    return found
+
+
+def parts_of(directory: Path) -> list[Path]:
+    """The files of several processes that were not put together yet."""
+    stem, suffix = RESPONSES.split(".")
+    return sorted(directory.glob(f"{stem}.*.{suffix}"))
+
+
+def key_of(method: Method, job: Job) -> Key:
+    """Which answer a method's to a job is."""
+    return method.name, job.style, job.prompt.id
+
+
+def check_asked(
+    directory: Path, methods: Sequence[Method], plan: Plan, found: Mapping[Key, Response]
+) -> None:
+    """Raise `SettingError` where an answer of the directory is to another prompt of that id."""
+    for method in methods:
+        for job in plan.jobs:
+            response = found.get(key_of(method, job))
+            differs = "" if response is None else other_prompt(response, job)
+            if differs:
+                raise SettingError(
+                    f"{directory}: its answer of method {method.name}, style {job.style}, to "
+                    f"prompt {job.prompt.id} is to another one ({differs}); give the prompts and "
+                    "styles that it was made with, or another --out"
+                )
+
+
+def other_prompt(response: Response, job: Job) -> str:
+    """The first thing by which an answer's prompt is not the job's, "" where there is none."""
+    now = {
+        "question": job.prompt.text, "prompt": job.asked, "kind": job.prompt.kind,
+        "category": job.prompt.category, "draw": None if response.draw is None else job.number,
+    }  # fmt: skip
+    for name, value in now.items():
+        there = getattr(response, name)
+        if there != value:
+            return f"{name}: {brief(there)} there, {brief(value)} now"
+    return ""
+
+
+def brief(value: object) -> str:
+    """A value for a message."""
+    return harmless(repr(value), 100)
+
+
+def check_same(
+    directory: Path, method: Method, about: MadeBy, found: Mapping[Key, Response]
+) -> None:
+    """Raise `SettingError` where the directory's answers of a method were made otherwise."""
+    for response in found.values():
+        if response.method == method.name and response.made_by != about:
+            raise SettingError(
+                f"{directory}: its answers of method {method.name} were made with other settings "
+                f"({response.made_by.difference(about)}); use another --out"
+            )

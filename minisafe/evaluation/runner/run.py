@@ -1,0 +1,203 @@
+"""The run: every method answers every prompt; what is answered is kept at once, and never twice.
+
+Work is cut into batches whose prompts depend on the plan alone, so an answer is the same whoever
+gives it and however often the run was stopped. A process appends to a file of its own and syncs it
+to the disk; the answers of all of them are put together, in the plan's order, at the end. All that
+can be checked is checked before anything is answered or created.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from minisafe.errors import PromptError, SettingError
+from minisafe.evaluation.journal import Journal, check_directory, write_journal
+from minisafe.evaluation.methods import Method, load_method, made_by
+from minisafe.evaluation.records import Gated, Key, MadeBy, Response
+from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.plan import Job, Plan
+from minisafe.evaluation.runner.resume import (
+    RESPONSES,
+    check_asked,
+    check_same,
+    key_of,
+    parts_of,
+    read_all,
+)
+from minisafe.session import Session
+from minisafe.session.answer import Result
+
+Progress = Callable[[str, int, int], None]
+Check = Callable[[Session], None]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def run(
+    directory: Path,
+    methods: Sequence[Method],
+    plan: Plan,
+    group: Group,
+    progress: Progress = silent,
+    resume: bool = False,
+    check: Check = lambda session: None,
+) -> list[Response]:
+    """Answer everything that `directory` does not hold yet; returns all answers in order.
+
+    Every process of the group must call it; the answers are the same as one process gives. check:
+    what else a method's session must pass before anything is answered.
+
+    Raises:
+        SettingError: the directory holds answers and `resume` is False, or answers to other
+            prompts, by other models or settings, or lines that are not as they were written.
+        PromptError: a prompt does not fit the context; said before anything is answered.
+    """
+    found = read_all(directory)
+    if found and not resume:
+        raise SettingError(
+            f"{directory} holds {len(found)} answers; use --resume to go on, or another --out"
+        )
+    check_directory(directory)
+    check_asked(directory, methods, plan, found)
+    loaded = check_methods(directory, methods, plan, found, check)
+    group.barrier()  # nobody writes before everybody has read
+    with Journal(directory / group.file(RESPONSES)) as journal:
+        answer_all(methods, plan, group, found, loaded, journal, progress)
+    group.barrier()  # everybody has written
+    merged = merge(directory, methods, plan) if group.rank == 0 else []
+    group.barrier()
+    return merged
+
+
+def answer_all(
+    methods: Sequence[Method],
+    plan: Plan,
+    group: Group,
+    found: Mapping[Key, Response],
+    loaded: dict[str, Session],
+    journal: Journal,
+    progress: Progress,
+) -> None:
+    """Give this process's share of the answers; `loaded` are sessions that are there already."""
+    shares = [(method, share_of(method, plan, group, found)) for method in methods]
+    total = sum(len(missing(method, b, found)) for method, share in shares for b in share)
+    done = 0
+    for method, share in shares:
+        session = loaded.pop(method.name, None)
+        if not share:
+            continue
+        session = session or load_method(method)
+        about = made_by(session)
+        for batch in share:
+            records = answer(session, method, batch, about)
+            journal.append(each.to_json() for each in records if each.key not in found)
+            done += len(missing(method, batch, found))
+            progress(method.name, done, total)
+
+
+def keys(methods: Iterable[Method], plan: Plan) -> list[Key]:
+    """Every answer that is to be, in order."""
+    return [key_of(method, job) for method in methods for job in plan.jobs]
+
+
+def missing(method: Method, batch: Sequence[Job], found: Mapping[Key, Response]) -> list[Job]:
+    """The jobs of a batch that have no answer by the method yet."""
+    return [job for job in batch if key_of(method, job) not in found]
+
+
+def share_of(
+    method: Method, plan: Plan, group: Group, found: Mapping[Key, Response]
+) -> list[tuple[Job, ...]]:
+    """The batches that are this process's to answer, and are not answered yet."""
+    return [
+        batch
+        for number, batch in enumerate(plan.batches())
+        if number % group.size == group.rank and missing(method, batch, found)
+    ]
+
+
+def answer(session: Session, method: Method, batch: Sequence[Job], about: MadeBy) -> list[Response]:
+    """A batch's answers, each with what made it."""
+    started = time.perf_counter()
+    asked = [job.asked for job in batch]
+    results = session.generate(asked, chat=True, batch_size=len(batch), first=batch[0].number)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(result.tokens) for result in results)
+    drawn = session.settings.temperature != 0
+    made = []
+    for job, result in zip(batch, results, strict=True):
+        made.append(Response(
+            method.name, job.style, job.prompt.id, job.prompt.kind, job.prompt.category,
+            job.prompt.text, job.asked, job.number if drawn else None,
+            result.text, result.finish_reason, len(result.tokens),
+            round(seconds * len(result.tokens) / max(1, tokens), 6),
+            seen_by_gate(result),
+            about,
+        ))  # fmt: skip
+    return made
+
+
+def seen_by_gate(result: Result) -> Gated | None:
+    """What the gate saw of an answer's prompt; None where there was no gate."""
+    gate = result.applied.gate
+    if gate is None or gate.variation is None:
+        return None
+    return Gated(gate.threshold, gate.variation, gate.open is True)
+
+
+# ---- checks ------------------------------------------------------------------------------------
+
+
+def check_methods(
+    directory: Path,
+    methods: Sequence[Method],
+    plan: Plan,
+    found: Mapping[Key, Response],
+    check: Check,
+) -> dict[str, Session]:
+    """Raise what keeps a method from answering; returns the session that answers first.
+
+    The last method is loaded first and let go again, so that a mistake in it is told now and not
+    after the answers of the others, and only one is held at a time.
+    """
+    session: Session | None = None
+    used = {name for name, _, _ in found}
+    for method in reversed(methods):
+        session = None
+        batches = [batch for batch in plan.batches() if missing(method, batch, found)]
+        if not batches and method.name not in used:
+            continue
+        session = load_method(method)
+        check_same(directory, method, made_by(session), found)
+        check_prompts(session, batches)
+        check(session)
+    return {} if session is None else {methods[0].name: session}
+
+
+def check_prompts(session: Session, batches: Iterable[Sequence[Job]]) -> None:
+    """Raise `PromptError`, naming the prompt, for one that the session cannot be asked."""
+    for batch in batches:
+        for job in batch:
+            try:
+                session.check_fits(session.encode(job.asked, chat=True))
+            except PromptError as error:
+                raise PromptError(f"prompt {job.prompt.id}, style {job.style}: {error}") from None
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def merge(directory: Path, methods: Sequence[Method], plan: Plan) -> list[Response]:
+    """Put all processes' answers into one file, in the plan's order; others' answers come after."""
+    found = read_all(directory)
+    order = dict.fromkeys(keys(methods, plan))
+    planned = [found[key] for key in order]
+    others = [response for key, response in found.items() if key not in order]
+    write_journal(directory / RESPONSES, (each.to_json() for each in [*planned, *others]))
+    for part in parts_of(directory):
+        part.unlink()
+    return planned

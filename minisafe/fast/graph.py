@@ -1,0 +1,143 @@
+"""The decoding step as torch's compiler is given it: one token a row through all layers.
+
+It is `Llama.run` again, for that case alone and without state; `compiled` says when it runs.
+Products hold no weights of their own here: they are the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minisafe.linear import Linear
+from minisafe.lora import LoraAdapter, LoraDelta
+from minisafe.model import Layer, Llama
+from minisafe.rotary import rotate
+
+
+class Product(nn.Module):
+    """Linear maps of one input as one product, and every adapter's deltas of them."""
+
+    def __init__(self, parts: Sequence[Linear], adapters: Sequence[LoraAdapter]):
+        super().__init__()
+        self.weights = nn.ParameterList(frozen(part.weight) for part in parts)
+        biases = (part.bias for part in parts)
+        self.biases = nn.ParameterList(frozen(bias) for bias in biases if bias is not None)
+        # adapter by adapter: (first column of the output, delta) of each part that has one
+        self.deltas: list[list[tuple[int, LoraDelta]]] = []
+        for adapter in adapters:
+            starts = accumulate((len(part.weight) for part in parts), initial=0)
+            found = zip(starts, (part.name for part in parts), strict=False)
+            self.deltas.append(
+                [(at, adapter.deltas[name]) for at, name in found if name in adapter.deltas]
+            )
+
+    def forward(self, x: Tensor, acting: Sequence[Tensor]) -> Tensor:
+        """x: (B, in_features); acting: by adapter (B, 1), True where it acts"""
+        # joined by the compiler, which keeps only what it packs
+        bias = torch.cat(tuple(self.biases)) if len(self.biases) else None
+        y = F.linear(x, torch.cat(tuple(self.weights)), bias)
+        for deltas, on in zip(self.deltas, acting, strict=True):
+            for at, delta in deltas:
+                # sums, which torch fuses, since so thin a matrix is not worth a product's set-up
+                low = (x.float()[:, None] * delta.a.float()).sum(-1)  # (B, r)
+                change = (low[:, None] * delta.b.float()).sum(-1) * delta.scaling
+                width = len(delta.b)
+                part = y[:, at : at + width]
+                part = torch.where(on, (part.float() + change).to(y.dtype), part)
+                y = torch.cat((y[:, :at], part, y[:, at + width :]), dim=-1)
+        return y
+
+
+def frozen(tensor: Tensor) -> nn.Parameter:
+    """A model's tensor, in the same memory, as a parameter, which freezing packs."""
+    return nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the graph reads beside weights. B rows, n tokens a row in the cache after the step."""
+
+    ids: Tensor  # (B,)
+    positions: Tensor  # (B,) the cache columns of these tokens
+    cos: Tensor  # (B, 1, head_dim)
+    sin: Tensor  # (B, 1, head_dim)
+    masks: tuple[Tensor, ...]  # by kind of window (B, 1, 1, n), 0 where a row looks, else -inf
+    added: Tensor  # (n_layers, B, hidden) what slots add to the residual stream after each layer
+    acting: tuple[Tensor, ...]  # by adapter (B, 1), True where it acts
+    keys: tuple[Tensor, ...]  # by layer (B, n_kv_heads, n, head_dim), a view of the cache
+    values: tuple[Tensor, ...]
+
+
+class Decoder(nn.Module):
+    """`Llama.forward` for one token a row, written for the compiler: no state, no branches."""
+
+    def __init__(self, model: Llama, adapters: Sequence[LoraAdapter]):
+        super().__init__()
+        self.config, self.windows = model.config, window_kinds(model)
+        self.embedding, self.norm = frozen(model.embed_tokens.weight), frozen(model.norm.weight)
+        self.norms, self.products = nn.ParameterList(), nn.ModuleList()
+        for layer in model.layers:
+            assert isinstance(layer, Layer)
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                self.norms.append(frozen(norm.weight))
+            attn, mlp = layer.self_attn, layer.mlp
+            for parts in (
+                (attn.q_proj, attn.k_proj, attn.v_proj), (attn.o_proj,),
+                (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,),
+            ):  # fmt: skip
+                self.products.append(Product(parts, adapters))
+        self.head = None if model.lm_head is None else Product((model.lm_head,), adapters)
+
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, masks: Sequence[Tensor],
+        added: Tensor, acting: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor],
+    ) -> Tensor:  # fmt: skip
+        """`Inputs`, one by one, to logits (B, vocab); writes the tokens' keys and values."""
+        x = F.embedding(ids, self.embedding)  # (B, hidden)
+        for layer in range(self.config.n_layers):
+            qkv, o, gate_up, down = self.products[4 * layer : 4 * layer + 4]
+            y = qkv(self.normed(x, self.norms[2 * layer]), acting)
+            mask = masks[self.windows.index(self.config.windows[layer])]
+            heads = self.attended(y, positions, cos, sin, mask, keys[layer], values[layer])
+            x = x + o(heads, acting)
+            y = gate_up(self.normed(x, self.norms[2 * layer + 1]), acting)
+            gate, up = y.chunk(2, dim=-1)
+            x = x + down(F.silu(gate) * up, acting)
+            x = x + added[layer]
+        x = self.normed(x, self.norm)
+        if self.head is None:
+            return F.linear(x, self.embedding)
+        logits: Tensor = self.head(x, acting)
+        return logits
+
+    def attended(
+        self, y: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """q, k and v side by side, (B, ...), to all heads' outputs, (B, n_heads * head_dim)"""
+        config, batch = self.config, y.shape[0]
+        n_heads, n_kv = config.n_heads, config.n_kv_heads
+        y = y.view(batch, n_heads + 2 * n_kv, config.head_dim)
+        qk = rotate(y[:, : n_heads + n_kv], cos, sin)
+        group = n_heads // n_kv  # query heads of one key-value head are rows of one product
+        q = qk[:, :n_heads].reshape(batch, n_kv, group, config.head_dim)
+        rows, kv_heads = torch.arange(batch)[:, None], torch.arange(n_kv)[None]
+        keys.index_put_((rows, kv_heads, positions[:, None]), qk[:, n_heads:])
+        values.index_put_((rows, kv_heads, positions[:, None]), y[:, n_heads + n_kv :])
+        mask = mask.expand(batch, 1, group, mask.shape[-1])
+        heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return heads.reshape(batch, n_heads * config.head_dim)
+
+
+def window_kinds(model: Llama) -> list[int | None]:
+    """The windows in use, each once, in the order of the layers."""
+    return list(dict.fromkeys(model.config.windows))

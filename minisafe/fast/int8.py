@@ -1,0 +1,210 @@
+"""Weight-only int8: `W ~ scales[:, None] * q`, one symmetric scale an output channel. Pure.
+
+A weight errs by at most half its channel's scale. `int8_linear` leaves activations in their dtype.
+`packed_linear`, for large weights, writes each as two digits of 8 bits (see `two_digits`): integers
+are what kernels multiply at the speed of the memory, and two digits err no more than bf16 does.
+They are multiplied as unsigned bytes, 128 added and taken off again: oneDNN has quick kernels for
+signed ones only on CPUs with AMX, and takes 300 times as long elsewhere (docs/log.md).
+Both kernels are raced (`minisafe.fast.race`) before they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisafe.errors import SettingError
+from minisafe.fast.race import FEW, FEW_ROWS, ROWS, Lap, Shape, border, make_trials, race
+
+# up to FEW_ROWS torch's int8 kernel is faster than widening the weights (docs/log.md)
+BLOCK = 1 << 20  # weights that are widened at a time: 2 MB of bf16, which a core's cache holds
+STEP = 32  # inputs the kernel takes at a time; torch 2.13 crashes where 16 do not divide them
+# weights from which on reading, or widening, costs more than writing two digits (docs/log.md)
+MIN_DIGITS = {torch.bfloat16: 1 << 22, torch.float32: 1 << 18}
+MOST_INPUTS = (2**31 - 1) // (255 * 127)  # of packed weights: more may overflow an integer's sum
+FEW_DIGITS = 256  # rows of digits' products at a time: in float32 they take much room
+BASE = 254  # of the digits: the second one is within half of it, and both fit -127 to 127
+SHARES = torch.tensor([1 / 127, 1 / 127 / BASE])[:, None, None]  # digits' steps of a row's largest
+NOT_ZERO = torch.tensor(1e-30)  # a step, where all of a row is 0
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(out, in) -> int8 (out, in), and positive scales (out,) in the weight's dtype.
+
+    `|q * scale - weight| <= scale / 2`, for a bf16 scale too: rounded down by up to 2^-9, it leaves
+    the largest weight at 127.25 scales at most, which still rounds to 127.
+    Raises `SettingError` unless the dtype is bfloat16 or float32.
+    """
+    if weight.dtype not in (torch.bfloat16, torch.float32):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise SettingError(
+            f"int8 weights are for bfloat16 or float32 models, not {dtype}; give --dtype bfloat16"
+        )
+    q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(len(weight), dtype=weight.dtype, device=weight.device)
+    n = max(1, BLOCK // 4 // weight.shape[1])
+    for start in range(0, len(weight), n):  # float32 copies stay small
+        block = weight[start : start + n].float()
+        scale = (block.abs().amax(dim=1) / 127).to(weight.dtype)
+        scale[scale == 0] = 1  # a channel of zeros
+        scales[start : start + n] = scale
+        q[start : start + n] = (block / scale.float()[:, None]).round_()
+    return q, scales
+
+
+def dequantize(q: Tensor, scales: Tensor) -> Tensor:
+    """The weights that `q` and `scales` stand for, float32 (out, in)."""
+    return q.float() * scales.float()[:, None]
+
+
+def int8_linear(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
+    """`x @ dequantize(q, scales).T`. x: (..., in) in the scales' dtype -> (..., out)"""
+    flat = x.reshape(-1, x.shape[-1])
+    few = len(flat) <= FEW_ROWS and x.device.type == "cpu"
+    if few and len(flat) <= few_rows((q.shape[0], q.shape[1]), x.dtype):
+        y = few_int8(flat, q, scales)
+    else:
+        y = widened(flat, q, scales)
+    return y.view(*x.shape[:-1], -1)
+
+
+def few_int8(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
+    """(rows, in) -> (rows, out), by torch's kernel; in a multiple of `STEP`."""
+    y: Tensor = torch.ops.aten._weight_int8pack_mm(x, q, scales)
+    return y
+
+
+def widened(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
+    """The product by a block of channels at a time, its weights widened to x's dtype, which holds
+    -127 to 127 exactly. (rows, in) -> (rows, out)"""
+    n = max(1, BLOCK // q.shape[1])
+    block = torch.empty(min(n, len(q)), q.shape[1], dtype=x.dtype, device=x.device)
+    y = torch.empty(len(x), len(q), dtype=x.dtype, device=x.device)
+    for start in range(0, len(q), n):
+        part = q[start : start + n]
+        wide = block[: len(part)].copy_(part)
+        y[:, start : start + n] = torch.mm(x, wide.t())
+    return y.mul_(scales)
+
+
+@cache
+def few_laps(shape: Shape) -> tuple[Lap, ...]:
+    """How torch's kernel does in bf16 against `F.linear` and `widened`; none for a width that it
+    cannot take. In float32 it is not used: it takes two to eight times as long as `widened`."""
+    if shape[1] % STEP != 0:
+        return ()
+    laps = []
+    for trial in make_trials(shape, torch.bfloat16, FEW):
+        kernel, instead = (partial(f, trial.x, trial.q, trial.scales) for f in (few_int8, widened))
+        linear = partial(F.linear, trial.x, trial.weight)
+        laps.append(race("int8 rows", trial, kernel, linear, instead))
+    return tuple(laps)
+
+
+@cache
+def few_rows(shape: Shape, dtype: torch.dtype) -> int:
+    """Up to how many rows torch's kernel is used for int8 weights that are not packed."""
+    return border(few_laps(shape)) if dtype == torch.bfloat16 else 0
+
+
+# ---- large weights -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PackedInt8:
+    """int8 weights in oneDNN's own order of blocks. scales: (out,) float32; zeros: (out,) int32."""
+
+    weight: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+
+def pack_int8(q: Tensor, scales: Tensor) -> PackedInt8:
+    """int8 (out, in) and scales (out,) for `packed_linear`; only where `can_pack_int8`."""
+    weight = torch.ops.onednn.qlinear_prepack(q, None)
+    return PackedInt8(weight, scales.float(), torch.zeros(len(q), dtype=torch.int32))
+
+
+def two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`x ~ (digits * steps).sum(dim=0)`, as close as half of its second digit's step.
+
+    x: (rows, in), bfloat16 or float32 -> int8 (2, rows, in) and float32 (2, rows, 1). The second
+    step is the row's largest value / 32258, the first one 254 times that. A row that holds NaN or
+    infinity has steps that are not finite either.
+    """
+    steps = torch.addcmul(NOT_ZERO, x.abs().amax(dim=-1, keepdim=True), SHARES)
+    fine = torch.div(x, steps).round_()
+    fine[1].sub_(fine[0], alpha=BASE)
+    return fine.to(torch.int8), steps
+
+
+def packed_linear(x: Tensor, packed: PackedInt8) -> Tensor:
+    """`x @ W.T` for the weights W that `packed` stands for. x: (..., in) -> (..., out), as x.
+
+    Sums of integers are exact, so a row's result does not depend on the rows beside it.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if len(flat) <= FEW_DIGITS:
+        y = packed_rows(flat, packed)
+    else:
+        y = torch.cat([packed_rows(each, packed) for each in torch.split(flat, FEW_DIGITS)])
+    return y.view(*x.shape[:-1], -1)
+
+
+def packed_rows(x: Tensor, packed: PackedInt8) -> Tensor:
+    """(rows, in) -> (rows, out)"""
+    digits, steps = two_digits(x)
+    y = digit_product(digits, packed)
+    return y[len(x) :].add_(y[: len(x)], alpha=BASE).mul_(steps[1]).to(x.dtype)
+
+
+def digit_product(digits: Tensor, packed: PackedInt8) -> Tensor:
+    """int8 (2, rows, in) -> float32 (2 rows, out)"""
+    unsigned = digits.view(torch.uint8).bitwise_xor(128)  # digit + 128
+    y: Tensor = torch.ops.onednn.qlinear_pointwise(
+        unsigned.view(-1, digits.shape[-1]), 1.0, 128, packed.weight, packed.scales, packed.zeros,
+        None, 1.0, 0, torch.float32, "none", [], "",
+    )  # fmt: skip
+    return y
+
+
+@cache
+def can_pack_int8() -> bool:
+    """Whether this torch and CPU multiply packed int8 without errors, found out by the largest
+    product. CPUs without VNNI or AMX add up pairs in 16 bits, which are too few for it."""
+    q = torch.full((64, 256), 127, dtype=torch.int8)
+    q[::2] *= -1
+    try:
+        y = packed_linear(torch.ones(2, 256), pack_int8(q, torch.ones(64)))
+    except (AttributeError, RuntimeError):
+        return False
+    return torch.allclose(y, q.float().sum(dim=1).expand(2, -1), rtol=1e-5)
+
+
+@cache
+def digit_laps(shape: Shape, dtype: torch.dtype) -> tuple[Lap, ...]:
+    """How products of digits do against `F.linear` in `dtype`; none where sums could go wrong. To
+    write the digits is not timed: it is done once for all channels, of which a race has few."""
+    if shape[1] > MOST_INPUTS or not can_pack_int8():
+        return ()
+    laps = []
+    for trial in make_trials(shape, dtype, ROWS):
+        packed = pack_int8(trial.q, trial.scales)
+        kernel = partial(digit_product, two_digits(trial.x)[0], packed)
+        linear = partial(F.linear, trial.x, trial.weight)
+        result = partial(packed_rows, trial.x, packed)
+        laps.append(race("digits", trial, kernel, linear, result=result))
+    return tuple(laps)
+
+
+def digits_fit(shape: Shape, dtype: torch.dtype) -> bool:
+    """Whether a weight of this shape is packed as digits: a large one, whose kernel is right, and
+    quick for any number of rows."""
+    if shape[0] * shape[1] < MIN_DIGITS[dtype]:
+        return False
+    laps = digit_laps(shape, dtype)
+    return bool(laps) and all(lap.fits for lap in laps)

@@ -1,0 +1,141 @@
+"""Prepared models: a plain model is changed, in place, into one that decodes faster.
+
+`prepare(model, "auto")` keeps plain weights where nothing else pays. "packed" and "int8" store them
+as their kernels read them, for decoding only; the plain model stays the reference, and is what
+training, amplification and editing take.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+import torch
+
+from minisafe.checkpoint import EMBED, fingerprint_of, sample, samples_of
+from minisafe.errors import SettingError
+from minisafe.fast.joined import JoinedAttention, JoinedMLP, Make
+from minisafe.fast.kernels import can_pack, race_left
+from minisafe.fast.left import LeftLinear, may_go_left
+from minisafe.fast.llama import FastLlama
+from minisafe.fast.norm import FastNorm
+from minisafe.fast.packed import PackedLinear
+from minisafe.fast.quantized import Int8Embedding, Int8Head, Int8Linear
+from minisafe.linear import WEIGHTS, Linear
+from minisafe.model import Layer, Llama
+
+MAKE: dict[str, Make] = {"packed": PackedLinear, "int8": Int8Linear}
+
+
+def choose_weights(model: Llama, weights: str) -> str:
+    """What `auto` means for a model; the others mean themselves."""
+    return automatic(model.dtype, model.device.type) if weights == "auto" else weights
+
+
+def automatic(dtype: torch.dtype, device: str = "cpu") -> str:
+    """What `auto` means: packed where that was measured to pay (docs/log.md), which is in bf16 on a
+    CPU with instructions for it; else plain."""
+    pays = dtype == torch.bfloat16 and device == "cpu" and has_bf16()
+    return "packed" if pays and can_pack(dtype) else "plain"
+
+
+def prepare(model: Llama, weights: str = "auto") -> Llama:
+    """Change `model`, in place and part by part, so that it decodes faster; returns it.
+
+    weights: "packed", "int8" (weight-only; CPU; see `int8`), "plain" (nothing changes) or
+        "auto". A plain part is let go before the next one is made, so that weights that nobody else
+        holds take up at most 1.3 times their memory, also while this runs.
+
+    Raises `SettingError` for other `weights`, or where the model's dtype, device or state does not
+    fit them.
+    """
+    if weights not in WEIGHTS:
+        raise SettingError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
+    kind = choose_weights(model, weights)
+    if model.weights not in ("plain", kind):
+        raise SettingError(
+            f"the weights are {model.weights} already; load the model again for {kind}"
+        )
+    if weights == "plain" or kind == model.weights != "plain":
+        return model
+    if kind == "int8" and (model.device.type != "cpu" or model.dtype == torch.float16):
+        dtype = str(model.dtype).removeprefix("torch.")
+        raise SettingError(
+            f"int8 weights need a CPU and bfloat16 or float32, not {model.device.type} and {dtype}"
+        )
+    if kind != "int8" and model.device.type == "cpu":  # packed: a tied head stays plain
+        race_left(model.config, model.dtype)
+    if kind == "plain":
+        quicken(model)
+    else:
+        store(model, kind)
+    return model
+
+
+def quicken(model: Llama) -> None:
+    """Put in, in place, what is faster and leaves plain weights as they are."""
+    if isinstance(model, FastLlama):
+        return
+    model.__class__ = FastLlama
+    for module in list(model.modules()):
+        for name, part in list(module.named_children()):
+            if type(part) is Linear and goes_left(part):
+                setattr(module, name, LeftLinear(part))
+
+
+def goes_left(part: Linear) -> bool:
+    """Whether a plain linear map may be multiplied with its weight on the left."""
+    shape = part.weight.shape[0], part.weight.shape[1]
+    return part.weight.device.type == "cpu" and may_go_left(shape, part.weight.dtype)
+
+
+def store(model: Llama, kind: str) -> None:
+    """Store all matrices in place, "packed" or as "int8"."""
+    # an untied embedding stays as it is: looked at last, it takes no room while the head is there
+    # twice
+    samples = samples_of(model, without=None if model.config.tied else EMBED)
+    make = MAKE[kind]
+    store_head(model, make)
+    for layer in model.layers:
+        assert isinstance(layer, Layer)
+        layer.self_attn = JoinedAttention(layer.self_attn, make)
+        layer.mlp = JoinedMLP(layer.mlp, make)
+        layer.input_layernorm = FastNorm(layer.input_layernorm)
+        layer.post_attention_layernorm = FastNorm(layer.post_attention_layernorm)
+    model.norm = FastNorm(model.norm)
+    if EMBED not in samples:
+        samples[EMBED] = sample(model.embed_tokens.weight)
+    model.__class__ = FastLlama
+    model.weights, model.fingerprint = kind, fingerprint_of(samples)
+    give_back_memory()
+
+
+def store_head(model: Llama, make: Make) -> None:
+    """The head's product. A tied matrix is also what tokens are looked up in, so it keeps its rows:
+    packing a second copy would cost its memory again and save 3 % of a step (docs/log.md)."""
+    if model.lm_head is not None:
+        model.lm_head = make((model.lm_head,))
+    elif make is Int8Linear:
+        with torch.device("meta"):
+            head = Linear(model.config.hidden, model.config.vocab_size, False, "lm_head")
+        head.weight = model.embed_tokens.weight
+        model.lm_head = tied = Int8Head((head,))
+        assert tied.rows is not None
+        model.embed_tokens = Int8Embedding(*tied.rows)
+
+
+def give_back_memory() -> None:
+    """Let the system have what malloc keeps of freed memory, where malloc is glibc's: parts that
+    were joined and packed leave holes, 40 MiB at TinyLlama's size (docs/log.md)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 itself; False where torch cannot tell."""
+    asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    found = (getattr(torch.cpu, name, None) for name in asked)
+    return any(ask is not None and ask() for ask in found)

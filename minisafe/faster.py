@@ -1,0 +1,69 @@
+"""Which fast paths a session takes. Only here is `minisafe.fast` imported, and only for those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from minisafe.engine import Generation, Request
+from minisafe.gate import Gate
+from minisafe.guidance import Guidance
+from minisafe.lockstep import Lockstep, Stream
+from minisafe.vectors import Steering
+
+
+def check_fast(device: str, weights: str, compiled: bool) -> None:
+    """Raise `SettingError` where decoding cannot be compiled, before anything is loaded."""
+    if compiled:
+        from minisafe.fast.compiled import check_compile
+
+        check_compile(device, weights)
+
+
+def put_in(streams: Sequence[Stream], weights: str, compiled: bool) -> None:
+    """Change the streams' models, in place, as the settings `weights` and `compile` ask."""
+    if compiled:
+        from minisafe.fast.compiled import compile_streams
+
+        compile_streams(streams)
+    elif weights != "plain":
+        from minisafe.fast.prepare import prepare
+
+        for stream in streams:
+            prepare(stream.model, weights)
+
+
+def block_limit(setting: int | None, streams: Sequence[Stream]) -> int:
+    """Most tokens that are drafted before the expert reads them; 0 where there are no two models.
+
+    None is decided here: drafts, but not in float32 on a CPU, where kernels take much longer for
+    several tokens than for one.
+    """
+    if len(streams) != 2 or streams[0].model is streams[1].model:
+        return 0
+    if setting is not None:
+        return setting
+    if any(s.model.device.type == "cpu" and s.model.dtype == torch.float32 for s in streams):
+        return 0
+    from minisafe.fast.speculation import AUTOMATIC
+
+    return AUTOMATIC
+
+
+def make_generation(
+    lockstep: Lockstep,
+    guidance: Guidance,
+    requests: Sequence[Request],
+    steering: Steering | None = None,
+    eos: frozenset[int] = frozenset(),
+    gate: Gate | None = None,
+    most: int = 0,
+) -> Generation:
+    """A `Generation`, with blocks of up to `most` drafts where guidance reads two models."""
+    two = guidance.n_streams == len(lockstep.streams) == len(lockstep.groups) == 2
+    if most and two and all(len(r.prompts) == 2 and all(r.prompts) for r in requests):
+        from minisafe.fast.speculation import Speculation
+
+        return Speculation(lockstep, guidance, requests, steering, eos, gate, most)
+    return Generation(lockstep, guidance, requests, steering, eos, gate)
