@@ -85,7 +85,7 @@ def timed(
     tokens = len(list(generation))
     ms = (time.perf_counter() - started[0]) * 1e3 / (tokens - 1)
     if isinstance(generation, Speculation):
-        return Timed(ms, generation.agreed / generation.judged)
+        return Timed(ms, generation.accepted / generation.verified)
     return Timed(ms)
 
 

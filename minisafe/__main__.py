@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from minisafe import standard
+from minisafe.files import standard
 
 
 def main() -> None:

@@ -210,7 +210,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(q_size, hidden, config.o_bias, f"{name}.o_proj")
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
-        q, k, v = (step.layout.spread(each).transpose(1, 2) for each in self.qkv(x, step))
+        q, k, v = self.qkv(x, step)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)
         causal = step.causal and self.window not in step.masks
@@ -221,13 +221,14 @@ class Attention(nn.Module):
         return out
 
     def qkv(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, hidden) -> queries (B, T, n_heads, head_dim), keys and values (B, T, n_kv_heads,
+        """(B, T, hidden) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T,
         head_dim); queries and keys turned by their positions."""
-        heads = (*x.shape[:2], -1, self.head_dim)
+        heads, spread = (*x.shape[:2], -1, self.head_dim), step.layout.spread
         q = self.q_proj(x, step.adapters).view(heads)
         k = self.k_proj(x, step.adapters).view(heads)
         v = self.v_proj(x, step.adapters).view(heads)
-        return rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin), v
+        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        return spread(q).transpose(1, 2), spread(k).transpose(1, 2), spread(v).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -261,7 +262,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        weight = self.weight
+        return F.rms_norm(x, weight.shape, weight, self.eps)
 
 
 class Embedding(nn.Module):

@@ -14,8 +14,8 @@ from test_cli import Outcome, Run, api, flags, run, talk  # noqa: F401 (run is a
 from worlds import World, write_json
 
 from minisafe.cli.chat.commands import COMMANDS
-from minisafe.display import harmless
 from minisafe.errors import NonFiniteError
+from minisafe.files.display import harmless
 from minisafe.session.chat import Chat
 from minisafe.session.saved import load_chat
 from minisafe.session.settings import SETTABLE

@@ -11,9 +11,9 @@ import torch
 from helpers import random_model, tiny_config
 
 import minisafe
-from minisafe import dtype as module
 from minisafe.checkpoint import fingerprint
-from minisafe.dtype import SMALL_MODEL, count_parameters, decoding_dtype, widen_small
+from minisafe.session import dtype as module
+from minisafe.session.dtype import SMALL_MODEL, count_parameters, decoding_dtype, widen_small
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "tiny"
 

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 from spoil import refuses
 
-from minisafe import limits
-from minisafe.checkpoint import read_file
+from minisafe.checkpoint import limits, read_file
 from minisafe.checkpoint.header import read_header
 from minisafe.errors import CheckpointError, VectorError
 

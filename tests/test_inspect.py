@@ -14,7 +14,7 @@ from spoil import respell
 
 from minisafe.cli import main
 from minisafe.cli.inspect import MOST_LETTERS, MOST_LINES, as_lines
-from minisafe.display import CONTROLS
+from minisafe.files.display import CONTROLS
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\nkind: forged\rforged\u2028kind: x\u202e\x9b\x7f"
 Run = Callable[..., tuple[int, str, str]]  # exit code, standard output, standard error

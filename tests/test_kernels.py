@@ -54,6 +54,7 @@ def plain_of(weight):
     with torch.device("meta"):
         plain = Linear(weight.shape[1], len(weight), False, "w")
     plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+    plain.__class__ = LeftLinear
     return plain
 
 
@@ -81,7 +82,7 @@ with torch.inference_mode():
             for kind in ("plain", "packed", "int8"):
                 make = {"packed": PackedLinear, "int8": Int8Linear}.get(kind)
                 plain = plain_of(weight)
-                projection = LeftLinear(plain) if make is None else make((plain,))
+                projection = plain if make is None else make((plain,))
                 rounded = dequantize(*quantize(weight)) if kind == "int8" else weight
                 digits = kind == "int8" and projection.packed is not None
                 for rows in (1, 2, 16, 64):

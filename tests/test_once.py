@@ -8,10 +8,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from minisafe.cli import COMMANDS, cli
+from minisafe.cli import cli, commands
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: str(command.name))
+@pytest.mark.parametrize("command", commands(), ids=lambda command: str(command.name))
 def test_no_option_is_dropped_in_silence(
     command: click.Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,7 +48,7 @@ def twice(option: click.Option) -> list[str]:
     ids=" ".join,
 )
 def test_all_else_is_left_to_click(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    generate: Any = next(each for each in COMMANDS if each.name == "generate")
+    generate: Any = next(each for each in commands() if each.name == "generate")
     monkeypatch.setattr(generate, "callback", lambda **_: None)
     found = CliRunner().invoke(cli, words)
     assert "more than once" not in found.output or words.count("--base") == 2

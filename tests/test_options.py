@@ -14,7 +14,7 @@ from worlds import World
 
 import minisafe
 from minisafe.checkpoint import load_model
-from minisafe.cli import COMMANDS, cli
+from minisafe.cli import cli, commands
 from minisafe.cli.finetune import load_base
 from minisafe.errors import BadInput, SettingError
 from minisafe.tokenizer import parse_option
@@ -66,7 +66,7 @@ def test_what_the_commands_share() -> None:
     """Whatever decodes takes all of it."""
     offered = {
         command.name: {each.name for each in command.params if not each.expose_value}
-        for command in COMMANDS
+        for command in commands()
     }
     assert {"safe", "expert", "sgds_lambda", "temperature"} | BASE <= offered["generate"]
     assert offered["generate"] == offered["chat"] == offered["evaluate"]

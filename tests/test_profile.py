@@ -556,7 +556,7 @@ def test_an_expert_takes_the_bases_dtype(
     session = load(base=tmp_path / "half", expert=world.expert, sa_scale=0.0)
     assert {stream.model.dtype for stream in session.streams} == {torch.float32}
     with monkeypatch.context() as patch:
-        patch.setattr("minisafe.dtype.SMALL_MODEL", 0)
+        patch.setattr("minisafe.session.dtype.SMALL_MODEL", 0)
         session = load(base=tmp_path / "half", expert=world.expert, sa_scale=0.0)
         assert {stream.model.dtype for stream in session.streams} == {torch.bfloat16}
     session = load(base=world.base, expert=tmp_path / "half", sa_scale=0.0)

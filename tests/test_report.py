@@ -22,7 +22,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisafe.display import harmless
 from minisafe.errors import OutputError, SettingError
 from minisafe.evaluation.report import plots
 from minisafe.evaluation.report.html import Browser
@@ -33,6 +32,7 @@ from minisafe.evaluation.report.sections.agreement import disagreements
 from minisafe.evaluation.report.sections.settings import heats, margin_curves
 from minisafe.evaluation.report.tables import Link, Table
 from minisafe.evaluation.report.write import NO_PICTURES, sections, write_report
+from minisafe.files.display import harmless
 
 CHROMIUM = shutil.which("chromium")
 METHODS, STYLES, JUDGES = ("base", "SafeInfer"), ("simple", "cot"), ("phrases", "model")

@@ -12,13 +12,13 @@ from typing import Any, get_args, get_type_hints
 import click
 import pytest
 
-from minisafe.cli import COMMANDS
+from minisafe.cli import commands
 from minisafe.errors import SettingError
 from minisafe.sampling import Sampling
 from minisafe.session.settings import PATHS, SETTABLE, SETTINGS, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
-GENERATE = next(command for command in COMMANDS if command.name == "generate")
+GENERATE = next(command for command in commands() if command.name == "generate")
 
 
 def test_every_field_is_declared_and_nothing_else_is() -> None:

@@ -319,7 +319,7 @@ def test_a_vector_for_layer_0_has_no_place_in_gguf(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     source = minisafe.load_vector(TINY / "vector.safetensors")
     moved = minisafe.SafetyVector({0: source.layers[4]}, {})
-    from minisafe.vectors import save_gguf
+    from minisafe.checkpoint.vectors import save_gguf
 
     with pytest.raises(MinisafeError, match="layer 0 cannot be exported"):
         save_gguf(moved, tmp_path / "v.gguf")

@@ -30,12 +30,12 @@ from minisafe.errors import NonFiniteError, SettingError, SlotError
 from minisafe.fast import draft as draft_module
 from minisafe.fast.block import BlockLength, best_block, forwards_a_token
 from minisafe.fast.speculation import AUTOMATIC, Speculation
-from minisafe.faster import block_limit, make_generation
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance, Plain, SelfCD
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
 from minisafe.sampling import Sampling, accept_or_redraw, filtered
+from minisafe.session.faster import block_limit, make_generation
 from minisafe.vectors import POSITIONS, Steering
 
 pytest_plugins = ["world_fixtures"]
@@ -221,7 +221,7 @@ def test_greedy_with_fixed_weights_is_the_very_same_text() -> None:
         blocks = scene.generation(most)
         list(blocks)
         assert [row.answer for row in blocks.rows] == [row.answer for row in plain.rows]
-        assert 0 < blocks.agreed < blocks.judged
+        assert 0 < blocks.accepted < blocks.verified
         assert all(0 < row.accepted < row.drafted for row in blocks.rows)
 
 
@@ -295,7 +295,7 @@ def test_sampled_text_is_that_of_a_loop_which_judges_each_token(sampling: dict[s
         blocks = scene.generation(most)
         list(blocks)
         assert [row.answer for row in blocks.rows] == wanted
-        assert blocks.agreed < blocks.judged
+        assert blocks.accepted < blocks.verified
     alone = replace(scene, requests=scene.requests[1:2]).generation(4)
     list(alone)
     assert alone.rows[0].answer == wanted[1]
@@ -479,7 +479,7 @@ def test_an_expert_like_the_base_accepts_all(most: int, limit: int) -> None:
     counted = Counted(generation)
     assert counted.n == limit
     assert counted.base == limit - 1
-    assert generation.agreed == generation.judged == limit
+    assert generation.accepted == generation.verified == limit
     left = math.ceil((limit - 1) / most) if most > 1 else limit // 2  # a last single is known
     single = most > 1 and limit % most == 1
     expected = math.ceil(limit / most) - single if most > 1 else left
@@ -498,7 +498,7 @@ def test_an_expert_that_never_agrees(most: int) -> None:
     # the first block's first token is known; blocks near the end are shorter
     assert counted.expert <= 39
     assert counted.base <= most * 39
-    assert generation.agreed == generation.rows[0].accepted == 0
+    assert generation.accepted == generation.rows[0].accepted == 0
     counted = Counted(long_scene(Contrary(), 200).generation(most))
     assert counted.base + counted.expert <= 2.05 * 199
     assert counted.widths[-150:] == [1] * 150  # plain lockstep itself
@@ -520,7 +520,7 @@ class Mostly:
 def test_forwards_are_near_the_ideal_for_the_acceptance_met() -> None:
     generation = long_scene(Mostly(), 400).generation(7)
     counted = Counted(generation)
-    acceptance = generation.agreed / generation.judged
+    acceptance = generation.accepted / generation.verified
     assert 0.8 < acceptance < 0.95
     ideal = min(forwards_a_token(block, acceptance) for block in range(1, 65))
     assert (counted.base + counted.expert) / 399 < 1.06 * ideal

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minisafe import standard
+from minisafe.files import standard
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ["generate", "--chat", "--safe", "--max-new-tokens", "4"]
@@ -43,7 +43,8 @@ def test_messages_that_nobody_reads_take_no_answer_away(line: str) -> None:
 
 def test_closed_streams_become_the_null_device() -> None:
     script = (
-        "from minisafe import standard; standard.open_closed(); import sys; sys.stdout.write('x');"
+        "from minisafe.files import standard; standard.open_closed();"
+        "import sys; sys.stdout.write('x');"
         "sys.stderr.write('x'); ok = sys.stdin.read() == '' and open('/dev/null').fileno() > 2;"
         "sys.exit(0 if ok else 1)"
     )

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from minisafe.display import harmless
 from minisafe.errors import PromptError, SettingError
 from minisafe.files import json_lines, parse_json, read_text
+from minisafe.files.display import harmless
 from minisafe.tokenizer import Message, Tokenizer
 
 

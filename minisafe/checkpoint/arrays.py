@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minisafe import limits
+from minisafe.checkpoint import limits
 from minisafe.errors import VectorError
 from minisafe.files import read_bytes
 

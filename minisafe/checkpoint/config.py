@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from minisafe import limits
+from minisafe.checkpoint import limits
 from minisafe.config import DTYPES, FAMILIES, LlamaConfig, RopeScaling
-from minisafe.display import harmless, shown
 from minisafe.errors import ConfigError
 from minisafe.files import read_json
+from minisafe.files.display import harmless, shown
 from minisafe.files.foreign import no_config, no_model
 
 

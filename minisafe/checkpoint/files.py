@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minisafe import limits
+from minisafe.checkpoint import limits
 from minisafe.checkpoint.header import NOT_WHOLE, Stated, read_header
 from minisafe.errors import CheckpointError, MinisafeError
 from minisafe.files import read_json, whole_file

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe import limits
+from minisafe.checkpoint import limits
 from minisafe.errors import BadInput, CheckpointError
 from minisafe.files import parse_json
 from minisafe.files.foreign import LFS, LFS_WORDS

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.checkpoint.pattern import Pattern, PatternError
-from minisafe.display import harmless
 from minisafe.errors import AdapterError
+from minisafe.files.display import harmless
 
 REFUSED = {
     "use_dora": "DoRA",
@@ -93,6 +93,7 @@ def compiled(source: str, key: str, path: Path) -> Pattern:
 
 
 def refused_pattern(source: str, key: str, path: Path, error: PatternError) -> AdapterError:
+    """The error of a pattern that cannot be followed."""
     return AdapterError(f"{path}: {key} has the pattern {short(source)}: {error}")
 
 

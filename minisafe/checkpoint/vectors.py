@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minisafe import limits
+from minisafe.checkpoint import limits
 from minisafe.checkpoint.arrays import read_gguf, read_npy
 from minisafe.checkpoint.header import FLOATS, read_header
 from minisafe.errors import ConfigError, VectorError

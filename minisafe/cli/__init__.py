@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import warnings
@@ -11,20 +12,24 @@ import click
 
 from minisafe import __version__
 from minisafe.checkpoint import first_line, is_out_of_memory
-from minisafe.cli.amplify import amplify_command
-from minisafe.cli.calibrate import calibrate
-from minisafe.cli.chat import chat_command
-from minisafe.cli.convert import convert
-from minisafe.cli.edit import edit_command
-from minisafe.cli.evaluate import evaluate_command
-from minisafe.cli.finetune import finetune
-from minisafe.cli.generate import generate
-from minisafe.cli.inspect import inspect
 from minisafe.cli.once import check_once
-from minisafe.cli.sweep import sweep
-from minisafe.cli.vouch import vouch_command
-from minisafe.display import one_line
 from minisafe.errors import MinisafeError
+from minisafe.files.display import one_line
+
+# where each command lives: it is imported when it is asked for, and its file brings what it needs
+HOMES = {
+    "chat": "chat_command",
+    "generate": "generate",
+    "inspect": "inspect",
+    "amplify": "amplify_command",
+    "finetune": "finetune",
+    "convert": "convert",
+    "edit": "edit_command",
+    "evaluate": "evaluate_command",
+    "calibrate": "calibrate",
+    "sweep": "sweep",
+    "vouch": "vouch_command",
+}
 
 
 class Commands(click.Group):
@@ -32,6 +37,16 @@ class Commands(click.Group):
 
     An option that counts once may be given once: click would take the last and drop the others.
     """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in HOMES:
+            return None
+        module = importlib.import_module(f"minisafe.cli.{cmd_name}")
+        command: click.Command = getattr(module, HOMES[cmd_name])
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -63,12 +78,11 @@ def cli() -> None:
     """
 
 
-COMMANDS = (
-    chat_command, generate, inspect, amplify_command, finetune, convert, edit_command,
-    evaluate_command, calibrate, sweep, vouch_command,
-)  # fmt: skip
-for command in COMMANDS:
-    cli.add_command(command)
+def commands() -> tuple[click.Command, ...]:
+    """Every command, imported."""
+    context = click.Context(cli)
+    found = (cli.get_command(context, name) for name in cli.list_commands(context))
+    return tuple(each for each in found if each is not None)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from torch import Tensor
 
-from minisafe import limits
+from minisafe.checkpoint import limits
 from minisafe.checkpoint.vectors import load_vector, save_gguf, save_npy, save_vector
 from minisafe.cli.options import PATH
 from minisafe.errors import VectorError

@@ -23,9 +23,9 @@ from minisafe.checkpoint.peft import check_adapter_config
 from minisafe.checkpoint.vectors import load_vector
 from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
 from minisafe.cli.options import PATH
-from minisafe.display import one_line
 from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
+from minisafe.files.display import one_line
 from minisafe.files.foreign import HAS_ONE, no_config
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import PATHS, resolve

@@ -11,11 +11,11 @@ import torch
 from minisafe.checkpoint import as_dtype
 from minisafe.checkpoint.config import load_config
 from minisafe.config import LlamaConfig
-from minisafe.display import one_line
-from minisafe.dtype import count_parameters, decoding_dtype
 from minisafe.errors import BadInput, SettingError
 from minisafe.fast.kernels import choices
 from minisafe.fast.prepare import automatic
+from minisafe.files.display import one_line
+from minisafe.session.dtype import count_parameters, decoding_dtype
 from minisafe.session.profile import load_profile
 from minisafe.session.settings import Settings, resolve
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import click
 
 from minisafe.declared import NUMBER, SWITCH, WHOLE, Setting
-from minisafe.display import harmless as harmless  # commands take it from here
 from minisafe.errors import PromptError, SettingError
+from minisafe.files.display import harmless as harmless  # commands take it from here
 from minisafe.sampling import Sampling
 from minisafe.session.acted import Acted
 from minisafe.session.load import load

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def forwards_a_token(block: int, acceptance: float, price: float = 1.0) -> float:
-    """What a token of `speculation.Speculation` costs, in forwards of the base.
+    """What one token of `Speculation` costs, in forwards of the base.
 
     A block is `block` forwards of the base and one of the expert, which costs `price` of them. A
     draft is accepted with probability `acceptance`. Blocks are of two kinds, states of a Markov
@@ -13,7 +13,7 @@ def forwards_a_token(block: int, acceptance: float, price: float = 1.0) -> float
     """
     powers = [acceptance**n for n in range(block + 1)]
     unknown, known = sum(powers[:block]), 1 + sum(powers[: block - 1])  # tokens that a block gives
-    # with blocks of one, a known first token leaves nothing for the expert to judge
+    # with blocks of one, a known first token leaves nothing for the expert to verify
     again, known_cost = (powers[block - 1], block + price) if block > 1 else (0.0, 1.0)
     share = powers[block] / (1 + powers[block] - again) if acceptance < 1 or block == 1 else 1.0
     cost = (1 - share) * (block + price) + share * known_cost
@@ -37,14 +37,15 @@ class BlockLength:
 
     def __init__(self, most: int, price: float = 1.0):
         self.most, self.price = most, price
-        self.agreed, self.judged = 1.4, 2.0  # a guess by which blocks begin short
+        self.accepted, self.verified = 1.4, 2.0  # a guess by which blocks begin short
 
-    def note(self, agreed: int, judged: int) -> None:
-        """Count drafts that were judged, and those of them that stood."""
-        self.agreed, self.judged = 0.95 * self.agreed + agreed, 0.95 * self.judged + judged
+    def note(self, accepted: int, verified: int) -> None:
+        """Count drafts that were verified, and those of them that were accepted."""
+        self.accepted = 0.95 * self.accepted + accepted
+        self.verified = 0.95 * self.verified + verified
 
     @property
     def now(self) -> int:
-        """How many tokens to draft now; 0 for none, where hardly any stands."""
-        acceptance = self.agreed / self.judged
+        """How many tokens to draft now; 0 for none, where hardly any is accepted."""
+        acceptance = self.accepted / self.verified
         return 0 if acceptance < POOR else best_block(acceptance, self.most, self.price)

@@ -18,15 +18,19 @@ class Draft:
     """A row's answer, and the block after it.
 
     starts: what base and expert had read before the answer. guided_tokens: how many tokens of the
-    answer guidance acts on. read: how many tokens of answer and block the expert has read. known:
-    its log-probabilities of the block's first token, if it has read all before that.
+    answer guidance acts on. read: how many tokens of answer and block the expert has read.
+    expert_first: its log-probabilities of the block's first token, if it has read all before that.
 
-    ids, said: the block, and the base's log-probabilities at each token; the first `sure` of ids
-    are final. heard: the expert's log-probabilities at the tokens after those.
+    ids, base: the block, and the base's log-probabilities at each token; the first `n_verified` of
+    ids are verified already. expert: its log-probabilities at the tokens after those. q: by token,
+    the distribution that it was drafted from, where temperature is above 0.
     """
 
-    def __init__(self, row: Row, starts: tuple[int, int], guided_tokens: int, known: Tensor | None):
-        self.row, self.starts, self.guided_tokens, self.known = row, starts, guided_tokens, known
+    def __init__(
+        self, row: Row, starts: tuple[int, int], guided_tokens: int, expert_first: Tensor | None
+    ):
+        self.row, self.starts, self.guided_tokens = row, starts, guided_tokens
+        self.expert_first = expert_first
         self.read, self.prompt_steered = 0, row.steered
         self.uniforms: list[Tensor] = []  # (3, 1) by token of the answer
         self.clear()
@@ -35,19 +39,19 @@ class Draft:
         """Begin a block."""
         self.begin = len(self.row.answer)
         self.ids: list[int] = []
-        self.said: list[Tensor] = []
-        self.chances: list[Tensor] = []  # q, where temperature is above 0
-        self.heard = torch.empty(0)
-        self.sure = 0
+        self.base: list[Tensor] = []
+        self.q: list[Tensor] = []
+        self.expert = torch.empty(0)
+        self.n_verified = 0
 
     def seen(self, place: int) -> Seen:
         """What the safety decision knows before the block's token `place`."""
         return replace(self.row.seen, tokens=self.begin + place)
 
     @property
-    def n_judged(self) -> int:
-        """How many tokens after the sure ones guidance acts on."""
-        return max(0, min(len(self.ids), self.guided_tokens - self.begin) - self.sure)
+    def n_unverified(self) -> int:
+        """How many drafts the expert has yet to verify: those on which guidance acts."""
+        return max(0, min(len(self.ids), self.guided_tokens - self.begin) - self.n_verified)
 
     def longest(self, n: int) -> int:
         """What the stream that is ahead has read in plain lockstep when the n-th token is taken."""
@@ -72,23 +76,24 @@ class Draft:
             self.uniforms.append(torch.rand(3, 1, generator=generator, dtype=torch.float64))
         return self.uniforms[self.begin + place]
 
-    def write(self, log_probs: Tensor, best: int) -> None:
+    def extend(self, log_probs: Tensor, best: int) -> None:
         """Draft one more token from the base's (vocab,) log-probabilities, whose best is given."""
         sampling, place = self.row.request.sampling, len(self.ids)
-        self.said.append(log_probs)
+        self.base.append(log_probs)
         if sampling.temperature > 0:
             q = filtered(log_probs, sampling, self.counts(place)).exp().double().cpu()
-            self.chances.append(q)
+            self.q.append(q)
             best = inverse_cdf(q, self.uniform(place)[0])
         elif sampling.penalises:
             best = int(penalised(log_probs, sampling, self.counts(place)).argmax())
         self.ids.append(best)
 
-    def judge(self, place: int, final: Tensor) -> int:
-        """The answer's token at `place` by guided (vocab,) log-probabilities: the draft or not."""
+    def verify(self, place: int, target: Tensor) -> int:
+        """The answer's token at `place`: the draft if it is accepted, else one drawn again.
+        target: (vocab,) log-probabilities."""
         sampling, counts = self.row.request.sampling, self.counts(place)
         if sampling.temperature == 0:
-            return int(penalised(final, sampling, counts).argmax())
-        p = filtered(final, sampling, counts).exp().double().cpu()
+            return int(penalised(target, sampling, counts).argmax())
+        p = filtered(target, sampling, counts).exp().double().cpu()
         _, accept, again = self.uniform(place)
-        return accept_or_redraw(p, self.chances[place], self.ids[place], accept, again)
+        return accept_or_redraw(p, self.q[place], self.ids[place], accept, again)

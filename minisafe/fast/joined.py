@@ -59,7 +59,24 @@ class JoinedLinear(Linear):
 Make = Callable[[Sequence[Linear]], JoinedLinear]
 
 
-class JoinedAttention(Attention):
+class TurnedAttention(Attention):
+    """Attention that turns queries and keys in one pass over the heads of both."""
+
+    def qkv(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        return self.turned(torch.cat([part(x, step.adapters) for part in parts], dim=-1), step)
+
+    def turned(self, y: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v side by side, (B, T, ...), to what `qkv` gives."""
+        heads = y.view(*y.shape[:2], -1, self.head_dim)
+        # the method: `torch.split` takes a detour through Python, longer than the split itself
+        qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
+        qk = step.layout.spread(rotate(qk, step.cos, step.sin)).transpose(1, 2)
+        q, k = qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
+        return q, k, step.layout.spread(v).transpose(1, 2)
+
+
+class JoinedAttention(TurnedAttention):
     """Attention whose q, k and v are one product. It takes the plain one apart: each part is let go
     before the next one is made."""
 
@@ -72,13 +89,7 @@ class JoinedAttention(Attention):
         self.o_proj = make((plain.o_proj,))
 
     def qkv(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        y = self.qkv_proj(x, step.adapters)
-        heads = y.view(*y.shape[:2], -1, self.head_dim)  # q's, then k's, then v's
-        # the method: `torch.split` takes a detour through Python, longer than the split itself
-        qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
-        qk = rotate(qk, step.cos, step.sin)  # one pass over the heads of both
-        q, k = qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=2)
-        return q, k, v
+        return self.turned(self.qkv_proj(x, step.adapters), step)
 
 
 class JoinedMLP(MLP):

@@ -7,7 +7,7 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minisafe.fast.race import FEW, FEW_ROWS, Lap, Shape, border, make_trials, race
 from minisafe.linear import Linear, add_deltas
@@ -17,11 +17,7 @@ MIN_WEIGHTS = 1 << 18  # of a matrix; below, the detour costs more than it saves
 
 
 class LeftLinear(Linear):
-    """A plain linear map, on the very same weight, by `linear`."""
-
-    def __init__(self, plain: Linear):
-        nn.Module.__init__(self)
-        self.name, self.weight, self.bias = plain.name, plain.weight, plain.bias
+    """A plain linear map by `linear`; `prepare` turns one into it, in place."""
 
     def forward(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
         y = linear(x, self.weight, self.bias)

@@ -15,7 +15,8 @@ import torch
 
 from minisafe.checkpoint import EMBED, fingerprint_of, sample, samples_of
 from minisafe.errors import SettingError
-from minisafe.fast.joined import JoinedAttention, JoinedMLP, Make
+from minisafe.fast.held import HeldLinear
+from minisafe.fast.joined import JoinedAttention, JoinedMLP, Make, TurnedAttention
 from minisafe.fast.kernels import can_pack, race_left
 from minisafe.fast.left import LeftLinear, may_go_left
 from minisafe.fast.llama import FastLlama
@@ -23,7 +24,7 @@ from minisafe.fast.norm import FastNorm
 from minisafe.fast.packed import PackedLinear
 from minisafe.fast.quantized import Int8Embedding, Int8Head, Int8Linear
 from minisafe.linear import WEIGHTS, Linear
-from minisafe.model import Layer, Llama
+from minisafe.model import Attention, Layer, Llama
 
 MAKE: dict[str, Make] = {"packed": PackedLinear, "int8": Int8Linear}
 
@@ -78,10 +79,11 @@ def quicken(model: Llama) -> None:
     if isinstance(model, FastLlama):
         return
     model.__class__ = FastLlama
-    for module in list(model.modules()):
-        for name, part in list(module.named_children()):
-            if type(part) is Linear and goes_left(part):
-                setattr(module, name, LeftLinear(part))
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.__class__ = LeftLinear if goes_left(module) else HeldLinear
+        elif isinstance(module, Attention):
+            module.__class__ = TurnedAttention
 
 
 def goes_left(part: Linear) -> bool:

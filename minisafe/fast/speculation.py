@@ -1,18 +1,18 @@
 """Exact speculative lockstep, for an expert with weights of its own.
 
-Plain lockstep reads two models' weights for each token. Here the steered base writes a block of
-tokens ahead, and the expert reads the block in one forward (Leviathan et al., 2023, arXiv
-2211.17192; Chen et al., 2023, arXiv 2302.01318). Drafts come from q, the base's distribution after
-penalties, temperature and filters; the target p is the guided distribution after the same. A draft
-becomes the answer's token with probability min(1, p / q); the first that does not is drawn anew
-from max(p - q, 0), and all behind it are forgotten. Greedily, drafts stand while they are p's best.
+Plain lockstep reads two models' weights for each token. Here the steered base drafts a block of
+tokens, and the expert reads the block in one forward (Leviathan et al., 2023, arXiv 2211.17192;
+Chen et al., 2023, arXiv 2302.01318). Drafts come from q, the base's distribution after penalties,
+temperature and filters; the target p is the guided distribution after the same. A draft is accepted
+with probability min(1, p / q). The first that is rejected is drawn again from max(p - q, 0), and
+all drafts behind it are dropped. Greedily, drafts are accepted while they are p's best.
 
-Where a block is accepted as a whole, the expert has also told what it says of the token after it.
-Then p is known as soon as the base has read on, and the next block's first token needs no expert.
+Where a whole block is accepted, the expert has also read its last token. Then p of the next token
+needs the base alone, and the next block's first draft is verified without the expert.
 
-Each token of an answer has three uniform numbers of its own (draft, acceptance, second draw), so a
-seed gives the same text whatever the blocks' lengths and the other rows are: that of a loop which
-judges every single token. It is another text than plain lockstep's, of the same distribution.
+Each token of an answer has three uniform numbers of its own (draft, acceptance, second draw). So a
+seed gives the same text for any block lengths and any other rows: that of a loop which verifies
+every single token. It is another text than plain lockstep's, of the same distribution.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Speculation(Generation):
     closed early, the caches hold what they would in plain lockstep.
 
     Args:
-        most: tokens a block at most; how many it is follows from past acceptances of all rows. The
-            rest is as for `Generation`.
+        most: tokens per block at most; past acceptances of all rows decide how many. The rest is as
+            for `Generation`.
 
-    `judged` counts tokens for which base and target were compared, `agreed` those for which the
-    base's draft stood; `agreed / judged` is the acceptance rate.
+    `verified` counts drafts that were held against their target, `accepted` those of them that
+    became the answer's tokens; `accepted / verified` is the acceptance rate.
     """
 
     most: int = AUTOMATIC
@@ -54,7 +54,7 @@ class Speculation(Generation):
         super().__post_init__()
         base, expert = (n_weights(stream) for stream in self.lockstep.streams)
         self.block_length = BlockLength(self.most, expert / base)
-        self.judged = self.agreed = 0
+        self.verified = self.accepted = 0
         self.live = list(range(len(self.requests)))
         self.drafts: list[Draft] = []  # of the live rows
         self.spoilt = False  # whether a cache holds what is not finite
@@ -68,7 +68,7 @@ class Speculation(Generation):
                     log_probs = self.read([[draft.row.answer[-1]] for draft in self.drafts])
         finally:
             for place in range(len(self.drafts)):
-                self.settle(place, going=False)
+                self.rewind(place, going=False)
         self.check_steered()
 
     def read_prompts(self) -> Tensor:
@@ -86,8 +86,8 @@ class Speculation(Generation):
         for place, row in enumerate(self.rows):
             starts = self.lockstep.length(0, place), self.lockstep.length(1, place)
             guided_tokens = self.policy.guided_tokens(row.seen)
-            known = expert[place] if row.guided else None
-            self.drafts.append(Draft(row, starts, guided_tokens, known))
+            expert_first = expert[place] if row.guided else None
+            self.drafts.append(Draft(row, starts, guided_tokens, expert_first))
         return base
 
     def read(self, ids: Sequence[Sequence[int]]) -> Tensor:
@@ -98,22 +98,22 @@ class Speculation(Generation):
         return base
 
     def block(self, log_probs: Tensor) -> Iterator[Event]:
-        """Draft, judge and tell; then let the caches hold what the answers have become."""
-        judged, agreed, self.spoilt = self.judged, self.agreed, False
+        """Draft, verify and emit; then let the caches hold what the answers have become."""
+        verified, accepted, self.spoilt = self.verified, self.accepted, False
         most = self.block_length.now
         if most == 0:
             self.catch_up()
-        self.write(log_probs, max(most, 1))
-        self.listen()
-        gained = self.judge()
-        self.block_length.note(self.agreed - agreed, self.judged - judged)
-        yield from self.tell(gained)
+        self.draft(log_probs, max(most, 1))
+        self.read_drafts()
+        gained = self.verify()
+        self.block_length.note(self.accepted - accepted, self.verified - verified)
+        yield from self.emit(gained)
         for number in self.live:
             if self.rows[number].finish == "cancelled":
                 yield Event(number, None, "cancelled")
         going = [place for place, number in enumerate(self.live) if not self.rows[number].finish]
         for place in range(len(self.live)):
-            self.settle(place, place in going)
+            self.rewind(place, place in going)
         if going and len(going) < len(self.live):
             self.lockstep.keep(going)
         self.live = [self.live[place] for place in going]
@@ -121,21 +121,21 @@ class Speculation(Generation):
 
     def catch_up(self) -> None:
         """Let the expert read the answers' last tokens, so that the next ones' targets are known:
-        plain lockstep, for drafts that would hardly stand."""
-        behind = [d.known is None and d.begin < d.guided_tokens for d in self.drafts]
+        plain lockstep, for drafts that would hardly be accepted."""
+        behind = [d.expert_first is None and d.begin < d.guided_tokens for d in self.drafts]
         if any(behind):
             texts = [
                 d.unread(False) if is_ else [] for d, is_ in zip(self.drafts, behind, strict=True)
             ]
-            heard = self.lockstep.score(1, texts)
-            for draft, text, log_probs in zip(self.drafts, texts, heard, strict=True):
+            found = self.lockstep.score(1, texts)
+            for draft, text, log_probs in zip(self.drafts, texts, found, strict=True):
                 if len(log_probs) < len(text):
                     raise broken()
                 draft.read += len(text)
-                draft.known = log_probs[-1] if text else draft.known
+                draft.expert_first = log_probs[-1] if text else draft.expert_first
 
-    def write(self, log_probs: Tensor, most: int) -> None:
-        """Let the base draft a block a row, from its log-probabilities of the first tokens."""
+    def draft(self, log_probs: Tensor, most: int) -> None:
+        """Let the base draft one block per row, from its log-probabilities of the first tokens."""
         if not any(draft.begin < draft.guided_tokens for draft in self.drafts):
             most = 1  # there is nothing to wait for
         going = [True] * len(self.drafts)
@@ -143,9 +143,9 @@ class Speculation(Generation):
             best = log_probs.argmax(dim=-1).tolist()
             for place, draft in enumerate(self.drafts):
                 if going[place]:
-                    draft.write(log_probs[place], best[place])
+                    draft.extend(log_probs[place], best[place])
             if number == 0:
-                self.judge_known()
+                self.verify_first()
             going = [more and not self.ends(d) for d, more in zip(self.drafts, going, strict=True)]
             if number + 1 == most or not any(going):
                 return
@@ -161,61 +161,63 @@ class Speculation(Generation):
         n = draft.begin + len(draft.ids)
         return bool(self.why_ended(draft.row.request, draft.ids[-1], n, draft.longest(n)))
 
-    def judge_known(self) -> None:
-        """Make the first tokens final whose target is known."""
-        known = {place: d.known for place, d in enumerate(self.drafts) if d.known is not None}
-        if not known:
+    def verify_first(self) -> None:
+        """Verify the first drafts whose target needs no forward: the expert has read all before."""
+        ready = [(d, d.expert_first) for d in self.drafts if d.expert_first is not None]
+        if not ready:
             return
-        drafts = [self.drafts[place] for place in known]
-        base = torch.stack([draft.said[0] for draft in drafts])
-        seen = [draft.seen(0) for draft in drafts]
-        finals = self.policy.decide(seen, (base, torch.stack(list(known.values())))).log_probs
-        for draft, final in zip(drafts, finals, strict=True):
-            draft.ids[0], draft.sure = self.verdict(draft, 0, final), 1
+        base = torch.stack([draft.base[0] for draft, _ in ready])
+        expert = torch.stack([log_probs for _, log_probs in ready])
+        seen = [draft.seen(0) for draft, _ in ready]
+        targets = self.policy.decide(seen, (base, expert)).log_probs
+        for (draft, _), target in zip(ready, targets, strict=True):
+            draft.ids[0], draft.n_verified = self.verify_one(draft, 0, target), 1
 
-    def verdict(self, draft: Draft, place: int, final: Tensor) -> int:
+    def verify_one(self, draft: Draft, place: int, target: Tensor) -> int:
         """The token at `place`; counts whether it is the draft."""
-        token = draft.judge(place, final)
+        token = draft.verify(place, target)
         if draft.row.request.watched:
-            changed = int(final.argmax()) != int(draft.said[place].argmax())
+            changed = int(target.argmax()) != int(draft.base[place].argmax())
             draft.row.changes[draft.begin + place] = changed
-        self.judged, self.agreed = self.judged + 1, self.agreed + (token == draft.ids[place])
+        self.verified += 1
+        self.accepted += token == draft.ids[place]
         return token
 
-    def listen(self) -> None:
-        """Let the expert read all drafts in one forward, if any is to be judged."""
-        if not any(draft.n_judged for draft in self.drafts):
+    def read_drafts(self) -> None:
+        """Let the expert read all drafts in one forward, if any is to be verified."""
+        if not any(draft.n_unverified for draft in self.drafts):
             return
         texts = [draft.unread(self.ends(draft)) for draft in self.drafts]
-        heard = self.lockstep.score(1, texts)
-        for draft, text, log_probs in zip(self.drafts, texts, heard, strict=True):
-            draft.read, draft.heard = draft.read + len(text), log_probs
+        found = self.lockstep.score(1, texts)
+        for draft, text, log_probs in zip(self.drafts, texts, found, strict=True):
+            draft.read, draft.expert = draft.read + len(text), log_probs
             self.spoilt |= len(log_probs) < len(text)
-            draft.row.drafted += draft.n_judged
+            draft.row.drafted += draft.n_unverified
 
-    def judge(self) -> list[list[int]]:
+    def verify(self) -> list[list[int]]:
         """The tokens that each row gains."""
-        counts = [min(draft.n_judged, len(draft.heard)) for draft in self.drafts]
+        counts = [min(draft.n_unverified, len(draft.expert)) for draft in self.drafts]
         found = [torch.empty(0)] * len(counts)
         if any(counts):
             pairs = list(zip(self.drafts, counts, strict=True))
-            said = [each for d, n in pairs for each in d.said[d.sure : d.sure + n]]
-            heard = [each for d, n in pairs for each in d.heard[:n]]
-            seen = [d.seen(d.sure + place) for d, n in pairs for place in range(n)]
-            streams = torch.stack(said), torch.stack(heard)
-            finals = self.policy.decide(seen, streams).log_probs
-            found = list(torch.split(finals, counts))
-        return [self.gain(draft, each) for draft, each in zip(self.drafts, found, strict=True)]
+            base = [each for d, n in pairs for each in d.base[d.n_verified : d.n_verified + n]]
+            expert = [each for d, n in pairs for each in d.expert[:n]]
+            seen = [d.seen(d.n_verified + place) for d, n in pairs for place in range(n)]
+            streams = torch.stack(base), torch.stack(expert)
+            targets = self.policy.decide(seen, streams).log_probs
+            found = list(torch.split(targets, counts))
+        return [self.accept(draft, each) for draft, each in zip(self.drafts, found, strict=True)]
 
-    def gain(self, draft: Draft, finals: Tensor) -> list[int]:
-        """The sure tokens, and drafts up to the first that does not stand, which is replaced."""
-        tokens, n_judged = draft.ids[: draft.sure], draft.n_judged
-        for number, id_ in enumerate(draft.ids[draft.sure :]):
+    def accept(self, draft: Draft, targets: Tensor) -> list[int]:
+        """The verified token, if any, and drafts up to the first that is rejected, with what takes
+        its place."""
+        tokens, n_unverified = draft.ids[: draft.n_verified], draft.n_unverified
+        for number, id_ in enumerate(draft.ids[draft.n_verified :]):
             token = id_
-            if number < n_judged:
-                if number == len(finals):  # not finite from here on
+            if number < n_unverified:
+                if number == len(targets):  # not finite from here on
                     break
-                token = self.verdict(draft, draft.sure + number, finals[number])
+                token = self.verify_one(draft, draft.n_verified + number, targets[number])
                 draft.row.accepted += token == id_
             tokens.append(token)
             if token != id_:
@@ -224,7 +226,7 @@ class Speculation(Generation):
             raise broken()
         return tokens
 
-    def tell(self, gained: Sequence[Sequence[int]]) -> Iterator[Event]:
+    def emit(self, gained: Sequence[Sequence[int]]) -> Iterator[Event]:
         """Take the tokens of rows that are not cancelled meanwhile."""
         for turn in range(max(map(len, gained))):
             for number, draft, tokens in zip(self.live, self.drafts, gained, strict=True):
@@ -235,21 +237,21 @@ class Speculation(Generation):
                     row.finish = self.why_ended(row.request, tokens[turn], n, draft.longest(n))
                     yield Event(number, tokens[turn], row.finish)
 
-    def settle(self, place: int, going: bool) -> None:
+    def rewind(self, place: int, going: bool) -> None:
         """Rewind a row's caches to its answer; the base has yet to read the last token of it."""
         draft = self.drafts[place]
         row, n = draft.row, len(draft.row.answer)
         whole = going and row.answer[draft.begin :] == draft.ids
-        next_ = len(draft.ids) - draft.sure
-        draft.known = draft.heard[next_] if whole and len(draft.heard) > next_ else None
-        draft.read = min(draft.read, max(n - 1, 0) if draft.known is None else n)
+        after = len(draft.ids) - draft.n_verified  # the expert's log-probabilities of what follows
+        draft.expert_first = draft.expert[after] if whole and len(draft.expert) > after else None
+        draft.read = min(draft.read, max(n - 1, 0) if draft.expert_first is None else n)
         ends = draft.starts[0] + max(n - 1, 0), draft.starts[1] + draft.read
         for stream, end in enumerate(ends):
             self.lockstep.rewind(stream, place, min(end, self.lockstep.length(stream, place)))
             if self.spoilt:
                 self.lockstep.wipe(stream, place)
         fed = covered(row.spans, draft.starts[0], self.lockstep.length(0, place))
-        row.steered = draft.prompt_steered + len(fed)  # drafts that fell do not count
+        row.steered = draft.prompt_steered + len(fed)  # rejected drafts do not count
         draft.clear()
 
 

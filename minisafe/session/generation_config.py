@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.checkpoint.config import load_config
-from minisafe.display import shown
 from minisafe.errors import ConfigError, SettingError
 from minisafe.files import read_json
+from minisafe.files.display import shown
 from minisafe.sampling import Sampling
 from minisafe.session.settings import checked
 

@@ -11,17 +11,17 @@ import torch
 
 from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, load_adapter, load_model
 from minisafe.checkpoint.adapter import merge_adapter
-from minisafe.dtype import widen_small
 from minisafe.errors import SafetyError, SafetyWarning, SettingError
-from minisafe.faster import check_fast, put_in
 from minisafe.gate import Calibration, Gate
 from minisafe.guidance import RULES
 from minisafe.lockstep import Stream
 from minisafe.model import Llama
 from minisafe.session.asked import Asked, check_asked, gather
+from minisafe.session.dtype import widen_small
+from minisafe.session.faster import check_fast, engine_for, put_in
 from minisafe.session.fingerprints import made_for
 from minisafe.session.promise import check_parts
-from minisafe.session.session import Session, engine_for
+from minisafe.session.session import Session
 from minisafe.session.settings import Settings
 from minisafe.tokenizer import Tokenizer, check_same_vocabulary, check_tokenizer, load_tokenizer
 from minisafe.vectors import SafetyVector, Steering, check_vector
@@ -77,7 +77,7 @@ def make_session(asked: Asked, model: Llama) -> Session:
         settings=settings, streams=streams, tokenizer=tokenizer, eos=asked.eos,
         guidance=settings.guidance(), steering=steering, kinds=kinds,
         gate=make_gate(settings, asked.calibration, steering),
-        engine=engine_for(settings, streams),
+        engine=engine_for(settings.speculate, streams),
     )  # fmt: skip
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
-from minisafe.faster import block_limit, make_generation
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Guidance, Plain
 from minisafe.lockstep import Lockstep, Stream
@@ -20,14 +18,13 @@ from minisafe.session.acted import Acted, what_acts
 from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
+from minisafe.session.faster import Engine, engine_for
 from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
 from minisafe.session.settings import SETTABLE, Settings, resolve
 from minisafe.slots import Span
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering
-
-Engine = Callable[..., Generation]  # takes what `Generation` takes
 
 
 @dataclass(eq=False, repr=False)
@@ -304,7 +301,7 @@ class Session:
         check_numbers(settings, steering, guidance)
         return replace(
             self, settings=settings, guidance=guidance, steering=steering, gate=gate,
-            engine=engine_for(settings, self.streams),
+            engine=engine_for(settings.speculate, self.streams),
         )  # fmt: skip
 
     def plain(self) -> Session:
@@ -323,9 +320,3 @@ class Session:
         if self.steering is None or settings.sa_scale == 0:
             raise SettingError("steering cannot be switched here; start again with --sa-scale")
         return Steering(self.steering.vectors, settings.sa_scale, settings.sa_positions)
-
-
-def engine_for(settings: Settings, streams: Sequence[Stream]) -> Engine:
-    """What makes generations: `Generation`, or one that drafts where there are two models."""
-    most = block_limit(settings.speculate, streams)
-    return partial(make_generation, most=most) if most else Generation

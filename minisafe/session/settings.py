@@ -24,8 +24,8 @@ from minisafe.declared import (
     declared,
     settings_of,
 )
-from minisafe.display import shown
 from minisafe.errors import SettingError
+from minisafe.files.display import shown
 from minisafe.guidance import RULES, SGDS, Guidance, Plain, SafeDecoding, check_guidance, check_rule
 from minisafe.linear import WEIGHTS
 from minisafe.sampling import Sampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from minisafe.display import one_line
 from minisafe.errors import PromptError, TokenizerError
+from minisafe.files.display import one_line
 
 Kind = TypeVar("Kind")
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from minisafe.display import one_line
 from minisafe.errors import SettingError
+from minisafe.files.display import one_line
 
 Scalar = str | int | float | bool | None
 MOST_OPTIONS, MOST_OPTION_CHARACTERS = 64, 4096

@@ -15,9 +15,9 @@ from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
-from minisafe.display import one_line
 from minisafe.errors import TokenizerError
 from minisafe.files import parse_json, read_json, read_text
+from minisafe.files.display import one_line
 from minisafe.tokenizer.backend import asked
 from minisafe.tokenizer.options import Scalar
 from minisafe.tokenizer.templates import MOST_CHARACTERS

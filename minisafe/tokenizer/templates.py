@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minisafe.display import one_line
 from minisafe.errors import SettingError, TokenizerError
+from minisafe.files.display import one_line
 from minisafe.tokenizer import runner
 from minisafe.tokenizer.child import MOST_TEXTS
 from minisafe.tokenizer.options import GIVEN, Scalar

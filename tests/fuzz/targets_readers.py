@@ -35,9 +35,9 @@ from minisafe.checkpoint import (
 )
 from minisafe.checkpoint.vectors import load_vector, save_npy, save_vector
 from minisafe.cli.inspect import as_lines, describe_path
-from minisafe.display import CONTROLS
 from minisafe.errors import SettingError
 from minisafe.files import read_json
+from minisafe.files.display import CONTROLS
 from minisafe.gate import Calibration
 from minisafe.session.asked import decide_safe
 from minisafe.session.generation_config import from_generation_config

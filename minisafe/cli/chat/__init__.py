@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from minisafe import standard
 from minisafe.cli.chat.banner import about_of, banner
 from minisafe.cli.chat.commands import Leave, complete, run_command
 from minisafe.cli.chat.history import History, default_path
@@ -18,6 +17,7 @@ from minisafe.cli.chat.talk import Talk, complain, tell
 from minisafe.cli.chat.typed import message, piped
 from minisafe.cli.options import common_flags, common_options, describe, load_session
 from minisafe.errors import MinisafeError, PromptError
+from minisafe.files import standard
 from minisafe.session.chat import Chat
 
 

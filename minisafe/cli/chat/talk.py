@@ -15,8 +15,8 @@ import click
 from minisafe.checkpoint import first_line, is_out_of_memory
 from minisafe.cli.chat.interrupts import Interrupts
 from minisafe.cli.chat.wrap import Wrap
-from minisafe.display import harmless, one_line
 from minisafe.errors import MinisafeError
+from minisafe.files.display import harmless, one_line
 from minisafe.session.chat import Chat
 
 SHOWN = 10_000  # characters of one message to the user

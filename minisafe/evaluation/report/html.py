@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from minisafe.display import harmless
 from minisafe.evaluation.report.plots import Plot
 from minisafe.evaluation.report.rows import Row, key_of, number, text_of
 from minisafe.evaluation.report.tables import Cell, Link, Section, Table, decimals
+from minisafe.files.display import harmless
 
 HERE = Path(__file__).parent
 FIELDS = ("id", "method", "style", "kind", "category", "question", "prompt", "answer")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from minisafe.display import harmless
 from minisafe.evaluation.report.tables import Cell, Link, Section, Table
+from minisafe.files.display import harmless
 
 # What Markdown would read as markup. Entities hold everywhere, even where a table's cells are
 # split before backslashes are read; the rest takes the backslash, which keeps names readable.

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minisafe.display import harmless
 from minisafe.errors import SettingError
+from minisafe.files.display import harmless
 
 INSTALL = "pip install 'minisafe[report]'"
 MARKERS = "osD^vPX<>*"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-from minisafe.display import harmless
 from minisafe.evaluation.report.plots import Plot
 from minisafe.evaluation.report.rows import Row, number
+from minisafe.files.display import harmless
 
 NOTHING = "–"  # shown where there is no value
 EXCERPT = 300  # characters of an answer or question that a table cell holds

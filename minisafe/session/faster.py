@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -32,6 +33,15 @@ def put_in(streams: Sequence[Stream], weights: str, compiled: bool) -> None:
 
         for stream in streams:
             prepare(stream.model, weights)
+
+
+Engine = Callable[..., Generation]  # takes what `Generation` takes
+
+
+def engine_for(speculate: int | None, streams: Sequence[Stream]) -> Engine:
+    """What makes generations: `Generation`, but for two models drafts where they pay."""
+    most = block_limit(speculate, streams)
+    return partial(make_generation, most=most) if most else Generation
 
 
 def block_limit(setting: int | None, streams: Sequence[Stream]) -> int:

@@ -1,0 +1,20 @@
+"""A plain linear map in fewer steps of Python, which count in a small model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisafe.linear import Linear, add_deltas
+from minisafe.lora import Applied
+
+
+class HeldLinear(Linear):
+    """A plain linear map whose weight is not looked up through `nn.Module`; `prepare` turns one
+    into it, in place."""
+
+    def forward(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
+        y = F.linear(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]
+        return add_deltas(y, x, self.name, adapters) if adapters else y
