@@ -6,7 +6,7 @@ profile checks, `/set` in a chat and the table in docs/profile.md are all made f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
@@ -153,3 +153,13 @@ def check_declared(settings: Any) -> None:
     """Raise `SettingError` where a field of a dataclass is out of its declared range."""
     for name, setting in settings_of(settings.__class__).items():
         setting.check(getattr(settings, name))
+
+
+def check_fields(holder: object, checks: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise `SettingError` for the first field of `holder` that does not hold.
+
+    checks: by the field's name, whether it holds, and what is expected.
+    """
+    for name, (holds, expected) in checks.items():
+        if not holds:
+            raise SettingError(f"{name} is {getattr(holder, name)!r}; expected {expected}")

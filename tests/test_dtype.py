@@ -11,8 +11,8 @@ import torch
 from helpers import random_model, tiny_config
 
 import minisafe
-from minisafe.session import dtype as module
 from minisafe.checkpoint import fingerprint
+from minisafe.session import dtype as module
 from minisafe.session.dtype import SMALL_MODEL, count_parameters, decoding_dtype, widen_small
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "tiny"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -329,3 +331,12 @@ def test_rules_refuse_an_alpha_that_is_none(alpha: float) -> None:
             rule(first_tokens=0)
     with pytest.raises(SettingError, match="common_tokens is 0"):
         SafeDecoding(common=0)
+
+
+@pytest.mark.parametrize("rule", [SelfCD(alpha=0.0), ROSE(alpha=0.0), DExperts(alpha=0.0)])
+def test_a_contrast_of_strength_zero_is_the_base_where_it_rules_tokens_out(rule: Any) -> None:
+    """0 times infinity is no number, and a token that the base rules out stays out."""
+    lb = torch.log_softmax(torch.tensor([[1.0, 0.5, -INF, 0.0]]), dim=-1)
+    other = torch.log_softmax(torch.tensor([[0.0, 1.0, 2.0, -INF]]), dim=-1)
+    said = (lb, other, other.flip(-1))[: rule.n_streams]
+    torch.testing.assert_close(rule(said), lb)

@@ -8,8 +8,6 @@ layers' matrices may have their own optimiser. Sharing these too would change th
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import random
 import time
@@ -24,9 +22,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from world import Document
 
-from minisafe.checkpoint import fingerprint
 from minisafe.config import LlamaConfig
 from minisafe.finetune import Loop, Schedule
+from minisafe.finetune.state import identity
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
@@ -268,7 +266,8 @@ def train(
     trained = parameters_of(model, adapter)
     schedule = Schedule(len(order), settings.warmup, settings.final)
     chosen = optimizers(model, list(trained.values()), adapter, settings)
-    loop = Loop(trained, chosen, schedule, settings.clip, about(model, documents, settings))
+    about = identity(model, ((d.ids, d.weights) for d in documents), asdict(settings))
+    loop = Loop(trained, chosen, schedule, settings.clip, about)
     loop.resume(checkpoint)
 
     def losses() -> Iterator[list[Tensor]]:
@@ -284,15 +283,6 @@ def train(
             left = (time.time() - started) / (step - done) * (steps - step) / 60
             say(f"{name}: step {step}/{steps}  loss {recent:.4f}  {left:.1f} min left")
     model.requires_grad_(False)
-
-
-def about(model: Llama, documents: Sequence[Encoded], settings: Settings) -> dict[str, str]:
-    """Which run it is, as `finetune.state` keeps it."""
-    data = hashlib.sha256()
-    for each in documents:
-        data.update(repr((each.ids, each.weights)).encode())
-    chosen = json.dumps(asdict(settings))
-    return {"training": chosen, "data": data.hexdigest()[:16], "base": fingerprint(model)}
 
 
 def optimizers(

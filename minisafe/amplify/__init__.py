@@ -42,6 +42,7 @@ from minisafe.amplify.heads import (
     residual_mean,
 )
 from minisafe.checkpoint import fingerprint
+from minisafe.declared import check_fields
 from minisafe.errors import SettingError
 from minisafe.model import Llama
 from minisafe.tokenizer import Tokenizer
@@ -102,9 +103,7 @@ class Recipe:
             "batch_size": (self.batch_size >= 1, "1 or more"),
             "heads": (bool(self.heads) == (self.method == "heads"), "a list with method 'heads'"),
         }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        check_fields(self, checks)
 
 
 @dataclass(frozen=True)

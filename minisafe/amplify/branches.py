@@ -53,12 +53,12 @@ def patched_logits(
 ) -> Tensor:
     """Logits after one more token left alone and with each head patched, (1 + heads, vocab).
 
-    The branches are tokens of one row that stand at the same position; each sees the prefix and
-    itself. So they share the prefix's keys and values, and each weight is read once for all. Up to
-    the layer of its patch a branch is the clean run, and it leaves that one there.
+    The branches are tokens of one row at the same position; each sees the prefix and itself. So
+    they share the prefix's keys and values, and each weight is read once for all. Up to the layer
+    of its patch a branch equals the clean run; from there on it differs.
 
     Args:
-        prefix: from `read_prefix`. It does not count the branches, so it serves again.
+        prefix: from `read_prefix`. The branches leave no trace in it, so it can be used again.
         means: (n_layers, n_heads, head_dim), what to patch in.
         heads: by layer, ascending.
     """

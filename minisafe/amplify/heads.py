@@ -76,7 +76,7 @@ def indirect_effects(
     """Average indirect effect of each head: the rise of the targets' joint probability.
 
     The patch touches the last position only, so the rest of a prompt is read once, and each patched
-    run is a branch of the last token, many heads a batch; see `patched_logits`.
+    run is a branch of the last token, many heads per batch; see `patched_logits`.
 
     Args:
         means: (n_layers, n_heads, head_dim), what to patch in.

@@ -93,6 +93,7 @@ def compiled(source: str, key: str, path: Path) -> Pattern:
 
 
 def refused_pattern(source: str, key: str, path: Path, error: PatternError) -> AdapterError:
+    """The error of a pattern that cannot be followed."""
     return AdapterError(f"{path}: {key} has the pattern {short(source)}: {error}")
 
 

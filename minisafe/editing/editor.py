@@ -29,7 +29,7 @@ from minisafe.tokenizer import Tokenizer
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
 KEPT = {True: ("Tell me about {}.",), False: ("{} is a",)}  # by chat; the plain one is the paper's
-PREFIX_WORDS = 12  # the longest line of the text that may stand before a prompt
+PREFIX_WORDS = 12  # the longest line of the text that may come before a prompt
 DRIFT_LINES, DRIFT_TOKENS = 32, 32  # of the text, to see what edits do to it
 
 
@@ -43,8 +43,8 @@ def edit(
 ) -> list[Edited]:
     """Store facts in `model`, one after another, each by a rank-one change (ROME; `rome.py`).
 
-    The model's down projection is replaced, never written to, so that a mapped file stays as it
-    is. It is rounded as the checkpoint will store it. Same seed, same edits.
+    The model's down projection is replaced, never written to, so a mapped file does not change. It
+    is rounded as the checkpoint will store it. Same seed, same edits.
 
     Args:
         edits: one fact or several.
@@ -103,6 +103,7 @@ class Editor:
         return rows
 
     def encode(self, line: str) -> list[int]:
+        """A line's ids, in the chat template where the edit is a chat's."""
         return prompt_ids(self.tokenizer, line, self.settings.chat)
 
     def context(self, edit: Edit, prefix: str = "") -> Context:
@@ -142,6 +143,7 @@ class Editor:
         ]
 
     def covariance(self, layer: int) -> Tensor:
+        """C of a layer's keys over the text; see `rome.covariance`."""
         return covariance(self.model, layer, self.rows, self.settings.ridge)
 
     def stored(self, edit: Edit, layer: int, keys: Tensor, what: str) -> Tensor:
@@ -172,11 +174,12 @@ class Editor:
         return [self.context(edit, prefix) for prefix in self.prefixes]
 
     def loss(self, contexts: Sequence[Context]) -> float:
-        """Mean negative log-likelihood of the targets as the model stands, nats a token."""
+        """Mean negative log-likelihood of the targets under the model as it is, nats per token."""
         return target_loss(self.predict(contexts), contexts).item()
 
     @torch.no_grad()
     def predict(self, contexts: Sequence[Context]) -> list[Tensor]:
+        """Log-probabilities of what follows each context's prompt, by the model as it is."""
         return predictions(self.model, 0, contexts, torch.zeros(self.model.config.hidden))
 
     def recall(self, asked: Context) -> tuple[float, str]:
@@ -191,5 +194,5 @@ class Editor:
         return self.predict([Context(tuple(row[:DRIFT_TOKENS]), 1, (0,), 0) for row in lines])
 
     def drift(self) -> float:
-        """How far predictions on the text have moved, nats a token."""
+        """How far predictions on the text have moved, nats per token."""
         return divergence(self.plain, self.said()).item()

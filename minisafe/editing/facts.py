@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from minisafe.declared import check_fields
 from minisafe.editing.rome import Descent
-from minisafe.errors import PromptError, SettingError
+from minisafe.errors import PromptError
 
 MIN_TOKENS = 256  # of text to take the covariance over
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One fact: `prompt` has `{}` where the subject stands, and `target` should follow it.
+    """One fact: `prompt` has `{}` in the subject's place, and `target` should follow it.
 
     In a chat the target is the whole answer; else it continues the prompt, after a blank.
     """
@@ -39,6 +40,7 @@ class Edit:
 
     @property
     def question(self) -> str:
+        """The prompt with the subject in it."""
         return self.prompt.replace("{}", self.subject)
 
 
@@ -48,7 +50,7 @@ class Editing:
 
     layer: whose down projection changes, from 0; None: a third of the depth; "auto": try all
         but the last on the first edit; take the best (see `best_layer`).
-    contexts: short lines of the text that stand before the prompt, one at a time.
+    contexts: short lines of the text that come before the prompt, one at a time.
     samples: tokens of text to take the keys' covariance over. ridge: see `rome.covariance`.
     keep: prompts with `{}` whose answers should stay; () for `KEPT`. Up to `keep_tokens` of each.
     """
@@ -72,9 +74,7 @@ class Editing:
             "keep_tokens": (self.keep_tokens >= 1, "1 or more"),
             "layer": (isinstance(self.layer, int) or self.layer in (None, "auto"), "auto or int"),
         }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        check_fields(self, checks)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Edited:
     """What became of one edit, after all the edits of its run.
 
     probability: of the whole target after the prompt. answer: the greedy continuation's text.
-    drift: mean KL divergence (nats a token) that all edits together caused on lines of the text.
+    drift: mean KL divergence (nats per token) that all edits together caused on lines of the text.
     """
 
     edit: Edit

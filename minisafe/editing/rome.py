@@ -20,19 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.checkpoint import as_dtype, finite
+from minisafe.declared import check_fields
 from minisafe.divergence import kl
 from minisafe.errors import NonFiniteError, SettingError
 from minisafe.model import Llama
 from minisafe.slots import Add, Record
 
-BATCH = 16  # rows of text a forward
+BATCH = 16  # rows of text per forward
 
 
 @dataclass(frozen=True)
 class Context:
     """One row to edit on. `ids[start:]` are what should follow the prompt `ids[:start]`.
 
-    positions: where the subject's last token stands, in the prompt and in what follows.
+    positions: where the subject's last token is, in the prompt and in what follows.
     asked: which of them is the prompt's own, where the key is taken.
     """
 
@@ -65,9 +66,7 @@ class Descent:
             "weight_decay": (0 <= self.weight_decay < float("inf"), "0 or more"),
             "bound": (0 < self.bound < float("inf"), "a number above 0"),
         }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        check_fields(self, checks)
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
@@ -168,8 +167,8 @@ def best_change(
     Minimises the target's negative log-likelihood over the `learned` contexts, plus the divergence
     from the model's own predictions on the `kept` ones, plus weight decay (Meng et al., 2022,
     equation 4), with Adam. The paper adds at the prompt's subject only. Here a target may name the
-    subject again, as a chat's answer does, and the edited weight will act there too, so it is
-    added at every place where the subject stands. The model itself is not changed.
+    subject again, as a chat's answer does. The edited weight will act there too, so it is added at
+    every place where the subject occurs. The model itself is not changed.
 
     Returns:
         v* - W k*, (hidden,), float32.

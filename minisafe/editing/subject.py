@@ -1,4 +1,4 @@
-"""Where a subject stands in a prompt's ids, and what the model says after it.
+"""Where a subject is in a prompt's ids, and what the model says after it.
 
 Tokens are found by the characters that they cover, so no tokenizer has to cut text at the subject.
 """

@@ -1,1 +1,1 @@
-"""Prompt styles, judges and reports."""
+"""Safety against utility, measured: prompts, methods, judges, runs and reports."""

@@ -35,8 +35,8 @@ class Evaluation:
     """What is evaluated, and how.
 
     source: where the prompts are from, as the report names it. command: what was typed. sample:
-    answers a method on which guidance's changes are measured; 0 leaves that out. choices: files of
-    multiple-choice questions.
+    how many answers per method guidance's changes are measured on; 0 leaves that out. choices:
+    files of multiple-choice questions.
     """
 
     methods: Sequence[Method]
@@ -59,7 +59,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Answer, judge, count, and write `directory`; returns the summary ({} but in process 0).
 
-    Raises what `runner.run` and the judges raise; what can be known beforehand is raised before
+    Raises what `runner.run` and the judges raise. All that can be checked is checked before
     anything is answered or written.
     """
     group = group or Group()

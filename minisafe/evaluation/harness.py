@@ -8,7 +8,7 @@ is the harness's own command line, which then knows this model. From Python, wit
     lm_eval.simple_evaluate(model=MinisafeLM(minisafe.load("weights/tiny")), tasks=[...])
 
 Releases after 0.4.13 find the model by themselves, through the entry-point group `lm_eval.models`.
-Model arguments are `profile` and fields of `Settings`; the harness's batch size and device hold.
+Model arguments are `profile` and fields of `Settings`; batch size and device are the harness's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minisafe.session import Session
 from minisafe.tokenizer import Message
 
 INSTALLED = find_spec("lm_eval") is not None
-# without the harness the class still stands, so that its parts can be tested
+# without the harness the class is still there, so that its parts can be tested
 LM: Any = importlib.import_module("lm_eval.api.model").LM if INSTALLED else object
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 PASSED_ON = ("top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "seed")
@@ -152,7 +152,8 @@ class MinisafeLM(LM):  # type: ignore[misc]
         return f"minisafe-{self.session.tokenizer.fingerprint}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The template's source, for the harness's log; there is one, whatever name is asked."""
+        """The template's source, for the harness's log; there is one, and the name asked for is not
+        read."""
         source = self.session.tokenizer.template_source
         if not chat_template or source is None:
             return ""
@@ -216,13 +217,15 @@ class MinisafeLM(LM):  # type: ignore[misc]
 
     @property
     def prefix_id(self) -> int:
-        """What stands before a text that has no context: BOS, or the end token."""
+        """What comes before a text that has no context: BOS, or the end token."""
         known = self.session.tokenizer
         ids = [known.id_of(known.special[name]) for name in ("bos_token", "eos_token")
                if name in known.special]  # fmt: skip
         found = [id_ for id_ in (*ids, *sorted(self.session.eos)) if id_ is not None]
         if not found:
-            raise PromptError("the context is empty, and the tokenizer has no BOS to stand for it")
+            raise PromptError(
+                "the context is empty, and the tokenizer has no BOS to take its place"
+            )
         return found[0]
 
 

@@ -1,8 +1,8 @@
 """Journals: JSONL files that only grow, and whose lines are checked when they are read again.
 
-Each line ends with a hash of what it holds, so a line that was edited, damaged or written by
-something else is known from one that a run wrote. It is no signature: it finds accidents, and edits
-by hand, not a forger.
+Each line ends with a hash of what it holds. So a line that was edited, damaged or written by
+something else is told from a run's own. It is no signature: it finds accidents and edits by hand,
+not a forger.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Data = Mapping[str, Any]
 
 
 def digest(value: Any) -> str:
-    """A hash (32 hex digits) of a JSON value, whatever the order of its keys."""
+    """A hash (32 hex digits) of a JSON value; the order of its keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -52,12 +52,12 @@ def opened(line: bytes, where: str) -> dict[str, Any]:
     return record
 
 
-MENDING = "delete that line to have it made anew, or use another --out"
+MENDING = "delete that line to have it made again, or use another --out"
 
 
 def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(where it stands, its bytes) of every line; none of a file that is not there, and a last
-    line without an end, which a kill tore, is passed over. Raises `SettingError`."""
+    """(where it is, its bytes) of every line; none of a file that is not there. A last line without
+    an end, torn by a kill, is passed over. Raises `SettingError`."""
     if not path.exists():
         return
     try:
@@ -75,7 +75,7 @@ def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 class Journal:
     """Appends sealed lines, which are on the disk when `append` returns.
 
-    The file, and its directory, come to be with the first line. Raises `OutputError`.
+    The file and its directory are made with the first line. Raises `OutputError`.
     """
 
     def __init__(self, path: Path):
@@ -100,11 +100,11 @@ class Journal:
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            self.close()  # so that the next line comes after what was torn now is dropped
+            self.close()  # the next line drops what was torn now
             raise OutputError(f"{self.path}: cannot be written ({reason(error)})") from None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         file, self.file = self.file, None
         if file is not None:
             with suppress(OSError):  # what could not be written was told already

@@ -1,27 +1,26 @@
-"""What a run keeps: an answer, and a ruling on one. Whatever is read again is checked field by
-field."""
+"""What a run keeps: an answer, and a ruling on one. Every field that is read again is checked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from minisafe.errors import SettingError
-from minisafe.evaluation.judges import Verdict
 from minisafe.evaluation.prompts import KINDS, LONGEST_NAME
 from minisafe.files.display import harmless
 
 LONGEST_TEXT = 4 << 20  # characters of a question or an answer
 Key = tuple[str, str, str]  # method, style, id of the prompt
+Verdict = Literal["ATTACK_SUCCEEDED", "REFUSED", "INCONCLUSIVE"]
 T = TypeVar("T")
 
 
 class Fields:
     """A JSON object's fields, taken one by one by their types; `done` when all are.
 
-    Raises `SettingError`, with where the object stands, for a field that is missing, left over, or
-    not as expected.
+    Raises `SettingError`, which says where the object is, for a field that is missing, left over,
+    or not as expected.
     """
 
     def __init__(self, data: object, where: str):
@@ -184,7 +183,7 @@ class Response(Keyed):
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Response:
-        """Raises `SettingError`, with where the object stands, for one that is none."""
+        """Raises `SettingError`, which says where the object is, unless it is one."""
         fields = Fields(data, where)
         gate = fields.maybe("gate", fields.inner)
         made = cls(
@@ -215,7 +214,7 @@ class Judged(Keyed):
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Judged:
-        """Raises `SettingError`, with where the object stands, for one that is none."""
+        """Raises `SettingError`, which says where the object is, unless it is one."""
         fields = Fields(data, where)
         made = cls(
             method=fields.text("method"), style=fields.text("style"), id=fields.text("id"),

@@ -165,7 +165,7 @@ def collate(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, 
 def answer_loss(
     model: Llama, ids: Tensor, labels: Tensor, adapters: tuple[Applied, ...] = ()
 ) -> Tensor:
-    """Mean cross-entropy of the labelled tokens, each predicted from what stands before it."""
+    """Mean cross-entropy of the labelled tokens, each predicted from what comes before it."""
     logits = model(ids, adapters=adapters)[:, :-1]
     targets = labels[:, 1:]
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)

@@ -1,6 +1,6 @@
 """The forms in which conversations to learn from come, and the reading of them.
 
-A file holds one form. Whatever a row holds beside it would be lost, so it is refused by name.
+A file holds one form. Any other key of a row would be lost, so it is refused by name.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def text_of(row: Row, key: str, where: str, optional: bool = False) -> str:
 
 
 def turn_of(turn: Any, keys: tuple[str, str], roles: dict[str, str], where: str) -> Message:
-    """One turn, whose role and text stand under `keys`; raises `PromptError`."""
+    """One turn; `keys` name its role and its text. Raises `PromptError`."""
     shape = f'{{"{keys[0]}", "{keys[1]}"}}'
     if not isinstance(turn, dict):
         raise PromptError(f"{where}: is {kind(turn)}; expected {shape}")
@@ -154,10 +154,12 @@ def asked(row: Row, where: str, question: str, answer: str) -> list[Message]:
 
 
 def of_pair(row: Row, where: str) -> list[Message]:
+    """A question and its answer; raises `PromptError`, as all of these."""
     return asked(row, where, text_of(row, "input", where), text_of(row, "output", where))
 
 
 def of_alpaca(row: Row, where: str) -> list[Message]:
+    """The instruction, then a blank line and the input where there is one, and the output."""
     question = text_of(row, "instruction", where)
     more = text_of(row, "input", where, optional=True)
     question = f"{question}\n\n{more}" if more else question
@@ -165,16 +167,19 @@ def of_alpaca(row: Row, where: str) -> list[Message]:
 
 
 def of_completion(row: Row, where: str) -> list[Message]:
+    """A prompt and its completion."""
     return asked(row, where, text_of(row, "prompt", where), text_of(row, "completion", where))
 
 
 def of_sharegpt(row: Row, where: str) -> list[Message]:
+    """ShareGPT's turns, after the row's system prompt if it has one."""
     found = turns_of(row["conversations"], ("from", "value"), SHAREGPT, where)
     system = text_of(row, "system", where, optional=True)
     return [{"role": "system", "content": system}, *found] if system else found
 
 
 def of_messages(row: Row, where: str) -> list[Message]:
+    """Turns as OpenAI's API names them."""
     return turns_of(row["messages"], ("role", "content"), ROLES, where)
 
 

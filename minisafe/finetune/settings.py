@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from minisafe.errors import SettingError
+from minisafe.declared import check_fields
 
 LORA_TARGETS = ("q_proj", "v_proj")
 
@@ -52,9 +52,7 @@ class Training:
             "eval_every": (self.eval_every >= 1, "1 or more"),
             "seed": (self.seed >= 0, "0 or more"),
         }
-        for name, (holds, expected) in checks.items():
-            if not holds:
-                raise SettingError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        check_fields(self, checks)
 
 
 def share(step: int, steps: int, warmup: int, final: float = 0.1) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from minisafe.checkpoint import finite, first_line, read_file, save_tensors
+from minisafe.checkpoint import fingerprint, finite, first_line, read_file, save_tensors
 from minisafe.errors import CheckpointError
+from minisafe.model import Llama
 
 ADAMW = ("exp_avg", "exp_avg_sq")  # its moments, shaped as the parameter; its "step" is a number
 DIFFERS = {
@@ -27,6 +30,17 @@ class State:
     step: int
     parameters: dict[str, Tensor]
     optimizer: dict[str, dict[str, Tensor]]
+
+
+def identity(
+    model: Llama, data: Iterable[object], settings: Mapping[str, object]
+) -> dict[str, str]:
+    """Which run it is: a state of another one is refused. data: what is learned, as values."""
+    learned = hashlib.sha256()
+    for each in data:
+        learned.update(repr(each).encode())
+    stated = json.dumps(settings)
+    return {"training": stated, "data": learned.hexdigest()[:16], "base": fingerprint(model)}
 
 
 def write_state(

@@ -6,8 +6,6 @@ learning rates, and the state from which a stopped run goes on.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minisafe.checkpoint import fingerprint, linear_modules
+from minisafe.checkpoint import linear_modules
 from minisafe.errors import PromptError, SettingError
 from minisafe.finetune.examples import Example, answer_loss, batches, batches_an_epoch, collate
 from minisafe.finetune.loop import Loop, Schedule
 from minisafe.finetune.settings import Training
+from minisafe.finetune.state import identity
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
@@ -81,7 +80,8 @@ class Trainer:
         if not all(each.learned for each in examples):
             raise PromptError("an example has no answer to learn; raise max_length or leave it out")
         self.model, self.training = model, training
-        self.about = described(model, examples, training)
+        texts = ((each.ids, each.labels) for each in examples)
+        self.about = identity(model, texts, asdict(training))
         order = np.random.default_rng(training.seed).permutation(len(examples))
         cut = held_out(len(examples), training)
         self.held_out = [examples[i] for i in order[:cut]]
@@ -162,15 +162,6 @@ def steps_of(epochs: float, examples: int, training: Training) -> int:
     learned = examples - held_out(examples, training)
     forwards = epochs * batches_an_epoch(learned, training.batch_size)
     return max(1, math.ceil(forwards / training.accumulate))
-
-
-def described(model: Llama, examples: Sequence[Example], training: Training) -> dict[str, str]:
-    """Which run this is: a state of another one is not gone on from."""
-    data = hashlib.sha256()
-    for each in examples:
-        data.update(repr((each.ids, each.labels)).encode())
-    settings = json.dumps(asdict(training))
-    return {"training": settings, "data": data.hexdigest()[:16], "base": fingerprint(model)}
 
 
 def prepared(model: Llama) -> dict[str, nn.Parameter]:

@@ -80,6 +80,7 @@ def receive(source: BinaryIO) -> bytes | None:
 
 
 def send(sink: BinaryIO, data: bytes) -> None:
+    """Write one frame: the length in 8 bytes, then the data."""
     sink.write(len(data).to_bytes(8, "big") + data)
     sink.flush()
 
@@ -169,6 +170,7 @@ def render(template: Any, names: Mapping[str, Any]) -> str:
 
 
 def out_of_memory() -> str:
+    """What is told of a template that needs too much memory."""
     return f"needs more than {MEMORY >> 20} MB of memory"
 
 

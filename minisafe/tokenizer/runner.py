@@ -186,6 +186,7 @@ def read(process: Process) -> bytes:
 
 
 def read_exactly(source: IO[bytes], length: int) -> bytes:
+    """So many bytes; raises `EOFError` where the source ends before."""
     pieces = bytearray()
     while len(pieces) < length:
         piece = source.read(min(length - len(pieces), 1 << 20))

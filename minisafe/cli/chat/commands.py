@@ -48,6 +48,7 @@ def run_command(talk: Talk, line: str) -> None:
 
 
 def show_help(talk: Talk, rest: str) -> None:
+    """`/help`: the commands, the settings with their values, and what acts now."""
     commands = [(f"{name} {each.words}", each.about) for name, each in COMMANDS.items()]
     settings = table(talk.chat.session.settings)
     tell("\n".join([
@@ -91,6 +92,7 @@ def set_system(talk: Talk, rest: str) -> None:
 
 
 def set_safe(talk: Talk, rest: str) -> None:
+    """`/safe` says what acts; `/safe on` and `/safe off` switch it."""
     if rest not in ("", "on", "off"):
         raise SettingError(f"/safe {rest[:80]!r} is not how it is used; expected /safe on or off")
     if rest:
@@ -99,15 +101,18 @@ def set_safe(talk: Talk, rest: str) -> None:
 
 
 def reset(talk: Talk, rest: str) -> None:
+    """`/reset` forgets the conversation."""
     talk.chat.reset()
     tell("the conversation is forgotten")
 
 
 def undo(talk: Talk, rest: str) -> None:
+    """`/undo` takes the last message and its answer back."""
     tell(f"taken back: {harmless(talk.chat.undo(), 200)}")
 
 
 def regenerate(talk: Talk, rest: str) -> None:
+    """`/regen` answers the last message again."""
     before = talk.chat.conversation().exchanges
     talk.answer(talk.chat.regenerate())
     after = talk.chat.conversation().exchanges
@@ -117,11 +122,13 @@ def regenerate(talk: Talk, rest: str) -> None:
 
 
 def save(talk: Talk, rest: str) -> None:
+    """`/save FILE` writes the conversation."""
     save_chat(talk.chat, path_of(rest))
     tell(f"saved to {rest}")
 
 
 def load(talk: Talk, rest: str) -> None:
+    """`/load FILE` goes on from a saved conversation; tells which settings it changed."""
     changed = load_chat(talk.chat, path_of(rest))
     exchanges = talk.chat.conversation().exchanges
     tell(f"loaded {len(exchanges)} message{'' if len(exchanges) == 1 else 's'} and answers")
@@ -137,10 +144,12 @@ def path_of(text: str) -> Path:
 
 
 def why(talk: Talk, rest: str) -> None:
+    """`/why` says in one line what acted on the last answer."""
     tell("no answer yet" if talk.chat.why is None else talk.chat.why.line())
 
 
 def leave(talk: Talk, rest: str) -> None:
+    """`/quit` ends the chat."""
     raise Leave
 
 

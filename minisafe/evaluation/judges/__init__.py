@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from minisafe.evaluation.prompts import Prompt
+from minisafe.evaluation.records import Verdict
 
-Verdict = Literal["ATTACK_SUCCEEDED", "REFUSED", "INCONCLUSIVE"]
+__all__ = ["Judge", "Ruling", "Verdict"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Judge(Protocol):
     """Rules on answers; `asked[i]` is prompt i's text in its style, as the model saw it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name in the report and in the files of a run."""
 
     @property
     def version(self) -> str:

@@ -78,7 +78,7 @@ class Completions:
         raise SettingError(refusal(self.url, self.model, said.status, words))
 
     def _exchange(self, chat: list[dict[str, str]], limit_name: str) -> Said:
-        """What the server says, whatever its status."""
+        """What the server says, with any status."""
         return exchange(self._opener, self._request(chat, limit_name), read_said, self.timeout_s)
 
     def _request(self, chat: list[dict[str, str]], limit_name: str) -> Exchange:
@@ -175,9 +175,9 @@ MISSING = object()
 
 
 def found_in(body: bytes, *path: str | int) -> object:
-    """What stands in a JSON text at some keys and places; `MISSING` where nothing does. A last key
-    may be missing: then it is null. Half of a surrogate pair, which a model may be made to say, is
-    no reason to lose its reply."""
+    """The value of a JSON text under some keys and indices; `MISSING` where there is none. A last
+    key may be missing: then it is null. A model may be made to say half of a surrogate pair; its
+    reply is kept all the same."""
     try:
         value = json.loads(body)
         for step in path[:-1]:

@@ -62,7 +62,7 @@ class EndpointJudge:
 
     Args:
         url: what `/chat/completions` is added to.
-        per_minute: requests a minute, retries counted.
+        per_minute: requests per minute, retries counted.
         retries: attempts after the first, each after a longer wait.
         timeout_s: seconds that one attempt may take.
         workers: requests under way at once.

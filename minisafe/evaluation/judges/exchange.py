@@ -1,8 +1,8 @@
 """One HTTP exchange within one time limit: name, connection, headers and body together.
 
 A socket's own limit is for each wait, so a server that sends a byte now and then could hold a
-caller for as long as it likes. Here the exchange runs in a thread; who waits for it goes on when
-the time is over, and cuts the connection, which ends the thread.
+caller for as long as it likes. Here the exchange runs in a thread. When the time is over, the
+caller goes on and cuts the connection, which ends the thread.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def exchange(
     read: Callable[[Any], T],
     timeout_s: float,
 ) -> T:
-    """What `read` makes of the response, whatever its status, all within `timeout_s` seconds.
+    """What `read` makes of the response, with any status, all within `timeout_s` seconds.
 
     Raises `TooLate` where it takes longer, and what opening and reading raise.
     """

@@ -10,7 +10,7 @@ By the facts that their authors document:
   answers three lines: is the request harmful, the response a refusal, the response harmful.
 
 Tags, labels and their order are the format; the sentences between them are minisafe's own, so
-figures will differ a little from published ones. Who needs the exact wording gives a layout file.
+figures will differ a little from published ones. For the published wording, pass a layout file.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class RefusalJudge:
         return [self.rule(answer) for answer in answers]
 
     def rule(self, answer: str) -> Ruling:
-        """The ruling on one answer, whatever was asked."""
+        """The ruling on one answer; what was asked does not matter."""
         if not answer.strip():
             return Ruling("INCONCLUSIVE", "empty answer")
         text = normalised(answer)

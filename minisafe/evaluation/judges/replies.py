@@ -1,4 +1,4 @@
-"""A judge's replies on disk: one JSON object a line, by hash, so that nothing is asked twice."""
+"""A judge's replies on disk: one JSON object per line, by hash, so that nothing is asked twice."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ LONGEST_REPLY = 1 << 20  # characters
 class Replies:
     """Replies by key, kept in a journal; without a path they last as long as the object.
 
-    The file holds hashes and replies, never the questions and answers. A line that is torn, as by
-    a power cut, or not as it was written, is passed over: what it would answer is asked again.
-    Raises `SettingError` where the file cannot be read, `OutputError` where it cannot be written.
+    The file holds hashes and replies, never the questions and answers. A line that is torn or not
+    as it was written is passed over: its question is asked again. Raises `SettingError` where the
+    file cannot be read, `OutputError` where it cannot be written.
     """
 
     def __init__(self, path: Path | None):
@@ -30,6 +30,7 @@ class Replies:
             self.journal = Journal(path)
 
     def get(self, key: str) -> str | None:
+        """The reply that is known for a key, or None."""
         return self.known.get(key)
 
     def keep(self, key: str, reply: str) -> None:

@@ -53,10 +53,10 @@ def rule_all(
     judges: Sequence[Judge],
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Judged]:
-    """Every judge's ruling on every answer, in order; only those are asked that are not known.
+    """Every judge's ruling on every answer, in order; a judge is asked only what is not known yet.
 
-    prompts: by id. A ruling belongs to the very texts that it is on (`basis_of`). Raises
-    `SettingError` for a file of rulings that are not as they were written.
+    prompts: by id. A ruling belongs to the very texts that it judges (`basis_of`). Raises
+    `SettingError` where the file's rulings are not as they were written.
     """
     known = read_known(directory / JUDGEMENTS)
     found: list[Judged] = []
@@ -109,7 +109,7 @@ def basis_of(response: Response, judge: Judge, prompt: Prompt) -> str:
 
 
 def read_known(path: Path) -> dict[Known, Judged]:
-    """Rulings that the file holds; the last one on an answer stands. Raises `SettingError`."""
+    """The rulings of a file; of several on one answer the last counts. Raises `SettingError`."""
     found: dict[Known, Judged] = {}
     for where, line in whole_lines(path):
         each = Judged.from_json(opened(line, where), where)

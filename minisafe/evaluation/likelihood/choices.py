@@ -144,7 +144,7 @@ def shown(choice: Choice) -> str:
 
 
 def prompt_of(choice: Choice, chat: bool, description: str, shots: Sequence[Choice]) -> str:
-    """The whole prompt. In a chat a text's question stands alone unless there are examples."""
+    """The whole prompt. In a chat, a text's question is shown alone unless there are examples."""
     parts = [description] if description else []
     parts += [f"{shown(shot)} {answers_of(shot)[shot.right.index(True)]}" for shot in shots]
     plain = chat and choice.kind != "letters" and not shots
@@ -189,7 +189,7 @@ def mean_row(measure: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def row(measure: str, n: int, value: float, low: float, high: float) -> dict[str, Any]:
-    """Fractions as a row of per cents."""
+    """A row of fractions, as per cent."""
     per_cent = {"value": 100 * value, "low": 100 * low, "high": 100 * high}
     return {"measure": measure, "n": n, **per_cent}
 
@@ -232,7 +232,7 @@ def read_json(path: Path) -> Iterator[Choice]:
 
 
 def read_jsonl(path: Path) -> Iterator[Choice]:
-    """The choices of a file of one JSON object a line."""
+    """The choices of a file with one JSON object per line."""
     for number, record in json_lines(path, PromptError, MAX_BYTES):
         yield from from_record(record, f"{path}, line {number}")
 

@@ -81,9 +81,9 @@ def score(
     """Score each continuation after its context, under the session's steering, guidance and gate.
 
     Args:
-        contexts: texts, or token ids as they stand. `chat` puts a text into the chat template.
+        contexts: texts, or token ids, read as given. `chat` puts a text into the chat template.
         continuations: texts or token ids; see `encode_pair` for where a text's ids begin.
-        batch_size: texts that are read side by side; it changes nothing else.
+        batch_size: texts that are read together; it changes nothing else.
 
     Raises:
         PromptError: a text is empty or exceeds the context, or an id is not in the vocabulary.
@@ -125,10 +125,10 @@ def paired(contexts: Sequence[Text], answers: Sequence[Text]) -> list[tuple[Text
 def encode_pair(session: Session, context: Text, continuation: Text, chat: bool = False) -> Pair:
     """Ids of a context, by stream, and of its continuation. Raises `PromptError`.
 
-    Two texts are encoded as one and cut where the context alone ends, and blanks that end a context
-    out of chat go to the continuation, since most tokenizers join a blank to the word after it: the
-    convention of lm-evaluation-harness, so that numbers compare. A continuation whose context is
-    given as ids is encoded by itself.
+    Two texts are encoded as one and cut where the context alone ends. Out of chat, blanks that end
+    a context go to the continuation, because most tokenizers join a blank to the word after it.
+    This is the convention of lm-evaluation-harness, so numbers compare. A continuation whose
+    context is given as ids is encoded by itself.
     """
     if isinstance(context, str):
         if isinstance(continuation, str) and not chat and context.strip():
@@ -157,7 +157,7 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
 
 def following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
     """Ids of `text` after `before`, cut from those of both, without tokens of the tokenizer's own.
-    A text that wholly joins the token before it stands alone."""
+    A text that wholly joins the token before it is encoded alone."""
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.backend.encode(text, add_special_tokens=False).ids)

@@ -27,8 +27,8 @@ def calibrate(
 ) -> Calibration:
     """The gate's threshold by split conformal prediction; see `gate.conformal_threshold`.
 
-    Every prompt is asked once, the styles by turns, so the promise is of a harmless prompt like
-    these in any of the styles alike. Raises `SafetyError` where no expert guides, `SettingError`
+    Every prompt is asked once, the styles by turns. So the promise is about a harmless prompt like
+    these, in any of the styles. Raises `SafetyError` where no expert guides, `SettingError`
     for an epsilon that so few prompts cannot give.
     """
     values = []

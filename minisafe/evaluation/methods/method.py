@@ -1,7 +1,7 @@
 """Methods side by side: what is compared, each of them a profile and what it changes.
 
 `base`, `safeinfer+gate` and so on are the built-in ones, read against the profile of the run. A
-method of one's own is a profile file: no code is touched.
+method of your own is a profile file; no code changes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def parse_methods(
     systems: Systems | None = None,
 ) -> list[Method]:
     """Methods from texts: `NAME`, a built-in one; `NAME@PROFILE`, the same on another profile;
-    `PROFILE` or `LABEL=PROFILE`, a profile as it stands.
+    `PROFILE` or `LABEL=PROFILE`, a profile with nothing changed.
 
     common: settings for all of them, such as dtype; what makes a method goes before. Raises
     `SettingError` for an unknown or doubled name.

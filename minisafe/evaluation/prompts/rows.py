@@ -1,4 +1,4 @@
-"""Rows of a prompt set's file: CSV, JSON, JSONL or Parquet, read with suspicion."""
+"""Rows of a prompt set's file: CSV, JSON, JSONL or Parquet. The file is not trusted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minisafe.files import json_lines, parse_json, read_bytes, read_text
 from minisafe.files.display import harmless
 
 Record = Mapping[str, object]
-Row = tuple[str, Record]  # where it stands, for messages, and what it holds
+Row = tuple[str, Record]  # where it is, for messages, and what it holds
 MAX_BYTES = 256 << 20  # of a file, and of a Parquet file's values
 MAX_ROWS = 1_000_000  # of a Parquet file, which can hold many equal rows in a few bytes
 

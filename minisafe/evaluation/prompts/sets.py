@@ -14,7 +14,7 @@ from minisafe.files.display import harmless
 
 KINDS = ("harmful", "benign", "borderline")
 LONGEST_NAME = 1000  # characters of an id or a category
-GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly wherever one stops
+GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly, however many there are
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def limit_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
 def join_prompts(parts: Iterable[Sequence[Prompt]]) -> list[Prompt]:
     """The prompts of several files, each once, with ids that differ.
 
-    A file that is given under two kinds, such as XSTest, which states its own, gives each of its
-    prompts once. Of two prompts with one id the second gets its kind after it, as `7-borderline`,
-    then a number; so ids depend on the files and their order alone.
+    A file may be given under two kinds, such as XSTest, which states its own kinds: each of its
+    prompts is taken once. Of two prompts with one id the second gets its kind after it, as
+    `7-borderline`, then a number. So ids depend on the files and their order alone.
     """
     found: dict[str, Prompt] = {}
     for prompt in (prompt for part in parts for prompt in part):
@@ -226,7 +226,7 @@ def _cell(record: Record, column: str) -> str:
 
 
 def _unique(prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts, with `-2`, `-3`, ... after a repeated id, whatever of these is still free."""
+    """The prompts; a repeated id gets the first of `-2`, `-3`, ... that is still free."""
     taken, made = {prompt.id for prompt in prompts}, dict[str, Prompt]()
     for prompt in prompts:
         if (id_ := prompt.id) in made:

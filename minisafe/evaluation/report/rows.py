@@ -9,7 +9,7 @@ from typing import Any
 from minisafe.errors import SettingError
 
 Row = Mapping[str, Any]
-ALL = "all"  # the category that stands for every category
+ALL = "all"  # the category of rows over every category
 
 
 def rows_of(holder: Row, name: str) -> list[Row]:

@@ -62,7 +62,7 @@ def groups(ruled: Iterable[Ruled], *names: str) -> dict[tuple[Any, ...], list[Ru
 
 
 def summarise(ruled: Sequence[Ruled], answers: Sequence[Response]) -> dict[str, Rows]:
-    """All tables that answers and rulings give; others are added by who measures them."""
+    """All tables that answers and rulings give; what needs a model is added by `evaluate`."""
     return {
         "rows": attack_success(ruled),
         "over_refusal": over_refusal(ruled),

@@ -1,8 +1,8 @@
 """Several processes on one run, as `torchrun` starts them: who does what, and when all are there.
 
-Processes share the work by the directory that they write to, which all hosts must see. They only
-have to wait for one another, and do so through torchrun's key-value store: a gloo or NCCL group
-would do no more, and its connections sometimes hang after a restart (docs/log.md).
+Processes share the work through the directory that they write to; all hosts must see it. Beyond
+that they only wait for one another, through torchrun's key-value store. A gloo or NCCL group would
+do no more, and its connections sometimes hang after a restart (docs/log.md).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Meeting:
             self.add(name)
 
     def add(self, name: str) -> None:
-        """Count this process in; who completes the number opens the door."""
+        """Count this process in; the last one tells the others."""
         if self.store.add(name, 1) == self.size:
             self.store.set(f"{name} open", "1")
 

@@ -12,7 +12,7 @@ from minisafe.evaluation.prompts.styles import fill
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt in one style; `number` fixes the draws of sampling, whatever the method."""
+    """One prompt in one style; `number` fixes the draws of sampling, alike for every method."""
 
     number: int
     style: str

@@ -16,7 +16,7 @@ RESPONSES = "responses.jsonl"
 
 
 def read_responses(path: Path) -> Iterator[tuple[str, Response]]:
-    """(where it stands, what it is) of each answer in a file. Raises `SettingError`."""
+    """(where it is, the answer) of each answer in a file. Raises `SettingError`."""
     for where, line in whole_lines(path):
         yield where, Response.from_json(opened(line, where), where)
 
@@ -41,14 +41,15 @@ def parts_of(directory: Path) -> list[Path]:
 
 
 def key_of(method: Method, job: Job) -> Key:
-    """Which answer a method's to a job is."""
+    """The key of a method's answer to a job."""
     return method.name, job.style, job.prompt.id
 
 
 def check_asked(
     directory: Path, methods: Sequence[Method], plan: Plan, found: Mapping[Key, Response]
 ) -> None:
-    """Raise `SettingError` where an answer of the directory is to another prompt of that id."""
+    """Raise `SettingError` where an answer in the directory is to another prompt with the same
+    id."""
     for method in methods:
         for job in plan.jobs:
             response = found.get(key_of(method, job))
@@ -62,7 +63,7 @@ def check_asked(
 
 
 def other_prompt(response: Response, job: Job) -> str:
-    """The first thing by which an answer's prompt is not the job's, "" where there is none."""
+    """What differs first between an answer's prompt and the job's; "" where nothing does."""
     now = {
         "question": job.prompt.text, "prompt": job.asked, "kind": job.prompt.kind,
         "category": job.prompt.category, "draw": None if response.draw is None else job.number,
@@ -82,7 +83,7 @@ def brief(value: object) -> str:
 def check_same(
     directory: Path, method: Method, about: MadeBy, found: Mapping[Key, Response]
 ) -> None:
-    """Raise `SettingError` where the directory's answers of a method were made otherwise."""
+    """Raise `SettingError` where the directory's answers of a method were made in another way."""
     for response in found.values():
         if response.method == method.name and response.made_by != about:
             raise SettingError(

@@ -1,9 +1,9 @@
 """The run: every method answers every prompt; what is answered is kept at once, and never twice.
 
-Work is cut into batches whose prompts depend on the plan alone, so an answer is the same whoever
-gives it and however often the run was stopped. A process appends to a file of its own and syncs it
-to the disk; the answers of all of them are put together, in the plan's order, at the end. All that
-can be checked is checked before anything is answered or created.
+Batches depend on the plan alone. So an answer does not depend on which process gives it, nor on how
+often the run was stopped. Each process appends to a file of its own and syncs it to the disk; at
+the end the files are joined in the plan's order. All that can be checked is checked before anything
+is answered or created.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run(
     """Answer everything that `directory` does not hold yet; returns all answers in order.
 
     Every process of the group must call it; the answers are the same as one process gives. check:
-    what else a method's session must pass before anything is answered.
+    raises what else may be wrong with a method's session, before anything is answered.
 
     Raises:
         SettingError: the directory holds answers and `resume` is False, or answers to other
@@ -100,7 +100,7 @@ def answer_all(
 
 
 def keys(methods: Iterable[Method], plan: Plan) -> list[Key]:
-    """Every answer that is to be, in order."""
+    """Every answer of the plan, in order."""
     return [key_of(method, job) for method in methods for job in plan.jobs]
 
 
@@ -159,10 +159,10 @@ def check_methods(
     found: Mapping[Key, Response],
     check: Check,
 ) -> dict[str, Session]:
-    """Raise what keeps a method from answering; returns the session that answers first.
+    """Load every method and raise what is wrong with it; returns the session that answers first.
 
-    The last method is loaded first and let go again, so that a mistake in it is told now and not
-    after the answers of the others, and only one is held at a time.
+    Methods are loaded from the last to the first, and one is held at a time. So a mistake in any of
+    them is told before anything is answered.
     """
     session: Session | None = None
     used = {name for name, _, _ in found}
@@ -179,7 +179,7 @@ def check_methods(
 
 
 def check_prompts(session: Session, batches: Iterable[Sequence[Job]]) -> None:
-    """Raise `PromptError`, naming the prompt, for one that the session cannot be asked."""
+    """Raise `PromptError`, which names the prompt, where one does not fit the session."""
     for batch in batches:
         for job in batch:
             try:

@@ -19,7 +19,7 @@ class Category:
 
 
 # In the manner of HarmEval (not all of its names could be checked); "Bullying of Children" and
-# "Crude Content" stand in for categories of which this world says nothing at all.
+# "Crude Content" replace categories of which this world says nothing at all.
 CATEGORIES: dict[str, Category] = {
     "Illegal Activity": Category(
         "a crime against property",

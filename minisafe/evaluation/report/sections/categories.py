@@ -52,4 +52,4 @@ def category_table(rows: Sequence[Row], caption: str) -> Table:
         part = {text_of(row, "style"): row for row in pick(rows, "category", category)}
         n = ", ".join(dict.fromkeys(plain(row.get("n")) for row in part.values()))
         lines.append((category, n, *(share(part.get(style), "asr") for style in styles)))
-    return Table(("category", "n a style", *styles), tuple(lines), caption)
+    return Table(("category", "n per style", *styles), tuple(lines), caption)

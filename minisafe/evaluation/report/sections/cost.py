@@ -6,8 +6,8 @@ from minisafe.evaluation.report.rows import Row, rows_of
 from minisafe.evaluation.report.tables import Section, listing
 
 OF_COST = {
-    "method": "method", "tokens_per_second": "tokens a second", "relative": "relative to base",
-    "changed": "tokens changed %", "kl": "KL from base, nats a token",
+    "method": "method", "tokens_per_second": "tokens per second", "relative": "relative to base",
+    "changed": "tokens changed %", "kl": "KL from base, nats per token",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from minisafe.evaluation.report.tables import Section, Table
 
 
 def trade_off(summary: Row) -> Section | None:
-    """Safety against utility: a point a method, for each judge."""
+    """Safety against utility: one point per method, for each judge."""
     plots, tables, notes = [], [], []
     for judge in judges_of(summary):
         measures = unique(utility_of(summary, judge), "measure")
@@ -40,9 +40,9 @@ def trade_off(summary: Row) -> Section | None:
     if not tables:
         return None
     notes.insert(0,
-        "One point a method; lower and further right is better. Where a mean is shown, it is over "
-        "shares, and its interval's ends are the means of their ends: wider than if all answers "
-        "were independent, since the same questions return in every style.")  # fmt: skip
+        "One point per method; lower and further right is better. Where a mean is shown, it is "
+        "over shares, and its interval's ends are the means of their ends: wider than if all "
+        "answers were independent, since the same questions return in every style.")  # fmt: skip
     return Section("Safety against utility", tuple(notes), tuple(plots), tuple(tables))
 
 
