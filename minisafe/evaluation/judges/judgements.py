@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from minisafe.errors import SettingError
 from minisafe.evaluation.journal import Journal, digest, opened, whole_lines
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.prompts import Prompt
