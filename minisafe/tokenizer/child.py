@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 SECONDS = 2.0  # for one request: compiling the template, and writing up to `MOST_TEXTS` texts
 MOST_TEXTS = 16
-OUTPUT = 1 << 20  # characters of one text, beyond those of the messages
+OUTPUT = 1 << 19  # characters beyond those of the messages; to encode one takes 400 bytes
 CHAT = 16 << 20  # bytes of one request
 MEMORY = 256 << 20  # bytes of address space, and for each byte of the request:
 MEMORY_PER_BYTE = 24  # up to 4 bytes a character, some six copies
@@ -156,7 +156,7 @@ def render(template: Any, names: Mapping[str, Any]) -> str:
             length += len(piece)
             if length > most:
                 pieces.clear()
-                raise Refused(f"writes more than {OUTPUT >> 20} MB beside the messages")
+                raise Refused(f"writes more than {OUTPUT >> 10} kB beside the messages")
             pieces.append(piece)
         return "".join(pieces)
     except Refused:
