@@ -1,4 +1,4 @@
-"""How a block of tokens stands in the layers of one forward. Here: as it was given."""
+"""How the layers of one forward hold a block of tokens. Here: as it was given."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ class Linear(nn.Module):
     Args:
         name: Hugging Face's name of the module, by which an adapter knows it.
     """
+
+    __call__: Callable[..., Tensor]  # torch states Any
 
     def __init__(self, in_features: int, out_features: int, bias: bool, name: str):
         super().__init__()

@@ -32,7 +32,7 @@ class Stream:
     adapter: LoraAdapter | None = None
 
 
-class Group:
+class SharedWeights:
     """The streams of one model: their rows stand one stream after another in one cache."""
 
     def __init__(
@@ -75,7 +75,6 @@ class Lockstep:
         self.streams, self.rows, self.chunk = tuple(streams), rows, chunk
         sizes = [stream.model.config.vocab_size for stream in streams]
         self.n_ids = min(sizes) if n_ids is None else n_ids
-        self.groups: list[Group] = []
         members: list[tuple[Llama, list[int]]] = []
         for number, stream in enumerate(streams):
             for model, numbers in members:
@@ -85,7 +84,7 @@ class Lockstep:
             else:
                 members.append((stream.model, [number]))
         self.groups = [
-            Group(model, numbers, rows, capacity, cache_dtype) for model, numbers in members
+            SharedWeights(model, numbers, rows, capacity, cache_dtype) for model, numbers in members
         ]
         self._group_of = {n: group for group in self.groups for n in group.members}
 
@@ -185,7 +184,7 @@ class Lockstep:
         return [log_probs[row, : min(n, sound[row])] for row, n in enumerate(counts)]
 
     def _feed_group(
-        self, group: Group, tokens: Sequence[Tokens], slots: Sequence[Sequence[Slot]]
+        self, group: SharedWeights, tokens: Sequence[Tokens], slots: Sequence[Sequence[Slot]]
     ) -> dict[int, Tensor]:
         active = [place for place, s in enumerate(group.members) if any(map(len, tokens[s]))]
         if not active:
@@ -211,7 +210,7 @@ class Lockstep:
 
     def _forward(
         self,
-        group: Group,
+        group: SharedWeights,
         texts: list[list[int]],
         rows: slice,
         slots: list[Slot],

@@ -107,8 +107,7 @@ class Llama(nn.Module):
         """(..., hidden) -> (..., vocab)"""
         if self.lm_head is None:
             return F.linear(x, self.embed_tokens.weight)
-        logits: Tensor = self.lm_head(x, step.adapters)
-        return logits
+        return self.lm_head(x, step.adapters)
 
     # ---- what the layers of one forward share ----
 
@@ -163,14 +162,15 @@ class Llama(nn.Module):
 
     def put(self, name: str, values: Tensor, requires_grad: bool = False) -> nn.Parameter:
         """Put `values` in place of the parameter with this name in a checkpoint; returns the new
-        parameter. The old one is not written to."""
+        parameter. The old one is not written to. Raises `AttributeError` if there is none."""
+        self.get_parameter(name.removeprefix(PREFIX))
         module, _, attribute = name.removeprefix(PREFIX).rpartition(".")
         parameter = nn.Parameter(values, requires_grad)
         setattr(self.get_submodule(module), attribute, parameter)
         return parameter
 
 
-PREFIX = "model."  # of all names in a checkpoint but the head's
+PREFIX = "model."  # of every name in a checkpoint but the head's
 
 
 def stored_name(name: str) -> str:
@@ -190,6 +190,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config, layer, f"{name}.mlp")
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
+        """(B, T, hidden) -> (B, T, hidden)"""
         x = x + self.self_attn(self.input_layernorm(x), step)
         x = x + self.mlp(self.post_attention_layernorm(x), step)
         return step.slots.at("residual", self.layer, x)
@@ -210,15 +211,15 @@ class Attention(nn.Module):
         self.o_proj = Linear(q_size, hidden, config.o_bias, f"{name}.o_proj")
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
+        """(B, T, hidden) -> (B, T, hidden)"""
         q, k, v = self.qkv(x, step)
         if step.cache is not None:
-            k, v = step.cache.write(self.layer, k, v, step.place)
+            k, v = step.cache.write(self.layer, k, v, step.place)  # (B, n_kv_heads, n, head_dim)
         causal = step.causal and self.window not in step.masks
         y = attend(q, k, v, step.masks.get(self.window), causal)  # (B, n_heads, T, head_dim)
         y = step.layout.pack(y.transpose(1, 2))
         y = step.slots.at("heads", self.layer, y)  # (B, T, n_heads, head_dim)
-        out: Tensor = self.o_proj(y.flatten(2), step.adapters)
-        return out
+        return self.o_proj(y.flatten(2), step.adapters)
 
     def qkv(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, hidden) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T,
@@ -243,10 +244,10 @@ class MLP(nn.Module):
         self.down_proj = Linear(inner, hidden, bias, f"{name}.down_proj")
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
+        """(B, T, hidden) -> (B, T, hidden)"""
         gate, up = self.gate_up(x, step)
         keys = step.slots.at("mlp", self.layer, F.silu(gate) * up)  # (B, T, intermediate)
-        out: Tensor = self.down_proj(keys, step.adapters)
-        return out
+        return self.down_proj(keys, step.adapters)
 
     def gate_up(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """(B, T, hidden) -> two of (B, T, intermediate)"""
@@ -262,6 +263,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden)"""
         weight = self.weight
         return F.rms_norm(x, weight.shape, weight, self.eps)
 
@@ -274,6 +276,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden))
 
     def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, hidden)"""
         return F.embedding(ids, self.weight)
 
 

@@ -144,6 +144,17 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert found["part"] in headings(target), f"{page.name}: {found.group()}"
 
 
+NAMED = re.compile(r"`(?P<file>(?:minisafe|tests|bench|weights|docs)/[\w./-]+\.(?:py|md|json))`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_are_there(page: Path) -> None:
+    """But in the log, which tells of files as they were."""
+    if page.name != "log.md":
+        names = {found["file"] for found in NAMED.finditer(page.read_text(encoding="utf-8"))}
+        assert sorted(name for name in names if not (ROOT / name).exists()) == []
+
+
 def definitions(path: Path) -> set[str]:
     """Functions and classes of a file, methods as Class.method."""
     found = set()

@@ -344,3 +344,19 @@ def test_a_model_trains_after_it_has_decoded() -> None:
     logits.sum().backward()
     assert torch.equal(logits.detach(), expected)
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_parameter_is_replaced_by_its_name_in_a_checkpoint() -> None:
+    model = Llama(tiny_config()).requires_grad_(False)
+    old = model.tensors()["model.layers.1.mlp.up_proj.weight"]
+    before, values = old.clone(), torch.ones_like(old)
+    new = model.put("model.layers.1.mlp.up_proj.weight", values, requires_grad=True)
+    assert model.layers[1].mlp.up_proj.weight is new  # type: ignore[union-attr]
+    assert new.data_ptr() == values.data_ptr()  # no copy
+    assert new.requires_grad
+    assert torch.equal(old, before)  # it may be mapped from a file
+    head = model.put("lm_head.weight", torch.zeros_like(model.tensors()["lm_head.weight"]))
+    assert model.lm_head is not None
+    assert model.lm_head.weight is head
+    with pytest.raises(AttributeError):
+        model.put("model.layers.1.mlp.up_proj.bias", values)

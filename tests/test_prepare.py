@@ -88,7 +88,7 @@ def run(model: Llama, ids: Tensor, counts: list[int], adapter: LoraAdapter) -> l
 @settings(max_examples=40, deadline=None)
 @given(
     models,
-    st.sampled_from(KINDS),
+    st.sampled_from((*KINDS, "auto")),
     st.lists(st.integers(1, 7), min_size=3, max_size=3),
     endings,
     st.sampled_from((2, 40)),
@@ -97,10 +97,11 @@ def run(model: Llama, ids: Tensor, counts: list[int], adapter: LoraAdapter) -> l
 def test_float32_is_the_plain_model(
     model: Llama, kind: str, counts: list[int], names: list[str], rank: int
 ) -> None:
-    """Of its own weights when packed, of the rounded ones as int8; ranks to fuse, and beyond."""
+    """Of its own weights when packed or plain, of the rounded ones as int8; ranks to fuse, and
+    beyond."""
     adapter = random_adapter(model, 1, rank, names)
     ids = random_ids(model, 3, max(counts))
-    reference = model if kind == "packed" else rounded(model)
+    reference = rounded(model) if kind == "int8" else model
     pairs = zip(
         run(prepared(model, kind), ids, counts, adapter),
         run(reference, ids, counts, adapter),
@@ -108,6 +109,20 @@ def test_float32_is_the_plain_model(
     )
     for found, expected in pairs:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(models, endings, st.integers(1, 6))
+@torch.inference_mode()
+def test_auto_keeps_float32_to_the_bit(model: Llama, names: list[str], width: int) -> None:
+    """Where no row is padded; and the model still has the weights that it was made from."""
+    found, ids = prepared(model, "auto"), random_ids(model, 2, width)
+    assert type(found) is not type(model)
+    applied = (Applied(random_adapter(model, 1, endings=names), slice(1, 2)),)
+    assert torch.equal(found(ids, adapters=applied), model(ids, adapters=applied))
+    assert fingerprint(found) == fingerprint(model)
+    assert list(found.tensors()) == list(model.tensors())
+    assert prepare(found, "auto") is found
 
 
 @pytest.mark.parametrize("kind", KINDS)

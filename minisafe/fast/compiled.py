@@ -1,7 +1,7 @@
-"""One compiled graph for the step that decodes: one token a row, all layers, by `torch.compile`.
+"""One compiled graph for the step that decodes: one token per row, all layers, by `torch.compile`.
 
 `compile_step(model, adapters)` gives a plain model a fast path for that step alone. `Llama.run` is
-the reference, and takes whatever the graph cannot express: prompts, blocks, other slots, other
+the reference, and takes what the graph cannot express: prompts, blocks, other slots, other
 adapters. The graph holds its own copy of the weights, in the order in which inductor's C++ matrix
 products read them ("freezing"), and has its arithmetic fused around these products.
 """
@@ -66,8 +66,8 @@ class Graphs:
     """A model's compiled decoding step; see `compile_step`.
 
     There are up to two graphs, for one row and for several, each with a copy of the weights. A
-    graph is made when a step first needs it; but for one row not where there is one for several,
-    since then a batch's last row would wait for it.
+    graph is made when a step first needs it. Where there is one for several rows, none is made for
+    one row: a batch's last row would wait for it.
     """
 
     def __init__(self, model: Llama, adapters: Sequence[LoraAdapter]):
@@ -154,7 +154,7 @@ class Graphs:
             try:
                 with settings(options):
                     logits: Tensor = graph(*vars(inputs).values())
-            except Exception as error:  # whatever torch stumbles on: a compiler's, its own
+            except Exception as error:  # of the compiler, or torch's own
                 failed = error
                 continue
             self.graphs[several] = graph

@@ -36,7 +36,7 @@ class Draft:
         self.clear()
 
     def clear(self) -> None:
-        """Begin a block."""
+        """Start a new block."""
         self.begin = len(self.row.answer)
         self.ids: list[int] = []
         self.base: list[Tensor] = []

@@ -1,7 +1,7 @@
-"""The decoding step as torch's compiler is given it: one token a row through all layers.
+"""The decoding step as torch's compiler takes it: one token per row through all layers.
 
-It is `Llama.run` again, for that case alone and without state; `compiled` says when it runs.
-Products hold no weights of their own here: they are the model's.
+It is `Llama.run` again, for that case alone and without state; `compiled` decides when it runs.
+Products hold no weights of their own: they are the model's.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def frozen(tensor: Tensor) -> nn.Parameter:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the graph reads beside weights. B rows, n tokens a row in the cache after the step."""
+    """What the graph reads beside weights. B rows, n tokens per row in the cache after the step."""
 
     ids: Tensor  # (B,)
     positions: Tensor  # (B,) the cache columns of these tokens
@@ -75,7 +75,7 @@ class Inputs:
 
 
 class Decoder(nn.Module):
-    """`Llama.forward` for one token a row, written for the compiler: no state, no branches."""
+    """`Llama.run` for one token per row, written for the compiler: no state, no branches."""
 
     def __init__(self, model: Llama, adapters: Sequence[LoraAdapter]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Weight-only int8: `W ~ scales[:, None] * q`, one symmetric scale an output channel. Pure.
+"""Weight-only int8: `W ~ scales[:, None] * q`, one symmetric scale per output channel. Pure.
 
 A weight errs by at most half its channel's scale. `int8_linear` leaves activations in their dtype.
 `packed_linear`, for large weights, writes each as two digits of 8 bits (see `two_digits`): integers
@@ -57,7 +57,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(q: Tensor, scales: Tensor) -> Tensor:
-    """The weights that `q` and `scales` stand for, float32 (out, in)."""
+    """The weights that `q` and `scales` are made of, float32 (out, in)."""
     return q.float() * scales.float()[:, None]
 
 
@@ -79,7 +79,7 @@ def few_int8(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 
 
 def widened(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
-    """The product by a block of channels at a time, its weights widened to x's dtype, which holds
+    """The product, one block of channels at a time, its weights widened to x's dtype, which holds
     -127 to 127 exactly. (rows, in) -> (rows, out)"""
     n = max(1, BLOCK // q.shape[1])
     block = torch.empty(min(n, len(q)), q.shape[1], dtype=x.dtype, device=x.device)
@@ -143,7 +143,7 @@ def two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed_linear(x: Tensor, packed: PackedInt8) -> Tensor:
-    """`x @ W.T` for the weights W that `packed` stands for. x: (..., in) -> (..., out), as x.
+    """`x @ W.T` for the weights W that `packed` was made of. x: (..., in) -> (..., out), as x.
 
     Sums of integers are exact, so a row's result does not depend on the rows beside it.
     """

@@ -1,6 +1,6 @@
 """Which kernel multiplies a matrix of some shape here, and how it did in its races.
 
-`prepare` asks `packs` and `wide_rows`; `minisafe inspect --kernels` prints `choices`.
+`packed` asks `packs` and `wide_rows`; `minisafe inspect --kernels` prints `choices`.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def wide_laps(shape: Shape) -> tuple[Lap, ...]:
 
 
 def wide_product(x: Tensor, weight: Tensor) -> Tensor:
+    """(rows, in) in bf16, by a weight in float32 -> (rows, out) in bf16"""
     return F.linear(x.float(), weight).to(x.dtype)
 
 
@@ -130,12 +131,14 @@ def shapes_of(config: LlamaConfig, weights: str) -> Iterator[tuple[str, Shape]]:
 
 
 def plain_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tuple[Lap, ...]]:
+    """What multiplies plain weights where `prepare` keeps them ("auto"), and its laps."""
     if not may_go_left(shape, dtype):
         return "F.linear", ()
     return in_words("weight on the left", left_rows(shape), "F.linear"), left_laps(shape)
 
 
 def packed_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tuple[Lap, ...]]:
+    """What multiplies packed weights, and its laps."""
     if tied:  # keeps its rows
         return plain_choice(shape, dtype, tied)
     laps = pack_laps(shape, dtype)
@@ -146,6 +149,7 @@ def packed_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tu
 
 
 def int8_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tuple[Lap, ...]]:
+    """What multiplies int8 weights, and its laps."""
     large = not tied and shape[0] * shape[1] >= MIN_DIGITS[dtype]
     laps = digit_laps(shape, dtype) if large else ()
     if large and digits_fit(shape, dtype):

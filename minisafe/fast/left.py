@@ -27,10 +27,10 @@ class LeftLinear(Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`; for few rows of bf16 on a CPU with AMX, `(weight @ x.T).T`.
 
-    There the usual order leaves much of the memory bandwidth unused (bench/README.md), which a
-    race checks, since oneDNN may be told to use less than the CPU has; the
-    products are the same, and one row is faster as two alike. The result is contiguous: given
-    other strides, torch multiplies row by row and copies the next weight for each of them.
+    On such a CPU the usual order leaves much of the memory bandwidth unused (bench/README.md). A
+    race checks that, since oneDNN may be told to use less than the CPU has. The products are the
+    same, and one row is faster as two equal ones. The result is contiguous: with other strides,
+    torch would multiply row by row and copy the next weight for each of them.
     """
     rows = x.numel() // x.shape[-1]
     usual = rows > FEW_ROWS or weight.numel() < MIN_WEIGHTS

@@ -19,7 +19,7 @@ from minisafe.lora import Applied
 
 @dataclass(frozen=True)
 class Unpadded(Layout):
-    """Those of a block's (B, T) tokens that are no padding: N of them, row after row.
+    """The tokens of a (B, T) block without its padding: N of them, row after row.
 
     cells: block row and block column of each, (N,) both. offsets: where each row's tokens begin
     among them, and N.

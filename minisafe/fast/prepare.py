@@ -94,7 +94,7 @@ def goes_left(part: Linear) -> bool:
 
 def store(model: Llama, kind: str) -> None:
     """Store all matrices in place, "packed" or as "int8"."""
-    # an untied embedding stays as it is: looked at last, it takes no room while the head is there
+    # an untied embedding is sampled last, so that its file is not in memory while the head is there
     # twice
     samples = samples_of(model, without=None if model.config.tied else EMBED)
     make = MAKE[kind]
@@ -114,8 +114,8 @@ def store(model: Llama, kind: str) -> None:
 
 
 def store_head(model: Llama, make: Make) -> None:
-    """The head's product. A tied matrix is also what tokens are looked up in, so it keeps its rows:
-    packing a second copy would cost its memory again and save 3 % of a step (docs/log.md)."""
+    """The head's product. A tied head is also the embedding, so it keeps its rows: packing a second
+    copy would cost its memory again and save 3 % of a step (docs/log.md)."""
     if model.lm_head is not None:
         model.lm_head = make((model.lm_head,))
     elif make is Int8Linear:
@@ -128,7 +128,7 @@ def store_head(model: Llama, make: Make) -> None:
 
 
 def give_back_memory() -> None:
-    """Let the system have what malloc keeps of freed memory, where malloc is glibc's: parts that
+    """Give freed memory that malloc keeps back to the system, where malloc is glibc's: parts that
     were joined and packed leave holes, 40 MiB at TinyLlama's size (docs/log.md)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

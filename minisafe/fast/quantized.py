@@ -20,7 +20,7 @@ from minisafe.model import Embedding
 
 
 class Int8Linear(JoinedLinear):
-    """As int8 with a scale an output channel; large ones packed."""
+    """As int8 with one scale per output channel; large matrices are packed."""
 
     may_pack: ClassVar[bool] = True
 
@@ -45,13 +45,13 @@ class Int8Linear(JoinedLinear):
 
 
 class Int8Head(Int8Linear):
-    """A tied one, whose rows are also what tokens are looked up in."""
+    """A tied head: its rows are also the embedding, so it is not packed."""
 
     may_pack = False
 
 
 class Int8Embedding(Embedding):
-    """Rows of a tied int8 head."""
+    """The rows of a tied int8 head."""
 
     def __init__(self, q: Tensor, scales: Tensor):
         nn.Module.__init__(self)
