@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 FIRST, DIGITS = 0xE000, 6400  # the private-use characters of the basic plane
@@ -19,10 +20,15 @@ class Marks:
     """Marks for one chat, and what they stand for."""
 
     def __init__(self, messages: Sequence[Mapping[str, str]]):
-        self.prefix = unused([message["content"] for message in messages])
+        self.contents = [message["content"] for message in messages]
         self.texts: dict[str, str] = {}
         self.marks: dict[str, str] = {}  # by the text that they stand for
         self.answers: dict[str, int] = {}
+
+    @cached_property
+    def prefix(self) -> str:
+        """What all marks begin with; drawn with the first of them."""
+        return unused(self.contents)
 
     def new(self) -> str:
         """A mark that is not in use; all have one length."""
