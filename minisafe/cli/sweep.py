@@ -20,6 +20,7 @@ from minisafe.evaluation.judges.by_name import make_judge
 from minisafe.evaluation.judges.judgements import rule_all
 from minisafe.evaluation.methods.grid import AXES, grid
 from minisafe.evaluation.prompts.styles import load_styles
+from minisafe.evaluation.records import Judged, Response
 from minisafe.evaluation.report.best import Bounds, Row, choose, measured
 from minisafe.evaluation.report.summary import join, summarise, write_summary
 from minisafe.evaluation.report.write import write_report
@@ -110,22 +111,32 @@ def sweep(
     by_id = {prompt.id: prompt for prompt in chosen}
     judgements = rule_all(out, answers, by_id, [ruling], line.show)
     line.close()
-    ruled = join(answers, judgements, {i: str(p.record.get("kind", "")) for i, p in by_id.items()})
-    rows = measured(ruled, methods)
-    best = choose(rows, bounds)
     command = shlex.join(["minisafe", *sys.argv[1:]])
     evaluation = Evaluation(methods, chosen, plan, source, command, flags.get("seed", 0))
+    rows, best = report(out, evaluation, answers, judgements, bounds)
+    show(rows, best, as_json)
+    if best is None:
+        raise MinisafeError("no point of the grid is within the bounds; widen one of them")
+    if write is not None:
+        write_best(write, profile, best)
+
+
+def report(
+    out: Path, evaluation: Evaluation, answers: Sequence[Response], judgements: Sequence[Judged],
+    bounds: Bounds,
+) -> tuple[list[Row], Row | None]:  # fmt: skip
+    """Write summary and report of a sweep; returns a row per point, and the one that is chosen."""
+    kinds = {prompt.id: str(prompt.record.get("kind", "")) for prompt in evaluation.prompts}
+    ruled = join(answers, judgements, kinds)
+    rows = measured(ruled, evaluation.methods)
+    best = choose(rows, bounds)
     summary = {"about": about(evaluation, answers), **summarise(ruled, answers)}
     write_summary(out, summary | {"sweep": rows[1:], "chosen": best})
     write_report(
         out, summary | {"sweep": rows[1:]}, [each.to_json() for each in answers],
         [each.to_json() for each in judgements],
     )  # fmt: skip
-    show(rows, best, as_json)
-    if best is None:
-        raise MinisafeError("no point of the grid is within the bounds; widen one of them")
-    if write is not None:
-        write_best(write, profile, best)
+    return rows, best
 
 
 def values_of(name: str, text: str) -> list[Any]:

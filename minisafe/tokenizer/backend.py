@@ -11,7 +11,7 @@ from minisafe.files.display import one_line
 Kind = TypeVar("Kind")
 
 
-def asked(source: str, call: Callable[..., Kind], *arguments: Any, **named: Any) -> Kind:
+def asked(source: str, call: Callable[..., Kind], *arguments: Any) -> Kind:
     """What the library gives.
 
     Raises:
@@ -19,7 +19,7 @@ def asked(source: str, call: Callable[..., Kind], *arguments: Any, **named: Any)
         PromptError: a text holds half of a surrogate pair.
     """
     try:
-        return call(*arguments, **named)
+        return call(*arguments)
     except (TypeError, UnicodeEncodeError) as error:
         for text in arguments:
             if isinstance(text, str):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from tokenizers import AddedToken, Encoding
@@ -103,7 +103,8 @@ class Tokenizer:
 
     def decode_all(self, ids: Sequence[int]) -> str:
         """Text of `ids`, control tokens and all."""
-        return asked(self.source, self.backend.decode, list(ids), skip_special_tokens=False)
+        decode = partial(self.backend.decode, skip_special_tokens=False)
+        return asked(self.source, decode, list(ids))
 
     # ---- chat ----------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class Tokenizer:
         return list(self._read(self._after_control, AFTER_CONTROL + text).ids[1:])
 
     def _read(self, backend: Backend, text: str) -> Encoding:
-        return asked(self.source, backend.encode, text, add_special_tokens=False)
+        return asked(self.source, partial(backend.encode, add_special_tokens=False), text)
 
     def split_control(self, text: str) -> list[str]:
         """Text cut at its control tokens, which swallow blanks where their definition says so."""
