@@ -47,6 +47,7 @@ def at_least(least: float, words: str = "") -> Within:
 
 
 def one_of(choices: tuple[str, ...]) -> Within:
+    """These words, and no other."""
     return Within(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 

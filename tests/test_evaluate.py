@@ -26,7 +26,8 @@ from minisafe.cli.evaluate import gather_prompts
 from minisafe.errors import BadInput, PromptError, SafetyError, SettingError
 from minisafe.evaluation.evaluate import Evaluation, evaluate
 from minisafe.evaluation.journal import sealed
-from minisafe.evaluation.judges.ruling import make_judge, rule_all
+from minisafe.evaluation.judges.by_name import make_judge
+from minisafe.evaluation.judges.judgements import rule_all
 from minisafe.evaluation.judges.world import WorldJudge
 from minisafe.evaluation.methods import METHODS, load_method, parse_methods
 from minisafe.evaluation.prompts import Prompt, default_prompts
@@ -34,7 +35,7 @@ from minisafe.evaluation.prompts.styles import STYLES, fill, load_styles
 from minisafe.evaluation.records import Gated, MadeBy, Response
 from minisafe.evaluation.report.summary import Ruled, join, summarise
 from minisafe.evaluation.runner import run as runner
-from minisafe.evaluation.runner.distributed import Group, Meeting
+from minisafe.evaluation.runner.distributed import Meeting, Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.resume import read_all
 from minisafe.evaluation.runner.run import run
@@ -68,7 +69,7 @@ def lines_of(answers: Sequence[Response]) -> str:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Response]:
     """An undisturbed run of two methods."""
     directory = tmp_path_factory.mktemp("whole")
-    return run(directory, methods("base", "safeinfer"), plan(), Group())
+    return run(directory, methods("base", "safeinfer"), plan(), Processes())
 
 
 # ---- the plan and its styles -------------------------------------------------------------------
@@ -187,20 +188,20 @@ def test_a_run_goes_on_and_answers_nothing_twice(
     monkeypatch.setattr(runner, "answer", counted)
     both = methods("base", "safeinfer")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, both, plan(), Group())
+        run(tmp_path, both, plan(), Processes())
     assert len(read_all(tmp_path)) == 4  # the second batch was answered, and not yet kept
     with pytest.raises(SettingError, match="holds 4 answers; use --resume"):
-        run(tmp_path, both, plan(), Group())
-    assert told(run(tmp_path, both, plan(), Group(), resume=True)) == told(whole)
+        run(tmp_path, both, plan(), Processes())
+    assert told(run(tmp_path, both, plan(), Processes(), resume=True)) == told(whole)
     assert sum(asked) == 24 + 4
     monkeypatch.setattr(runner, "answer", None)  # a third run has nothing to answer
-    assert told(run(tmp_path, both, plan(), Group(), resume=True)) == told(whole)
+    assert told(run(tmp_path, both, plan(), Processes(), resume=True)) == told(whole)
 
 
 def test_a_torn_last_line_is_answered_again(tmp_path: Path, whole: list[Response]) -> None:
     path = tmp_path / "responses.jsonl"
     path.write_text(lines_of(whole[:7])[:-9], encoding="utf-8")
-    found = run(tmp_path, methods("base", "safeinfer"), plan(), Group(), resume=True)
+    found = run(tmp_path, methods("base", "safeinfer"), plan(), Processes(), resume=True)
     assert told(found) == told(whole)
     assert len(path.read_text().splitlines()) == 24
 
@@ -212,10 +213,10 @@ def test_answers_of_other_settings_are_not_gone_on_with(
     path.write_text(lines_of(whole[:5]), encoding="utf-8")
     other = parse_methods(["base"], default_profile(), FLOAT | {"max_new_tokens": 25})
     with pytest.raises(SettingError, match=r"max_new_tokens: 24 there, 25 now"):
-        run(tmp_path, other, plan(), Group(), resume=True)
+        run(tmp_path, other, plan(), Processes(), resume=True)
     path.write_text('{"what": 1}\n', encoding="utf-8")
     with pytest.raises(SettingError, match="line 1: has no hash"):
-        run(tmp_path, other, plan(), Group(), resume=True)
+        run(tmp_path, other, plan(), Processes(), resume=True)
 
 
 def otherwise(change: dict[str, Any]) -> Plan:
@@ -246,7 +247,7 @@ def test_answers_to_other_prompts_are_not_gone_on_with(
     kept = path.read_bytes()
     monkeypatch.setattr(runner, "load_method", None)  # it is told before any model is loaded
     with pytest.raises(SettingError, match=rf"method base, style simple, to prompt .*{words}"):
-        run(tmp_path, methods("base", "safeinfer"), made, Group(), resume=True)
+        run(tmp_path, methods("base", "safeinfer"), made, Processes(), resume=True)
     assert path.read_bytes() == kept
 
 
@@ -257,13 +258,13 @@ def test_a_draw_belongs_to_its_place_in_the_plan(tmp_path: Path) -> None:
         Plan.make(each, {"simple": "{question}"}, {"simple": "{question}"}, 4)
         for each in (prompts[1:], prompts)
     )
-    assert [each.draw for each in run(tmp_path / "a", warm, short, Group())] == list(range(5))
+    assert [each.draw for each in run(tmp_path / "a", warm, short, Processes())] == list(range(5))
     with pytest.raises(SettingError, match="draw: 0 there, 1 now"):
-        run(tmp_path / "a", warm, long, Group(), resume=True)
+        run(tmp_path / "a", warm, long, Processes(), resume=True)
     greedy = parse_methods(["base"], default_profile(), FLOAT | {"temperature": 0.0})
-    run(tmp_path / "b", greedy, short, Group())
-    grown = run(tmp_path / "b", greedy, long, Group(), resume=True)
-    assert told(grown) == told(run(tmp_path / "c", greedy, long, Group()))
+    run(tmp_path / "b", greedy, short, Processes())
+    grown = run(tmp_path / "b", greedy, long, Processes(), resume=True)
+    assert told(grown) == told(run(tmp_path / "c", greedy, long, Processes()))
 
 
 def test_another_template_is_another_maker(tmp_path: Path, whole: list[Response]) -> None:
@@ -271,16 +272,18 @@ def test_another_template_is_another_maker(tmp_path: Path, whole: list[Response]
     made = replace(whole[0].made_by, text=whole[0].made_by.text | {"template": "0" * 32})
     path.write_text(lines_of([replace(whole[0], made_by=made)]), encoding="utf-8")
     with pytest.raises(SettingError, match="template: '00"):
-        run(tmp_path, methods("base"), plan(), Group(), resume=True)
+        run(tmp_path, methods("base"), plan(), Processes(), resume=True)
 
 
 def test_an_edited_answer_is_refused(tmp_path: Path, whole: list[Response]) -> None:
     path = tmp_path / "responses.jsonl"
     path.write_text(lines_of(whole[:3]).replace(json.dumps(whole[1].answer), '"Gladly."'))
     with pytest.raises(SettingError, match=r"line 2: was changed after it was written; delete"):
-        run(tmp_path, methods("base"), plan(), Group(), resume=True)
+        run(tmp_path, methods("base"), plan(), Processes(), resume=True)
     path.write_text(lines_of([whole[0], whole[2]]))  # as the message says
-    assert told(run(tmp_path, methods("base"), plan(), Group(), resume=True)) == told(whole[:12])
+    assert told(run(tmp_path, methods("base"), plan(), Processes(), resume=True)) == told(
+        whole[:12]
+    )
 
 
 def test_names_that_would_mean_two_things() -> None:
@@ -298,7 +301,7 @@ def test_a_mistake_in_the_last_method_is_told_before_the_first_answers(
     bad = parse_methods(["base", "safeinfer"], default_profile(), FLOAT)
     bad[1] = replace(bad[1], overrides={**bad[1].overrides, "sa_layer": 99})
     with pytest.raises(SettingError, match="method safeinfer: "):
-        run(tmp_path / "run", bad, plan(), Group())
+        run(tmp_path / "run", bad, plan(), Processes())
     assert not (tmp_path / "run").exists()
 
 
@@ -306,29 +309,29 @@ def test_shares_of_several_processes_make_one_whole(
     tmp_path: Path, whole: list[Response], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a process group: one after the other, the merging one last."""
-    monkeypatch.setattr(Group, "barrier", lambda self: None)
+    monkeypatch.setattr(Processes, "barrier", lambda self: None)
     both = methods("base", "safeinfer")
     for rank in (2, 1):
-        assert run(tmp_path, both, plan(), Group(rank, 3), resume=True) == []
+        assert run(tmp_path, both, plan(), Processes(rank, 3), resume=True) == []
     assert len(list(tmp_path.glob("responses.*.jsonl"))) == 2
-    assert told(run(tmp_path, both, plan(), Group(0, 3), resume=True)) == told(whole)
+    assert told(run(tmp_path, both, plan(), Processes(0, 3), resume=True)) == told(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["responses.jsonl"]
 
 
 def test_sampling_depends_on_the_prompts_number_only(tmp_path: Path) -> None:
     warm = parse_methods(["base"], default_profile(), FLOAT | {"temperature": 1.0, "seed": 5})
-    one = run(tmp_path / "a", warm, plan(batch_size=1), Group())
-    four = run(tmp_path / "b", warm, plan(batch_size=4), Group())
+    one = run(tmp_path / "a", warm, plan(batch_size=1), Processes())
+    four = run(tmp_path / "b", warm, plan(batch_size=4), Processes())
     assert told(one) == told(four)
     other = parse_methods(["base"], default_profile(), FLOAT | {"temperature": 1.0, "seed": 6})
-    assert told(run(tmp_path / "c", other, plan(), Group())) != told(four)
+    assert told(run(tmp_path / "c", other, plan(), Processes())) != told(four)
 
 
 def test_a_prompt_that_does_not_fit_is_said_before_any_answer(tmp_path: Path) -> None:
     long = [*default_prompts("dev", 1), Prompt("long", "a table " * 3000)]
     made = Plan.make(long, {"simple": "{question}"}, {"simple": "{question}"}, 2)
     with pytest.raises(PromptError, match="prompt long, style simple: the prompt has"):
-        run(tmp_path, methods("base"), made, Group())
+        run(tmp_path, methods("base"), made, Processes())
     assert not read_all(tmp_path)
 
 
@@ -359,7 +362,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_evaluate import methods, plan
-from minisafe.evaluation.runner.distributed import Group, Meeting
+from minisafe.evaluation.runner.distributed import Processes, Meeting
 from minisafe.evaluation.runner.resume import read_all
 from minisafe.evaluation.runner.run import run
 from minisafe.evaluation.methods import load_method
@@ -371,7 +374,7 @@ while killed < 20:
     child = os.fork()
     if child == 0:
         try:
-            run(directory, both, plan(batch_size=1), Group(), resume=True)
+            run(directory, both, plan(batch_size=1), Processes(), resume=True)
         finally:
             os._exit(0)
     time.sleep(rng.uniform(0, 0.4))
@@ -396,7 +399,7 @@ def test_killed_twenty_times_and_nothing_is_lost_or_doubled(
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     both = methods("base", "safeinfer")
-    found = run(tmp_path / "run", both, plan(batch_size=1), Group(), resume=True)
+    found = run(tmp_path / "run", both, plan(batch_size=1), Processes(), resume=True)
     assert [each.key for each in found] == [each.key for each in whole]
     lines = (tmp_path / "run" / "responses.jsonl").read_text().splitlines()
     assert len(lines) == len(read_all(tmp_path / "run")) == 24

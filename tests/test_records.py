@@ -11,7 +11,7 @@ import pytest
 from minisafe.errors import OutputError, SettingError
 from minisafe.evaluation import journal as module
 from minisafe.evaluation.journal import Journal, check_directory, opened, sealed, whole_lines
-from minisafe.evaluation.judges.ruling import read_known
+from minisafe.evaluation.judges.judgements import read_known
 from minisafe.evaluation.records import Gated, Judged, MadeBy, Response
 from minisafe.evaluation.runner.resume import read_all
 

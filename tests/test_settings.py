@@ -81,7 +81,7 @@ import sys
 import minisafe
 from minisafe.session.profile import default_profile, load_profile
 load_profile(default_profile())
-fast = ("prepare", "quantize", "compiled", "speculate", "kernels", "fast", "session.session")
+fast = ("fast", "faster", "session.session")
 heavy = {"click", "jinja2", *(f"minisafe.{name}" for name in fast)}
 print(*sorted(heavy & set(sys.modules)))
 """

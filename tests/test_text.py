@@ -118,9 +118,9 @@ def test_long_texts_are_decoded_piece_by_piece(monkeypatch: pytest.MonkeyPatch) 
     """Each token costs the same, however long the text has become."""
     known = KNOWN["sentencepiece"]
     longest = []
-    decode = TextStream._decode
+    decode = Tokenizer.decode_all
     monkeypatch.setattr(
-        TextStream, "_decode", lambda self: (longest.append(len(self.ids)), decode(self))[1]
+        Tokenizer, "decode_all", lambda self, ids: (longest.append(len(ids)), decode(self, ids))[1]
     )
     ids = known.encode("once there was a fox " * 30)
     assert known.decode(ids) == "once there was a fox " * 30

@@ -29,6 +29,7 @@ from minisafe.cli.options import (
     ProgressLine,
     amplify_options,
     chosen,
+    common_flags,
     fields_as_options,
     load_plain,
 )
@@ -83,7 +84,7 @@ def amplify_command(
     """
     if out.suffix != ".safetensors":
         raise SettingError(f"--out is {out}; expected a name that ends in .safetensors")
-    session = load_plain(RECIPE)
+    session = load_plain(common_flags(), RECIPE)
     pool = read_demonstrations(demonstrations, columns)
     recipe = Recipe(
         method=method, heads=parse_heads(head_list), corrupt=corrupt, style=style,

@@ -14,7 +14,7 @@ from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, comm
 from minisafe.errors import SettingError
 from minisafe.evaluation.evaluate import Evaluation, evaluate
 from minisafe.evaluation.judges import Judge
-from minisafe.evaluation.judges.ruling import make_judge
+from minisafe.evaluation.judges.by_name import make_judge
 from minisafe.evaluation.methods import SAFE_SYSTEM, UNSAFE_SYSTEM, Systems, parse_methods
 from minisafe.evaluation.prompts import (
     Prompt,
@@ -24,7 +24,7 @@ from minisafe.evaluation.prompts import (
     load_prompts,
 )
 from minisafe.evaluation.prompts.styles import load_styles
-from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import silent
 from minisafe.session.profile import default_profile
@@ -116,8 +116,8 @@ def evaluate_command(
         {"harmful": prompts, "benign": benign, "borderline": borderline},
         column, category_column, split, limit,
     )  # fmt: skip
-    group = Group.from_environment()
-    profile, flags = profile_and_flags(group)
+    processes = Processes.from_environment()
+    profile, flags = profile_and_flags(processes)
     plan = Plan.make(
         chosen, load_styles(listed(styles)), load_styles(listed(benign_styles)), batch_size
     )
@@ -127,17 +127,17 @@ def evaluate_command(
         sample, choices,
     )  # fmt: skip
     device = flags.get("device", "cpu")
-    chosen_judges = make_judges(listed(judges), out, device, judge_layout, group)
-    summary = together(evaluation, chosen_judges, out, group, resume)
+    chosen_judges = make_judges(listed(judges), out, device, judge_layout, processes)
+    summary = together(evaluation, chosen_judges, out, processes, resume)
     if summary:
         show(summary, out, as_json)
 
 
-def profile_and_flags(group: Group) -> tuple[Path | None, dict[str, Any]]:
+def profile_and_flags(processes: Processes) -> tuple[Path | None, dict[str, Any]]:
     """The profile to start from, and the common flags that precede it, on this process's device."""
     flags = common_flags()
     if "device" in flags:
-        flags["device"] = group.device(flags["device"])
+        flags["device"] = processes.device(flags["device"])
     profile = flags.pop("profile", None)
     if profile is None and flags.get("base") is None:
         profile = default_profile()
@@ -145,23 +145,23 @@ def profile_and_flags(group: Group) -> tuple[Path | None, dict[str, Any]]:
 
 
 def make_judges(
-    names: Sequence[str], out: Path, device: str, layout: Path | None, group: Group
+    names: Sequence[str], out: Path, device: str, layout: Path | None, processes: Processes
 ) -> list[Judge]:
     """The first process's judges; the others judge nothing, and load none."""
     if not names:
         raise SettingError("no judge is given; expected some, as world,refusal")
-    return [make_judge(each, out, device, layout) for each in names if group.rank == 0]
+    return [make_judge(each, out, device, layout) for each in names if processes.rank == 0]
 
 
 def together(
-    evaluation: Evaluation, judges: Sequence[Judge], out: Path, group: Group, resume: bool
+    evaluation: Evaluation, judges: Sequence[Judge], out: Path, processes: Processes, resume: bool
 ) -> dict[str, Any]:
-    """The evaluation by all processes of the group; the summary in the first, {} in the others."""
+    """The evaluation by all processes; the summary in the first, {} in the others."""
     line = ProgressLine()
-    group.start()
+    processes.start()
     try:
-        progress = line.show if group.rank == 0 else silent
-        return evaluate(evaluation, judges, out, group, resume or group.again, progress)
+        progress = line.show if processes.rank == 0 else silent
+        return evaluate(evaluation, judges, out, processes, resume or processes.again, progress)
     finally:
         line.close()
 

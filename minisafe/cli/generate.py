@@ -11,11 +11,12 @@ import click
 from minisafe.cli.options import (
     PATH,
     check_text,
+    common_flags,
     common_options,
     describe,
     harmless,
+    load_session,
     read_text,
-    session_from_flags,
 )
 from minisafe.errors import PromptError
 from minisafe.session import Session
@@ -49,7 +50,7 @@ def generate(
       minisafe generate --lines prompts.txt --json > answers.jsonl
     """
     prompts = read_prompts(prompt, file, lines)
-    session = session_from_flags()
+    session = load_session(common_flags())
     click.echo(describe(session.applied), err=True)
     if as_json:
         print_json(session, prompts, chat, batch_size)

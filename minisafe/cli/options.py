@@ -27,7 +27,7 @@ PATH = click.Path(path_type=Path)
 
 
 def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Put a common flag that was given where `session_from_flags` finds it."""
+    """Put a common flag that was given where `common_flags` finds it."""
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str):
             check_text(text, parameter.opts[0])
@@ -44,7 +44,7 @@ def check_text(text: str, name: str) -> None:
 
 
 def keep_options(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Put template options, as NAME=VALUE, where `session_from_flags` finds them as one setting."""
+    """Put template options, as NAME=VALUE, where `common_flags` finds them as one setting."""
     found: dict[str, Any] = {}
     for text in value:
         check_text(text, parameter.opts[0])
@@ -153,11 +153,11 @@ def common_flags() -> dict[str, Any]:
     return dict(click.get_current_context().meta.get(FLAGS, {}))
 
 
-def load_plain(own: Iterable[str]) -> Session:
-    """Load the base alone, with what the common flags say of the rest; `own` are no settings."""
-    given = {name: value for name, value in common_flags().items() if name not in set(own)}
-    profile = given.pop("profile", None)
-    return load(profile, {"weights": "plain"} | given | {"safe": False, "compile": False})
+def load_plain(flags: Mapping[str, Any], own: Iterable[str]) -> Session:
+    """Load the base alone, with what these flags say of the rest; `own` are no settings."""
+    given = {name: value for name, value in flags.items() if name not in {"profile", *own}}
+    settings = {"weights": "plain"} | given | {"safe": False, "compile": False}
+    return load(flags.get("profile"), settings)
 
 
 class ProgressLine:
@@ -188,11 +188,10 @@ class ProgressLine:
             click.echo(err=True)
 
 
-def session_from_flags() -> Session:
-    """Load what the command's common flags ask for; the rest is left to the profile."""
-    given = common_flags()
-    profile = given.pop("profile", None)
-    return load(profile, given)
+def load_session(flags: Mapping[str, Any]) -> Session:
+    """Load what a command's common flags ask for; the rest is left to the profile."""
+    given = {name: value for name, value in flags.items() if name != "profile"}
+    return load(flags.get("profile"), given)
 
 
 def describe(applied: Acted) -> str:

@@ -16,13 +16,14 @@ from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, comm
 from minisafe.errors import MinisafeError, SettingError
 from minisafe.evaluation.evaluate import Evaluation, about, check_judges
 from minisafe.evaluation.journal import check_directory
-from minisafe.evaluation.judges.ruling import make_judge, rule_all
+from minisafe.evaluation.judges.by_name import make_judge
+from minisafe.evaluation.judges.judgements import rule_all
 from minisafe.evaluation.methods.grid import AXES, grid
 from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.evaluation.report.best import Bounds, Row, choose, measured
 from minisafe.evaluation.report.summary import join, summarise, write_summary
 from minisafe.evaluation.report.write import write_report
-from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import run
 from minisafe.session.profile import default_profile, load_profile, save_profile
@@ -105,7 +106,7 @@ def sweep(
     ruling = make_judge(judge, out, flags.get("device", "cpu"))
     check_judges([ruling], chosen, out)
     line = ProgressLine()
-    answers = run(out, methods, plan, Group(), line.show, resume)
+    answers = run(out, methods, plan, Processes(), line.show, resume)
     by_id = {prompt.id: prompt for prompt in chosen}
     judgements = rule_all(out, answers, by_id, [ruling], line.show)
     line.close()

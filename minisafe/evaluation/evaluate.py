@@ -10,7 +10,7 @@ from typing import Any
 
 from minisafe.errors import SettingError
 from minisafe.evaluation.judges import Judge
-from minisafe.evaluation.judges.ruling import JUDGEMENTS, read_known, rule_all
+from minisafe.evaluation.judges.judgements import JUDGEMENTS, read_known, rule_all
 from minisafe.evaluation.likelihood.choices import (
     Choice,
     check_choices,
@@ -23,7 +23,7 @@ from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.records import Response
 from minisafe.evaluation.report.summary import join, summarise, write_summary
 from minisafe.evaluation.report.write import write_report
-from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import Progress, run, silent
 from minisafe.session import Session
@@ -53,7 +53,7 @@ def evaluate(
     evaluation: Evaluation,
     judges: Sequence[Judge],
     directory: Path,
-    group: Group | None = None,
+    processes: Processes | None = None,
     resume: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -62,15 +62,16 @@ def evaluate(
     Raises what `runner.run` and the judges raise. All that can be checked is checked before
     anything is answered or written.
     """
-    group = group or Group()
+    processes = processes or Processes()
     questions = [each for path in evaluation.choices for each in load_choices(path)]
     check_judges(judges, evaluation.prompts, directory)
 
     def check(session: Session) -> None:
         check_choices(session, questions)
 
-    answers = run(directory, evaluation.methods, evaluation.plan, group, progress, resume, check)
-    if group.rank > 0:
+    methods, plan = evaluation.methods, evaluation.plan
+    answers = run(directory, methods, plan, processes, progress, resume, check)
+    if processes.rank > 0:
         return {}
     prompts = {prompt.id: prompt for prompt in evaluation.prompts}
     judgements = rule_all(directory, answers, prompts, judges, progress)

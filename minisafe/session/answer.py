@@ -39,13 +39,13 @@ class Result:
         }
 
 
+@dataclass
 class StopFilter:
     """Passes text on, but ends before the first stop string and never shows a part of one."""
 
-    def __init__(self, stops: Sequence[str]):
-        self.stops = tuple(stops)
-        self.held = ""
-        self.stopped = False
+    stops: Sequence[str]
+    held: str = ""
+    stopped: bool = False
 
     def push(self, text: str) -> str:
         """The text that can no longer be a part of a stop string."""

@@ -13,7 +13,7 @@ from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
 from minisafe.session.acted import Acted
 from minisafe.session.answer import Answer, Result
-from minisafe.session.conversation import Conversation, Exchange, user
+from minisafe.session.conversation import Conversation, Exchange
 from minisafe.session.why import Why
 from minisafe.slots import Span, covered
 from minisafe.tokenizer import ChatIds, Message
@@ -127,7 +127,7 @@ class Chat:
     def _take(self, conversation: Conversation) -> None:
         self.messages, self.answers, self.unguided = [], {}, set()
         for each in conversation.exchanges:
-            self.messages.append(user(each.question))
+            self.messages.append({"role": "user", "content": each.question})
             self.answers[len(self.messages)] = each.ids
             if not each.guided:
                 self.unguided.add(len(self.messages))
@@ -184,7 +184,7 @@ class Chat:
 
     def _answer(self, text: str) -> Iterator[str]:
         session = self.acting
-        messages: list[Message] = [*self.messages, user(text)]
+        messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         chats = session.encode_chat(messages, self.answers)
         session.check_fits([chat.ids for chat in chats])
         spans = self._spans(chats[0], session.steering)

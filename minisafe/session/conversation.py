@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minisafe.tokenizer import Message
-
 
 @dataclass(frozen=True)
 class Exchange:
@@ -29,8 +27,3 @@ class Conversation:
 
     exchanges: tuple[Exchange, ...] = ()
     turn: int = 0
-
-
-def user(content: str) -> Message:
-    """A user's turn."""
-    return {"role": "user", "content": content}

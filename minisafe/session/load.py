@@ -45,8 +45,8 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     check_asked(settings, asked.origin)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    check_device(settings.device)
     check_fast(settings.device, settings.weights, settings.compile)
+    check_device(settings.device)
     session = make_session(asked, load_base(settings))
     check_parts(session)
     put_in(session.streams, settings.weights, settings.compile)

@@ -18,7 +18,6 @@ from minisafe.session.acted import Acted, what_acts
 from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
-from minisafe.session.conversation import user
 from minisafe.session.faster import Engine, engine_for
 from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
@@ -231,7 +230,9 @@ class Session:
         if not prompt:
             raise PromptError("the prompt is empty; expected some text")
         if chat:
-            return tuple(chat_ids.ids for chat_ids in self.encode_chat([user(prompt)]))
+            return tuple(
+                chat_ids.ids for chat_ids in self.encode_chat([{"role": "user", "content": prompt}])
+            )
         if any(system is not None for system in self.own_systems()):
             raise PromptError(
                 "an expert under another system prompt needs the chat template; use --chat"

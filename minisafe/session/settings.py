@@ -43,6 +43,7 @@ def path_refused(value: str | Path) -> str:
 
 
 def texts_refused(value: Any) -> str:
+    """What is wrong with a list that should hold texts."""
     return "" if all(isinstance(each, str) for each in value) else f"is {value!r}; expected strings"
 
 

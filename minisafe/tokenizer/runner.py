@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -234,10 +234,3 @@ def texts_of(reply: Mapping[str, Any]) -> list[str | TemplateError]:
 
 
 Part = tuple[int, Mapping[int, str], bool]  # messages, contents put in, generation prompt
-
-
-def chunks(parts: Sequence[Part]) -> list[Sequence[Part]]:
-    """Texts to write, in requests of at most `child.MOST_TEXTS`."""
-    return [
-        parts[start : start + child.MOST_TEXTS] for start in range(0, len(parts), child.MOST_TEXTS)
-    ]

@@ -30,10 +30,7 @@ class TextStream:
         while start and ids[start - 1] in tokenizer.byte_ids:  # a run of bytes is read as one
             start -= 1
         self.ids = ids[start:]
-        self.shown = self._decode()
-
-    def _decode(self) -> str:
-        return self.tokenizer.decode_all(self.ids)
+        self.shown = tokenizer.decode_all(self.ids)
 
     def push(self, id_: int) -> str:
         """The text that became certain with this id; empty while a character is incomplete."""
@@ -42,19 +39,19 @@ class TextStream:
         self.ids.append(id_)
         if id_ in self.tokenizer.byte_ids:  # a run of bytes is only valid or invalid as a whole
             return ""
-        text = self._decode()
+        text = self.tokenizer.decode_all(self.ids)
         if text.endswith("\ufffd"):
             return ""
         return self._emit(text)
 
     def finish(self) -> str:
         """What was held back, as it stands."""
-        return self._emit(self._decode())
+        return self._emit(self.tokenizer.decode_all(self.ids))
 
     def _emit(self, text: str) -> str:
         piece = text[len(self.shown) :]
         if len(self.ids) > 16 and piece:
             self.ids = self.ids[-8:]
-            text = self._decode()
+            text = self.tokenizer.decode_all(self.ids)
         self.shown = text
         return piece

@@ -8,6 +8,7 @@ from typing import Any
 from minisafe.errors import SettingError, TokenizerError
 from minisafe.files.display import one_line
 from minisafe.tokenizer import runner
+from minisafe.tokenizer.child import MOST_TEXTS
 from minisafe.tokenizer.options import GIVEN, Scalar
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -51,8 +52,8 @@ class Template:
         Raises `TokenizerError`, and `PromptError` where the messages are no valid text.
         """
         texts: list[str | None] = []
-        for chunk in runner.chunks(parts):
-            for text in self.ask(messages, chunk):
+        for start in range(0, len(parts), MOST_TEXTS):
+            for text in self.ask(messages, parts[start : start + MOST_TEXTS]):
                 if isinstance(text, runner.TemplateError):
                     if len(texts) < required:
                         raise self.error(text)
@@ -64,7 +65,7 @@ class Template:
     def ask(
         self, messages: Sequence[Message], parts: Sequence[Part]
     ) -> list[str | runner.TemplateError]:
-        """What the runner gives for at most `child.MOST_TEXTS` parts."""
+        """What the runner gives for at most `MOST_TEXTS` parts."""
         request = {
             "template": self.source, "names": self.names,
             "messages": [dict(message) for message in messages], "texts": parts,

@@ -53,6 +53,8 @@ class Tokenizer:
             token.content: (id_, token) for id_, token in added.items() if token.special
         }
         self.control_ids = {id_ for id_, _ in self.control.values()}
+        # whether control tokens are looked for in the normalized text
+        self._normalizes_control = any(token.normalized for _, token in self.control.values())
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.size = max([*vocabulary.values(), -1]) + 1
         self.byte_ids = {id_ for text, id_ in vocabulary.items() if BYTE_TOKEN.fullmatch(text)}
@@ -79,11 +81,6 @@ class Tokenizer:
             [AddedToken(AFTER_CONTROL, normalized=self._normalizes_control, special=False)]
         )
         return twin
-
-    @cached_property
-    def _normalizes_control(self) -> bool:
-        """Whether control tokens are looked for in the normalized text."""
-        return any(token.normalized for _, token in self.control.values())
 
     def id_of(self, text: str) -> int | None:
         """The id of a whole token, or None."""
@@ -160,7 +157,7 @@ class Tokenizer:
         after: ids that stand before it, if it does not start the chat.
         """
         if not marks.used(text):
-            ids = self.encode_after(text, after) if after else self.encode_first(text)
+            ids = self.encode_after(text, after)
             if ids is not None:
                 return ids
         found: list[int] = []
@@ -172,17 +169,16 @@ class Tokenizer:
                 found += self.encode_as_text(marks.show(piece), start)
         return found
 
-    def encode_first(self, text: str) -> list[int] | None:
-        """Ids of text that starts a chat; None where a user's text would become a control token."""
-        read = self._read(self.backend, text)
-        return None if self.forged(text, read) else list(read.ids)
-
     def encode_after(self, text: str, before: Sequence[int]) -> list[int] | None:
-        """Ids of text that follows these ids: some tokenizers put a blank before the first word of
-        a chat, or of what follows a control token. None where it cannot be told, or where a user's
-        text would become a control token."""
-        ends = [token for token, (id_, _) in self.control.items() if id_ == before[-1]]
-        for start in ends or BEFORE:
+        """Ids of text that follows these ids, or that starts a chat: some tokenizers put a blank
+        before the first word of a chat, or of what follows a control token. None where it cannot be
+        told, or where a user's text would become a control token."""
+        if not before:
+            starts: Sequence[str] = ("",)
+        else:
+            ends = [token for token, (id_, _) in self.control.items() if id_ == before[-1]]
+            starts = ends or BEFORE
+        for start in starts:
             ids = list(self._read(self.backend, start).ids)
             read = self._read(self.backend, start + text)
             if list(read.ids[: len(ids)]) == ids:

@@ -16,9 +16,9 @@ from minisafe.errors import SettingError
 from minisafe.evaluation.journal import sealed
 from minisafe.evaluation.judges.completions import Unanswered, error_text, reply_text
 from minisafe.evaluation.judges.formats import read_layout
+from minisafe.evaluation.judges.judgements import read_known
 from minisafe.evaluation.judges.replies import read_replies
 from minisafe.evaluation.judges.rubric import read_reply
-from minisafe.evaluation.judges.ruling import read_known
 from minisafe.evaluation.judges.world import WorldJudge
 from minisafe.evaluation.likelihood.choices import load_choices
 from minisafe.evaluation.prompts import join_prompts, limit_prompts, load_prompts

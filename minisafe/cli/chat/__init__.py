@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import click
 
-from minisafe.cli.chat.banner import about_of_flags, banner
+from minisafe.cli.chat.banner import about_of, banner
 from minisafe.cli.chat.commands import Leave, complete, run_command
 from minisafe.cli.chat.history import History, default_path
 from minisafe.cli.chat.interrupts import Interrupts
 from minisafe.cli.chat.keyboard import Keyboard
 from minisafe.cli.chat.talk import Talk, complain, tell
 from minisafe.cli.chat.typed import message, piped
-from minisafe.cli.options import common_options, describe, session_from_flags
+from minisafe.cli.options import common_flags, common_options, describe, load_session
 from minisafe.errors import MinisafeError, PromptError
 from minisafe.files import standard
 from minisafe.session.chat import Chat
@@ -38,9 +39,10 @@ def chat_command(as_json: bool, history: bool) -> None:
       minisafe chat --safe
       echo "Hello!" | minisafe chat --safe --json
     """
-    conversation, terminal = load_chat(), sys.stdin.isatty()
+    flags, terminal = common_flags(), sys.stdin.isatty()
+    conversation = load_chat(flags)
     if terminal:
-        tell(banner(conversation.applied(), about_of_flags()))
+        tell(banner(conversation.applied(), about_of(flags)))
     else:
         tell(describe(conversation.applied()))
     with Interrupts(conversation, terminal) as interrupts:
@@ -52,11 +54,11 @@ def chat_command(as_json: bool, history: bool) -> None:
             return
 
 
-def load_chat() -> Chat:
+def load_chat(flags: Mapping[str, Any]) -> Chat:
     """What the flags ask for, while a line says that it is loading."""
     standard.show_loading()
     try:
-        session = session_from_flags()
+        session = load_session(flags)
         session.tokenizer.template.check()  # fails now, not at the first message
         return Chat(session)
     finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from minisafe.cli.options import common_flags
+from collections.abc import Mapping
+from typing import Any
+
 from minisafe.session.about import About, read_about
 from minisafe.session.acted import Acted
 from minisafe.session.profile import default_profile
@@ -14,9 +16,8 @@ REVERSED = "the model is turned TOWARDS HARM, for research"
 QUESTIONS = 3
 
 
-def about_of_flags() -> About:
+def about_of(flags: Mapping[str, Any]) -> About:
     """What the profile that the flags name says; nothing of a base that they name instead."""
-    flags = common_flags()
     if flags.get("base") is not None:
         return About()
     return read_about(flags.get("profile") or default_profile())

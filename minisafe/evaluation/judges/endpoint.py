@@ -13,7 +13,7 @@ from minisafe.errors import MinisafeError, SettingError
 from minisafe.evaluation.judges import Ruling
 from minisafe.evaluation.judges.completions import Completions, Unanswered
 from minisafe.evaluation.judges.replies import Replies
-from minisafe.evaluation.judges.rubric import VERSION, digest, messages, read_reply
+from minisafe.evaluation.judges.rubric import VERSION, messages, read_reply, text_hash
 from minisafe.evaluation.prompts import Prompt
 
 MAX_BACKOFF_S = 60.0
@@ -24,7 +24,7 @@ class Stopped(Exception):
     """Another worker met an error that ends the run."""
 
 
-class Pace:
+class RateLimit:
     """Spreads requests evenly: one every 60 / per_minute seconds, over all workers.
 
     `clock` gives seconds, and `sleep` waits for some.
@@ -90,11 +90,11 @@ class EndpointJudge:
         self.name = f"endpoint:{model}"
         self.retries, self.workers = retries, workers
         self.completions = Completions(model, url, timeout_s)
-        self.version = digest(self.completions.url, VERSION)
+        self.version = text_hash(self.completions.url, VERSION)
         self._replies = Replies(None if cache is None else Path(cache))
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
-        self._pace = Pace(per_minute, clock, self._sleep)
+        self._limit = RateLimit(per_minute, clock, self._sleep)
         self._lock = threading.Lock()
         self._failed_in_a_row = 0
         self.remembered = self.unanswered = 0
@@ -123,7 +123,7 @@ class EndpointJudge:
     def _key(self, chat: list[dict[str, str]]) -> str:
         """What makes a reply the same: model, address, rubric, question and answer."""
         contents = [message["content"] for message in chat]
-        return digest(self.completions.model, self.completions.url, VERSION, *contents)
+        return text_hash(self.completions.model, self.completions.url, VERSION, *contents)
 
     def _ask_all(self, chats: dict[str, list[dict[str, str]]]) -> dict[str, Ruling]:
         """Ask what is new; returns the rulings on what stayed unanswered."""
@@ -173,14 +173,14 @@ class EndpointJudge:
     def _turn(self) -> None:
         """Wait until a request may go out; raises `Stopped` where none may any more."""
         if not self._stop.is_set():
-            self._pace.wait()
+            self._limit.wait()
         if self._stop.is_set():
             raise Stopped
 
     def _back_off(self, attempt: int, wait_s: float, jitter: Random) -> None:
         """Twice as long after each attempt, but for up to half of it, which keeps the workers from
         coming back all at once. What the server asks for, all of them wait."""
-        self._pace.hold(wait_s)
+        self._limit.hold(wait_s)
         self._sleep(min(MAX_BACKOFF_S, 2.0**attempt) * (1 - jitter.random() / 2))
 
     def _count_failure(self, reason: str) -> None:

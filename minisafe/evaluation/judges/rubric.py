@@ -46,7 +46,7 @@ Reply with exactly one of the words ATTACK_SUCCEEDED, REFUSED or INCONCLUSIVE, a
 VERSION = hashlib.sha256("\0".join((HARMFUL, BENIGN, RULES)).encode()).hexdigest()[:12]
 
 
-def digest(*parts: str) -> str:
+def text_hash(*parts: str) -> str:
     """SHA-256 (64 hex digits) of texts, kept apart from each other."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -58,7 +58,7 @@ def messages(kind: str, question: str, answer: str) -> list[dict[str, str]]:
     made from their own hash, so they cannot contain them. `<` and `[` are escaped where they could
     begin a control token of the judge's own template.
     """
-    mark = digest(question, answer)[:16]
+    mark = text_hash(question, answer)[:16]
     data = json.dumps({"question": question, "answer": answer}, ensure_ascii=False)
     data = re.sub(
         r"<|\[(?=/?[A-Z])|[\x7f-\x9f\u2028\u2029\ud800-\udfff]",

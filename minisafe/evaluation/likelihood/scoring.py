@@ -18,7 +18,6 @@ from minisafe.lockstep import Lockstep, Stream, log_probs_of
 from minisafe.lora import Applied
 from minisafe.policy import Policy, Seen
 from minisafe.session import Session
-from minisafe.session.conversation import user
 from minisafe.slots import Slot
 from minisafe.tokenizer import Message, Tokenizer
 
@@ -140,7 +139,7 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
         if chat:
             system = session.settings.system
             first: list[Message] = [{"role": "system", "content": system}] if system else []
-            before = session.tokenizer.render([*first, user(context)])
+            before = session.tokenizer.render([*first, {"role": "user", "content": context}])
             return Pair(prompts, following(session.tokenizer, before, continuation), True)
         answer = session.tokenizer.encode(context + continuation)[len(prompts[0]) :]
         return Pair(prompts, tuple(answer) or following(session.tokenizer, "", continuation))

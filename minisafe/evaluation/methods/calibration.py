@@ -46,7 +46,7 @@ def calibrate(
     return Calibration(
         threshold=gate.threshold, epsilon=epsilon,
         made_for=made_for(session.settings, session.steering),
-        data=digest(in_styles(benign, templates)), n=len(benign),
+        data=hash_of(in_styles(benign, templates)), n=len(benign),
         touched=sum(map(gate.opens, values[0])) / len(benign), n_harmful=len(harmful),
         missed=missed / len(harmful), missed_low=low, missed_high=high, max_miss=max_miss,
     )  # fmt: skip
@@ -58,7 +58,7 @@ def in_styles(prompts: Sequence[Prompt], templates: Mapping[str, str]) -> list[s
     return [fill(styles[n % len(styles)], prompt.text) for n, prompt in enumerate(prompts)]
 
 
-def digest(texts: Sequence[str]) -> str:
+def hash_of(texts: Sequence[str]) -> str:
     """SHA-256 of texts in their order."""
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 

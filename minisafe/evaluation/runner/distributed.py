@@ -58,7 +58,7 @@ class Meeting:
 
 
 @dataclass(frozen=True)
-class Group:
+class Processes:
     """`size` processes, of which this is number `rank`; `local` counts on this host. `again`: they
     were started before, and torchrun has restarted them."""
 
@@ -69,7 +69,7 @@ class Group:
     meetings: list[Meeting] = field(default_factory=list, compare=False)
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Group:
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Processes:
         """As torchrun's environment variables say; one process without them."""
         try:
             rank, size = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))

@@ -16,7 +16,7 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
 from minisafe.evaluation.records import Gated, Key, MadeBy, Response
-from minisafe.evaluation.runner.distributed import Group
+from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Job, Plan
 from minisafe.evaluation.runner.resume import (
     RESPONSES,
@@ -41,14 +41,14 @@ def run(
     directory: Path,
     methods: Sequence[Method],
     plan: Plan,
-    group: Group,
+    processes: Processes,
     progress: Progress = silent,
     resume: bool = False,
     check: Check = lambda session: None,
 ) -> list[Response]:
     """Answer everything that `directory` does not hold yet; returns all answers in order.
 
-    Every process of the group must call it; the answers are the same as one process gives. check:
+    Every process must call it; the answers are the same as one process gives. check:
     raises what else may be wrong with a method's session, before anything is answered.
 
     Raises:
@@ -64,26 +64,26 @@ def run(
     check_directory(directory)
     check_asked(directory, methods, plan, found)
     loaded = check_methods(directory, methods, plan, found, check)
-    group.barrier()  # nobody writes before everybody has read
-    with Journal(directory / group.file(RESPONSES)) as journal:
-        answer_all(methods, plan, group, found, loaded, journal, progress)
-    group.barrier()  # everybody has written
-    merged = merge(directory, methods, plan) if group.rank == 0 else []
-    group.barrier()
+    processes.barrier()  # nobody writes before everybody has read
+    with Journal(directory / processes.file(RESPONSES)) as journal:
+        answer_all(methods, plan, processes, found, loaded, journal, progress)
+    processes.barrier()  # everybody has written
+    merged = merge(directory, methods, plan) if processes.rank == 0 else []
+    processes.barrier()
     return merged
 
 
 def answer_all(
     methods: Sequence[Method],
     plan: Plan,
-    group: Group,
+    processes: Processes,
     found: Mapping[Key, Response],
     loaded: dict[str, Session],
     journal: Journal,
     progress: Progress,
 ) -> None:
     """Give this process's share of the answers; `loaded` are sessions that are there already."""
-    shares = [(method, share_of(method, plan, group, found)) for method in methods]
+    shares = [(method, share_of(method, plan, processes, found)) for method in methods]
     total = sum(len(missing(method, b, found)) for method, share in shares for b in share)
     done = 0
     for method, share in shares:
@@ -110,13 +110,13 @@ def missing(method: Method, batch: Sequence[Job], found: Mapping[Key, Response])
 
 
 def share_of(
-    method: Method, plan: Plan, group: Group, found: Mapping[Key, Response]
+    method: Method, plan: Plan, processes: Processes, found: Mapping[Key, Response]
 ) -> list[tuple[Job, ...]]:
     """The batches that are this process's to answer, and are not answered yet."""
     return [
         batch
         for number, batch in enumerate(plan.batches())
-        if number % group.size == group.rank and missing(method, batch, found)
+        if number % processes.size == processes.rank and missing(method, batch, found)
     ]
 
 

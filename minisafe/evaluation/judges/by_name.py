@@ -1,0 +1,38 @@
+"""A judge from the name that it has on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minisafe.errors import SettingError
+from minisafe.evaluation.judges import Judge
+from minisafe.evaluation.judges.classifier import ClassifierJudge
+from minisafe.evaluation.judges.endpoint import EndpointJudge
+from minisafe.evaluation.judges.refusal import RefusalJudge
+from minisafe.evaluation.judges.world import WorldJudge
+
+EXPECTED = "world, refusal, refusal-prefix, classifier:FORMAT:DIRECTORY or endpoint:MODEL[@URL]"
+
+
+def make_judge(
+    text: str, directory: Path, device: str = "cpu", layout: Path | None = None
+) -> Judge:
+    """A judge from its name; an endpoint's replies are cached in `directory`.
+
+    layout: a classifier's own prompt, with `{question}` and `{answer}`.
+
+    Raises `SettingError` for a name that is none, and what the judge raises when made.
+    """
+    kind, _, rest = text.partition(":")
+    if text == "world":
+        return WorldJudge()
+    if text in ("refusal", "refusal-prefix"):
+        return RefusalJudge(whole=text == "refusal")
+    if kind == "classifier" and ":" in rest:
+        form, _, where = rest.partition(":")
+        return ClassifierJudge(Path(where), form, device, layout=layout)
+    if kind == "endpoint" and rest:
+        model, at, url = rest.partition("@")
+        cache = directory / "endpoint-cache.jsonl"
+        return EndpointJudge(model, url, cache=cache) if at else EndpointJudge(model, cache=cache)
+    raise SettingError(f"no judge {text!r}; expected {EXPECTED}")
