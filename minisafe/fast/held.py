@@ -18,3 +18,5 @@ class HeldLinear(Linear):
     def forward(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
         y = F.linear(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]
         return add_deltas(y, x, self.name, adapters) if adapters else y
+
+    __call__ = forward

@@ -46,6 +46,9 @@ class JoinedLinear(Linear):
                 deltas.add_to(y[applied.rows], x[applied.rows])
         return y
 
+    def __call__(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
+        return self.forward(x, adapters)  # without a look for hooks: see `TurnedAttention`
+
     def deltas_of(self, adapter: LoraAdapter) -> FusedDeltas | SeparateDeltas | None:
         """An adapter's deltas for all parts; made once, and kept while few others come between."""
         known = self.deltas.get(id(adapter))
@@ -60,7 +63,14 @@ Make = Callable[[Sequence[Linear]], JoinedLinear]
 
 
 class TurnedAttention(Attention):
-    """Attention that turns queries and keys in one pass over the heads of both."""
+    """Attention that turns queries and keys in one pass over the heads of both.
+
+    In this folder modules are called without torch's look for hooks: with a small model it takes
+    longer than some of the work.
+    """
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        return self.forward(x, step)
 
     def qkv(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         parts = (self.q_proj, self.k_proj, self.v_proj)
@@ -101,6 +111,9 @@ class JoinedMLP(MLP):
         self.gate_up_proj = make((plain.gate_proj, plain.up_proj))
         del plain.gate_proj, plain.up_proj
         self.down_proj = make((plain.down_proj,))
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        return self.forward(x, step)
 
     def gate_up(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         gate, up = self.gate_up_proj(x, step.adapters).chunk(2, dim=-1)

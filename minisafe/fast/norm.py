@@ -21,6 +21,9 @@ class FastNorm(RMSNorm):
         self.hidden = len(plain.weight)
         self.twice = torch.cat((plain.weight, plain.weight)).detach()
 
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
             return super().forward(x)

@@ -4,7 +4,8 @@ The code that uses kernels prefers one; a race only rules kernels out. A kernel 
 product is wrong, or if it takes at least `SLOW` times as long as both `F.linear` and the kernel
 that would replace it. Kernels take turns, the shortest time counts, and a kernel gets more turns
 before it is out: noise only makes things slower, so one machine always chooses the same. The
-factors are random, so the choice depends on shape, dtype and machine, never on the weights."""
+factors are random, so the choice depends on shape, dtype and machine, never on the weights.
+"""
 
 from __future__ import annotations
 
