@@ -56,8 +56,8 @@ class Row:
     """A request on its way: its answer so far and its generator.
 
     seen: what the safety decision knows of it. spans: where the base's stream is steered, nowhere
-    of this answer if the gate left it to the base. drafted, accepted: tokens that the base wrote
-    ahead for the expert to judge, and those of them that became the answer's (see `speculate`).
+    of this answer if the gate left it to the base. drafted, accepted: tokens that the base drafted
+    for the expert to verify, and those of them that it accepted (see `fast.speculation`).
     changes: where it is watched, by number of the answer's token, whether guidance made another
     token the likeliest.
     """
@@ -95,9 +95,9 @@ Streams = tuple[Tensor | None, ...]  # log-probabilities by stream, None for one
 
 @dataclass(eq=False, repr=False)
 class Generation:
-    """Iterate over it to get `Event`s: for each step one a live row, in the rows' order.
+    """Iterate over it to get `Event`s: each step yields one per live row, in row order.
 
-    All streams read every token. `speculate.Speculation` gives the same with fewer forwards of an
+    All streams read every token. `fast.speculation.Speculation` gives the same with fewer forwards of an
     expert that has weights of its own.
 
     Args:
