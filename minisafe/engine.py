@@ -97,8 +97,8 @@ Streams = tuple[Tensor | None, ...]  # log-probabilities by stream, None for one
 class Generation:
     """Iterate over it to get `Event`s: each step yields one per live row, in row order.
 
-    All streams read every token. `fast.speculation.Speculation` gives the same with fewer forwards of an
-    expert that has weights of its own.
+    All streams read every token. `fast.speculation.Speculation` gives the same with fewer forwards
+    of an expert that has weights of its own.
 
     Args:
         lockstep: streams with one row a request; may already have read a part of each text.
