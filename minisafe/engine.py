@@ -45,7 +45,8 @@ class Request:
 @dataclass(frozen=True)
 class Event:
     """A token of a row, and why the row ends with it, if it does: "stop" (end token), "length"
-    (`max_new_tokens`), "context" (context full). A cancelled row ends without a token."""
+    (`max_new_tokens`), "context" (context full). A cancelled row ends without a token. A row that
+    is ended for another reason, such as a stop string, gives no further event."""
 
     row: int
     id: int | None
@@ -196,7 +197,8 @@ class Generation:
         return (torch.where(read, plain, base), *log_probs[1:])
 
     def forget(self, row: Row, place: int, prompt: list[int]) -> list[int]:
-        """Rewind the base to before what was steered of this prompt; returns what to read again."""
+        """Steer this answer no more, and rewind the base to before what was steered of its prompt;
+        returns what to read again. Earlier turns of a conversation stay steered."""
         end = self.lockstep.length(0, place)
         start = end - len(prompt)
         earlier = tuple(span for span in row.spans if span[1] is not None and span[1] < end)
@@ -206,6 +208,7 @@ class Generation:
         if not touched or self.steering is None or self.steering.scale == 0:
             return []
         self.lockstep.rewind(0, place, touched[0])
+        row.steered = 0
         return prompt[touched[0] - start :]
 
     def texts(self, live: list[int]) -> list[list[list[int]]]:

@@ -1,9 +1,10 @@
 """Guidance rules: log-probabilities of several streams in, those to sample from out. Pure.
 
 `SGDS` is SafeInfer's; the others are the methods that it is compared with. A rule is called with
-one (..., vocab) tensor a stream, the base's first, and says how many streams it reads
-(`n_streams`). `first_tokens` is how many tokens of an answer it acts on, None for all: after that
-the other streams rest and the base goes on alone.
+one (..., vocab) tensor per stream, the base's first, and says how many streams it reads
+(`n_streams`). "Expert" is the stream after the base; whether it is the unsafe or the safe one
+depends on the rule. `first_tokens` is how many tokens of an answer the rule acts on, None for all:
+after that the other streams rest, and the base goes on alone.
 """
 
 from __future__ import annotations

@@ -55,9 +55,9 @@ class Lockstep:
         rows: prompts in the batch; every stream has as many.
         capacity: tokens a row to make room for at first.
         n_ids: how many token ids the streams have in common; by default the smallest vocabulary.
-        chunk: tokens to feed in one forward, over all its rows, but no fewer than `FEW_COLUMNS` a
-            row (or `chunk` itself); longer texts take several. A larger one needs more memory and
-            is hardly faster (docs/log.md).
+        chunk: about how many tokens a forward takes, over all its rows; at least the smaller of
+            `chunk` and `FEW_COLUMNS` per row. Longer texts take several forwards. A larger chunk
+            needs more memory and is hardly faster (docs/log.md).
         fuse: let streams that share weights share forwards; False is the slow reference.
         cache_dtype: in which keys and values are held, of `cache.CACHE_DTYPES`.
     """
@@ -94,18 +94,18 @@ class Lockstep:
         return min(group.cache.limit for group in self.groups)
 
     def length(self, stream: int, row: int) -> int:
-        """How many tokens a stream has read of a row."""
+        """How many tokens of a row a stream has read."""
         group = self._group_of[stream]
         return group.cache.lengths[group.row(stream, row)]
 
     def rewind(self, stream: int, row: int, length: int) -> None:
-        """Let a stream forget all but the first `length` tokens of a row."""
+        """Shorten what a stream has read of a row. Old values stay in the cache, unread."""
         group = self._group_of[stream]
         group.cache.rewind(group.row(stream, row), length)
 
     @torch.inference_mode()
     def wipe(self, stream: int, row: int) -> None:
-        """Clear what `rewind` left behind, after logits that were not finite."""
+        """Zero the values that `rewind` left in the cache, after logits that were not finite."""
         group = self._group_of[stream]
         group.cache.wipe(group.row(stream, row))
 

@@ -141,7 +141,7 @@ class Llama(nn.Module):
         )
 
     def layout(self, place: Placement, cache: KVCache | None) -> Layout:
-        """How the layers have the block's tokens."""
+        """How the block's tokens are arranged for the layers: here as given, padding and all."""
         return Layout(place)
 
     def rotations(self, positions: Tensor, n: int, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -105,10 +105,10 @@ class Policy:
     def streams_read(self, log_probs: LogProbs) -> tuple[Tensor, ...]:
         """What the rule reads of them; raises `SafetyError` where a stream is missing."""
         n = self.rule.n_streams
-        given = tuple(each for each in log_probs if each is not None)
-        if len(given) < n:
+        given = tuple(each for each in log_probs[:n] if each is not None)
+        if len(given) < n:  # none moves up: each place of the rule is one stream's
             raise SafetyError(
                 f"guidance reads {n} streams, and {len(given)} of them read this text; nothing is "
                 "answered unguided"
             )
-        return given[:n]
+        return given

@@ -48,8 +48,9 @@ POSITIONS = ("prompt", "last", "generated", "all")
 class Steering:
     """Add `scale * vectors[layer]` at some positions of a conversation.
 
-    positions: "prompt", the last token of the user's turn as rendered, which predicts the answer's
-    first; "last", that one and every generated token (the authors' way); "generated"; "all".
+    positions: "prompt", one token per turn, the last of the user's turn as rendered, which predicts
+    the answer's first; "last", that one and every generated token (the authors' way); "generated",
+    the generated ones alone; "all", every token.
     """
 
     vectors: Mapping[int, Tensor]

@@ -97,6 +97,8 @@ def test_a_stream_that_is_missing_is_never_taken_for_agreement() -> None:
         policy.decide([Seen(), Seen()], (base, None))
     with pytest.raises(SafetyError, match="reads 2 streams, and 1"):
         policy.decide([Seen(guided=False), Seen()], (base,))
+    with pytest.raises(SafetyError, match="reads 2 streams, and 1"):  # a third does not move up
+        policy.decide([Seen(), Seen()], (base, None, base.flip(-1)))
     alone = policy.decide([Seen(guided=False)] * 2, (base, None))  # here none is read
     assert alone.log_probs is base
     late = Policy(SGDS(first_tokens=1)).decide([Seen(tokens=1)] * 2, (base, None))

@@ -207,7 +207,7 @@ class Chat:
                 if piece:
                     yield piece
         except (NonFiniteError, KeyboardInterrupt):
-            self._restart()  # what the caches hold can no longer be trusted
+            self._restart()  # what the caches hold can no longer be trusted; now they hold nothing
             raise
         finally:
             self._generation = None

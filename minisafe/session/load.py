@@ -103,8 +103,8 @@ def make_steering(
             raise SettingError(
                 f"sa_layer is {layer}; the model has layers 0 to {config.n_layers - 1}"
             )
-    made_for = vector.metadata.get("weights")
-    if made_for is not None and not has_fingerprint(model, settings, made_for):
+    wanted = vector.metadata.get("weights")
+    if wanted is not None and not has_fingerprint(model, settings, wanted):
         warnings.warn(
             f"{source} was made with other weights of the same shape; its effect is not measured "
             "on these",
@@ -116,7 +116,7 @@ def make_steering(
 
 
 def has_fingerprint(model: Llama, settings: Settings, wanted: str) -> bool:
-    """Whether these are the weights with fingerprint `wanted`, be it before a change of dtype."""
+    """Whether the weights have this fingerprint, or had it before their dtype was changed."""
     if fingerprint(model) == wanted:
         return True
     if settings.dtype is None or settings.edit is not None or settings.base is None:
