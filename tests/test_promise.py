@@ -173,6 +173,12 @@ WAYS = {
     "a vector of next to nothing": Way("leaves every probability", lambda p: p.vector(1e-30)),
     "a vector switched off by its file": Way("sa_scale 0", lambda p: p.vector(sa_scale=0)),
     "a vector named and switched off": Way("vector would do nothing", lambda p: p.set(sa_scale=0)),
+    "a vector given to a profile that switches it off": Way(
+        "vector would do nothing",
+        lambda p: (p.set(vector=None, sa_scale=0), shutil.copy(
+            p.root / "vector.safetensors", p.root.parent / "given.safetensors")),
+        {"vector": "given.safetensors"},
+    ),
     "an expert named and switched off": Way(
         "expert would do nothing", lambda p: p.set(sgds_lambda=0)
     ),
@@ -219,6 +225,9 @@ WAYS = {
     "an unsafe expert for SafeDecoding": Way("this one is unsafe", flags={"rule": "safedecoding"}),
     "an unsafe expert that says so": Way(
         "this one is unsafe", lambda p: p.set(expert_kind="unsafe", rule="safedecoding")
+    ),
+    "the safe expert of a profile for SafeDecoding, under sGDS": Way(
+        "this one is safe", lambda p: p.set(rule="safedecoding"), {"rule": "sgds"}
     ),
     "a safe expert for sGDS": Way("this one is safe", lambda p: p.set(expert_kind="safe")),
     # foreign: the part belongs elsewhere
@@ -334,6 +343,8 @@ def test_nothing_is_half_safe(
     way, place = WAYS[name], place_for(origin, kind, tmp_path)
     way.spoil(place)
     flags = {"safe": True, **way.flags}
+    if "vector" in flags:
+        flags["vector"] = place.root.parent / flags["vector"]
     if way.set is not None:
         said = run("chat", "--profile", place.profile, *as_flags(flags),
                    stdin=f"/set {way.set[0]} {way.set[1]}\n")  # fmt: skip

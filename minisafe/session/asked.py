@@ -45,6 +45,8 @@ def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
             if flags.get(flag) is not None and flags.get(replaced) is None:
                 given.pop(replaced, None)  # a flag for one kind replaces the profile's other
                 given.pop("expert_kind" if one == "expert" else "", None)
+    if not any(flags.get(name) is not None for name in ("expert", "expert_system")):
+        given = {"expert_kind": kind_beside(given)} | given
     first = resolve(flags, given)
     if first.base is None:
         raise SettingError("no base model; give one with --base, or a profile that names one")
@@ -57,6 +59,18 @@ def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
     sources = (("vector", made_with), ("profile", given), ("flag", flags))
     origin = {name: source for source, names in sources for name in names}
     return Asked(settings, origin, vector, eos, found.calibration)
+
+
+def kind_beside(given: Mapping[str, Any]) -> str | None:
+    """What a profile's expert is, where the profile does not say: what its own rule reads."""
+    if given.get("expert") is None and given.get("expert_system") is None:
+        return None
+    return wanted_kind(given.get("rule", "sgds"))
+
+
+def wanted_kind(rule: str) -> str:
+    """Which kind of expert a rule reads."""
+    return "safe" if rule in SAFE_EXPERT else "unsafe"
 
 
 # ---- never half-safe ------------------------------------------------------------------------
@@ -83,10 +97,9 @@ def decide_safe(settings: Settings) -> bool:
             "guidance alone"
         )
     if settings.guided and not has_expert:
-        kind = "a safe" if settings.rule in SAFE_EXPERT else "an unsafe"
         raise SafetyError(
-            f"safe decoding needs {kind} expert; give one with --expert or --expert-system, or "
-            f"--{strength.replace('_', '-')} 0 for amplification alone"
+            f"safe decoding needs {a(wanted_kind(settings.rule))} expert; give one with --expert or "
+            f"--expert-system, or --{strength.replace('_', '-')} 0 for amplification alone"
         )
     if settings.guided:
         check_anti(settings)
@@ -117,7 +130,7 @@ def check_asked(settings: Settings, origin: Mapping[str, str]) -> None:
     _check_scale(settings, origin)
     _check_named_parts_act(settings, origin)
     if settings.guided:
-        _check_kind(settings, origin)
+        _check_kind(settings)
 
 
 def _check_scale(settings: Settings, origin: Mapping[str, str]) -> None:
@@ -138,28 +151,27 @@ def _check_scale(settings: Settings, origin: Mapping[str, str]) -> None:
 
 
 def _check_named_parts_act(settings: Settings, origin: Mapping[str, str]) -> None:
-    """A profile that names a part and switches it off is refused; a flag may leave a part out."""
-    named = origin.get("vector") == "profile" and settings.sa_scale == 0
+    """A part that is named, wherever, and that a profile switches off is refused; a flag may leave
+    a part out."""
+    named = settings.vector is not None and settings.sa_scale == 0
     if named and origin.get("sa_scale") == "profile":
         raise SafetyError(
-            "the profile names a vector and sets sa_scale 0, so the vector would do nothing; "
-            "remove one of the two"
+            f"the vector {settings.vector} is named, and the profile sets sa_scale 0, so the "
+            "vector would do nothing; remove one of the two, or give --sa-scale"
         )
     strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
-    named = "profile" in (origin.get("expert"), origin.get("expert_system"))
+    named = settings.expert is not None or settings.expert_system is not None
     if named and not settings.guided and origin.get(strength) == "profile":
         raise SafetyError(
-            f"the profile names an expert and sets {strength} 0, so the expert would do nothing; "
-            "remove one of the two"
+            f"an expert is named, and the profile sets {strength} 0, so the expert would do "
+            f"nothing; remove one of the two, or give --{strength.replace('_', '-')}"
         )
 
 
-def _check_kind(settings: Settings, origin: Mapping[str, str]) -> None:
-    """An unsafe expert under a rule that moves towards its expert would amplify harm."""
-    wanted = "safe" if settings.rule in SAFE_EXPERT else "unsafe"
-    kind = settings.expert_kind
-    if kind is None and origin.get("expert", origin.get("expert_system")) == "profile":
-        kind = "unsafe" if origin.get("rule") != "profile" else wanted
+def _check_kind(settings: Settings) -> None:
+    """An unsafe expert under a rule that moves towards its expert would amplify harm, and so would
+    a safe one under a rule that moves away from it."""
+    wanted, kind = wanted_kind(settings.rule), settings.expert_kind
     if kind is not None and kind != wanted:
         raise SafetyError(
             f"the rule {settings.rule} reads {a(wanted)} expert, and this one is {kind}; give "

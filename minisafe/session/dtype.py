@@ -33,8 +33,8 @@ def widen_small(model: Llama, asked: str | None, weights: str) -> Llama:
     asked: the setting `dtype`; if there is one, nothing changes.
     weights: the setting; int8 rounds more than the dtype does, and is quick in bf16 only.
 
-    Values stay what they were, so the
-    fingerprint does too: call it after whatever rounds to the checkpoint's dtype, such as an edit.
+    Values stay what they were, and so does the fingerprint. Call it after whatever rounds to the
+    checkpoint's dtype, such as an edit.
     """
     if asked is None and weights != "int8":
         parameters = sum(each.numel() for each in model.parameters())
