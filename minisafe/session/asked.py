@@ -98,8 +98,8 @@ def decide_safe(settings: Settings) -> bool:
         )
     if settings.guided and not has_expert:
         raise SafetyError(
-            f"safe decoding needs {a(wanted_kind(settings.rule))} expert; give one with --expert or "
-            f"--expert-system, or --{strength.replace('_', '-')} 0 for amplification alone"
+            f"safe decoding needs {a(wanted_kind(settings.rule))} expert; give one with --expert "
+            f"or --expert-system, or --{strength.replace('_', '-')} 0 for amplification alone"
         )
     if settings.guided:
         check_anti(settings)
