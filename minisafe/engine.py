@@ -256,8 +256,9 @@ class Generation:
             row.take(id_)
             streams = range(len(self.lockstep.streams))
             read = max(self.lockstep.length(stream, place) for stream in streams)
-            row.finish = self.why_ended(row.request, id_, len(row.answer), read)
-            yield Event(number, id_, row.finish)
+            ended = self.why_ended(row.request, id_, len(row.answer), read)
+            row.finish = ended or row.finish  # another thread may have cancelled it meanwhile
+            yield Event(number, id_, ended)
 
     def why_ended(self, request: Request, id_: int, n: int, read: int) -> str | None:
         """Why a row ends with its n-th token, if it does; a stream has read `read` before it."""

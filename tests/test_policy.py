@@ -179,3 +179,21 @@ def test_nobody_decides_by_itself(world: World, monkeypatch: pytest.MonkeyPatch,
         after = [event.id for event in make(Lockstep(streams, 1), SGDS(), [request])]
         assert after != before
     assert asked
+
+
+@pytest.mark.parametrize("kind", [Generation, Speculation])
+def test_a_cancel_that_comes_while_a_token_is_drawn_is_not_lost(kind: Any) -> None:
+    """As from another thread, between a row's draw and the note of how it ended."""
+
+    class Cancelled(kind):  # type: ignore[misc]
+        def why_ended(self, request: Request, id_: int, n: int, read: int) -> str | None:
+            ended = super().why_ended(request, id_, n, read)
+            if len(self.rows[0].answer) == 2:
+                self.cancel(0)
+            return ended
+
+    streams = (Stream(base_model()), Stream(base_model(seed=3)))
+    request = Request(((5, 6, 7), (5, 6, 7)), max_new_tokens=30)
+    events = list(Cancelled(Lockstep(streams, 1), SGDS(), [request]))
+    assert [event.finish for event in events] == [None, None, "cancelled"]
+    assert events[-1].id is None

@@ -234,8 +234,9 @@ class Speculation(Generation):
                 if row.finish is None and turn < len(tokens):
                     row.take(tokens[turn])
                     n = len(row.answer)
-                    row.finish = self.why_ended(row.request, tokens[turn], n, draft.longest(n))
-                    yield Event(number, tokens[turn], row.finish)
+                    ended = self.why_ended(row.request, tokens[turn], n, draft.longest(n))
+                    row.finish = ended or row.finish  # as in `Generation.choose`
+                    yield Event(number, tokens[turn], ended)
 
     def rewind(self, place: int, going: bool) -> None:
         """Rewind a row's caches to its answer; the base has yet to read the last token of it."""
