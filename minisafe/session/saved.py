@@ -1,7 +1,8 @@
 """A conversation on file: what a chat needs to go on as though it had never stopped.
 
 The file is read with suspicion. It brings a conversation and how to sample; what decides safety is
-compared with the chat and never taken from it, so that no file can weaken what protects.
+compared with the chat and never taken from it. Turns and a system prompt are taken, and words that
+someone else put there can turn a model as any prompt can.
 """
 
 from __future__ import annotations
