@@ -78,7 +78,7 @@ def slow_effect(model: Llama, means: torch.Tensor, ids: Sequence[int], target: i
     for head in heads:
         slots = [] if head is None else [
             Patch(layer=head[0], spans=((len(ids) - 1, len(ids)),), value=means[head[0], head[1]],
-                  at="heads", head=head[1])
+                  site="heads", head=head[1])
         ]  # fmt: skip
         cache = KVCache(model.config, 1, len(ids))
         logits = model(torch.tensor([list(ids)]), cache, slots=slots, last_only=True)

@@ -34,10 +34,6 @@ HOUSE = {
         "**the safety decision**: what the next token is drawn from, which streams read on",
     ),
     "tokenizer/": (2, "text to ids and back; chat templates"),
-    "layout": (
-        3,
-        "how a block's tokens are arranged for the layers: padded, or packed by a fast path",
-    ),
     "slots": (4, "what to add, record or patch, and where"),
     "step": (5, "what the layers of one forward share"),
     "vectors": (5, "**the vector** as a value, and where it is added"),

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from minisafe.cache import KVCache, Placement
 from minisafe.config import LlamaConfig
-from minisafe.layout import Layout
 from minisafe.linear import Linear
 from minisafe.lora import Applied
 from minisafe.rotary import Rotary, rotate
@@ -90,7 +89,7 @@ class Llama(nn.Module):
 
     def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
         """The layers and the head; arguments and result as for `forward`."""
-        x = self.embed_tokens(step.layout.pack(ids))
+        x: Tensor = self.embed_tokens(ids)
         for layer in self.layers:  # x: (B, T, hidden)
             if self.recompute and torch.is_grad_enabled():
                 x = recompute(layer, x, step, use_reentrant=False)
@@ -98,10 +97,10 @@ class Llama(nn.Module):
                 x = layer(x, step)
         step.slots.finish()
         if no_logits:
-            return torch.empty(len(ids), 0, dtype=x.dtype, device=x.device)
+            return x.new_empty(len(step.place.counts), 0)
         if last_only:
-            return self.head(self.norm(step.layout.last(x)), step).squeeze(1)
-        return self.head(self.norm(step.layout.spread(x)), step)
+            return self.head(self.norm(step.last(x)), step).squeeze(1)
+        return self.head(self.norm(x), step)
 
     def head(self, x: Tensor, step: Step) -> Tensor:
         """(..., hidden) -> (..., vocab)"""
@@ -125,34 +124,22 @@ class Llama(nn.Module):
             place = Placement(slice(0, len(counts)), (0,) * len(counts), counts, width)
         else:
             place = cache.place(counts, width, rows)
-        layout = self.layout(place, cache)
+        dtype, device = self.norm.weight.dtype, self.norm.weight.device
         n = width if cache is None else place.stop
-        positions = positions_of(place, n, self.device)  # (B or 1, T)
-        cos, sin = self.rotations(positions, n, layout)
+        positions = positions_of(place, n, device)  # (B or 1, T)
+        cos, sin = self.rotary.tables(n, dtype, device)
+        # a slice costs less than picking rows
+        turned = (None, slice(place.starts[0], n)) if place.uniform else positions
         return Step(
-            layout=layout,
-            cos=cos.unsqueeze(2),
-            sin=sin.unsqueeze(2),
-            masks=make_masks(self.config.windows, positions, n, place, self.dtype),
+            place=place,
+            cos=cos[turned].unsqueeze(2),
+            sin=sin[turned].unsqueeze(2),
+            masks=make_masks(self.config.windows, positions, n, place, dtype),
             causal=place.uniform and place.starts[0] == 0,
-            slots=BoundSlots(slots, self.config.n_layers, layout, self.device),
-            adapters=layout.adapters(adapters),
+            slots=BoundSlots(slots, self.config.n_layers, place, device),
+            adapters=adapters,
             cache=cache,
         )
-
-    def layout(self, place: Placement, cache: KVCache | None) -> Layout:
-        """How the block's tokens are arranged for the layers: here as given, padding and all."""
-        return Layout(place)
-
-    def rotations(self, positions: Tensor, n: int, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the block's positions, (B or 1, T, head_dim), in the layout."""
-        place = layout.place
-        cos, sin = self.rotary.tables(n, self.dtype, self.device)
-        if place.uniform:  # a slice costs less than picking rows
-            columns = slice(place.starts[0], n)
-            return cos[None, columns], sin[None, columns]
-        turned = layout.pack(positions)
-        return cos[turned], sin[turned]
 
     # ---- parameters by the names that a checkpoint has ----
 
@@ -212,24 +199,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)"""
-        q, k, v = self.qkv(x, step)
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_proj(x, step.adapters).view(heads)  # (B, T, n_heads, head_dim)
+        k = self.k_proj(x, step.adapters).view(heads)  # (B, T, n_kv_heads, head_dim)
+        v = self.v_proj(x, step.adapters).view(heads)
+        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)  # (B, n_kv_heads, n, head_dim)
         causal = step.causal and self.window not in step.masks
         y = attend(q, k, v, step.masks.get(self.window), causal)  # (B, n_heads, T, head_dim)
-        y = step.layout.pack(y.transpose(1, 2))
-        y = step.slots.at("heads", self.layer, y)  # (B, T, n_heads, head_dim)
+        y = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
         return self.o_proj(y.flatten(2), step.adapters)
-
-    def qkv(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, hidden) -> queries (B, n_heads, T, head_dim), keys and values (B, n_kv_heads, T,
-        head_dim); queries and keys turned by their positions."""
-        heads, spread = (*x.shape[:2], -1, self.head_dim), step.layout.spread
-        q = self.q_proj(x, step.adapters).view(heads)
-        k = self.k_proj(x, step.adapters).view(heads)
-        v = self.v_proj(x, step.adapters).view(heads)
-        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
-        return spread(q).transpose(1, 2), spread(k).transpose(1, 2), spread(v).transpose(1, 2)
 
 
 class MLP(nn.Module):
@@ -245,13 +226,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)"""
-        gate, up = self.gate_up(x, step)
+        gate, up = self.gate_proj(x, step.adapters), self.up_proj(x, step.adapters)
         keys = step.slots.at("mlp", self.layer, F.silu(gate) * up)  # (B, T, intermediate)
         return self.down_proj(keys, step.adapters)
-
-    def gate_up(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """(B, T, hidden) -> two of (B, T, intermediate)"""
-        return self.gate_proj(x, step.adapters), self.up_proj(x, step.adapters)
 
 
 class RMSNorm(nn.Module):

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from minisafe.cache import Placement
 from minisafe.errors import SlotError
-from minisafe.layout import Layout
 
 Span = tuple[int, int | None]
 SITES = ("residual", "heads", "mlp")
@@ -29,10 +29,7 @@ class Slot:
     layer: int
     spans: tuple[Span, ...] = ((0, None),)
     rows: tuple[int, ...] = (0,)
-
-    @property
-    def site(self) -> str:
-        return "residual"
+    site: str = field(default="residual", kw_only=True)
 
     def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The site's value with the slot acted on `x[rows, columns]`; never changes `x` itself."""
@@ -66,22 +63,17 @@ class Patch(Slot):
     (head_dim,) for `head`, or (n_heads, head_dim) for all of them when `head` is None."""
 
     value: Tensor = field(default_factory=lambda: torch.empty(0))
-    at: str = "residual"
     head: int | None = None
-
-    @property
-    def site(self) -> str:
-        return self.at
 
     def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         where: tuple[Tensor, ...] = (rows, columns)
         if self.head is not None:
-            if self.at != "heads" or not 0 <= self.head < x.shape[2]:
-                raise SlotError(f"no head {self.head} at site {self.at!r} of layer {self.layer}")
+            if self.site != "heads" or not 0 <= self.head < x.shape[2]:
+                raise SlotError(f"no head {self.head} at site {self.site!r} of layer {self.layer}")
             where = (rows, columns, torch.full_like(rows, self.head))
         if self.value.shape != x[where].shape[1:]:
             raise SlotError(
-                f"a patch of shape {tuple(self.value.shape)} does not fit site {self.at!r} of "
+                f"a patch of shape {tuple(self.value.shape)} does not fit site {self.site!r} of "
                 f"layer {self.layer}; expected {tuple(x[where].shape[1:])}"
             )
         return x.index_put(where, self.value.to(x).expand_as(x[where]))
@@ -91,12 +83,7 @@ class Patch(Slot):
 class Record(Slot):
     """Keep a copy of the site's values in `into`: (n, ...), row by row, then by position."""
 
-    at: str = "residual"
     into: list[Tensor] = field(default_factory=list, compare=False)
-
-    @property
-    def site(self) -> str:
-        return self.at
 
     def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         self.into.append(x[rows, columns].detach().clone())
@@ -105,7 +92,7 @@ class Record(Slot):
     def values(self) -> Tensor:
         """All that was recorded, joined over forwards: (n, ...)."""
         if not self.into:
-            raise SlotError(f"nothing was recorded at site {self.at!r} of layer {self.layer}")
+            raise SlotError(f"nothing was recorded at site {self.site!r} of layer {self.layer}")
         return torch.cat(self.into)
 
 
@@ -116,15 +103,14 @@ class BoundSlots:
         self,
         slots: Iterable[Slot],
         n_layers: int,
-        layout: Layout,
+        place: Placement,
         device: torch.device,
     ):
-        place = layout.place
         self.waiting: dict[tuple[str, int], list[tuple[Slot, Tensor, Tensor]]] = {}
         for slot in slots:
             check_slot(slot, n_layers, len(place.starts))
             cells = [
-                layout.cell(row, position - place.starts[row])
+                (row, position - place.starts[row])
                 for row in dict.fromkeys(slot.rows)
                 for position in covered(
                     slot.spans, place.starts[row], place.starts[row] + place.counts[row]

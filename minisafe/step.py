@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from minisafe.cache import KVCache, Placement
-from minisafe.layout import Layout
 from minisafe.lora import Applied
 from minisafe.slots import BoundSlots
 
@@ -18,13 +17,13 @@ Window = int | None  # how many tokens a query sees, itself counted; None: all b
 
 @dataclass(frozen=True)
 class Step:
-    """One forward's layout, rotations, masks, slots, adapters and cache.
+    """One forward's positions, rotations, masks, slots, adapters and cache.
 
     B rows, T tokens per row in this forward, n tokens per row in the cache after it.
     """
 
-    layout: Layout
-    cos: Tensor  # (B or 1, T, 1, head_dim), in the layout
+    place: Placement
+    cos: Tensor  # (B or 1, T, 1, head_dim)
     sin: Tensor  # the same, the first half negative
     masks: dict[Window, Tensor]  # see `make_masks`
     causal: bool  # the block is the whole sequence, so the lower triangle says it all
@@ -32,9 +31,12 @@ class Step:
     adapters: tuple[Applied, ...] = ()
     cache: KVCache | None = None
 
-    @property
-    def place(self) -> Placement:
-        return self.layout.place
+    def last(self, x: Tensor) -> Tensor:
+        """Each row's last real token, or any where it has none: (B, T, ...) -> (B, 1, ...)"""
+        if self.place.width == 1:
+            return x
+        last = torch.tensor([max(count - 1, 0) for count in self.place.counts], device=x.device)
+        return x[torch.arange(len(last), device=x.device), last].unsqueeze(1)
 
 
 def positions_of(place: Placement, n: int, device: torch.device) -> Tensor:

@@ -52,7 +52,7 @@ def test_head_means_are_the_means_of_the_last_tokens_head_outputs() -> None:
     means = head_means(MODEL, chosen)
     seen = []
     for prompt in chosen:
-        records = [Record(layer=layer, at="heads") for layer in range(CONFIG.n_layers)]
+        records = [Record(layer=layer, site="heads") for layer in range(CONFIG.n_layers)]
         run(MODEL, prompt.ids, records)
         seen.append(torch.stack([record.values()[-1] for record in records]))
     torch.testing.assert_close(means, torch.stack(seen).mean(0))
@@ -72,7 +72,7 @@ def slow_effects(
         for prompt in chosen:
             last = len(prompt.ids) - 1
             patch = Patch(
-                layer=layer, spans=((last, last + 1),), value=means[layer, head], at="heads",
+                layer=layer, spans=((last, last + 1),), value=means[layer, head], site="heads",
                 head=head,
             )  # fmt: skip
             effects[layer, head] += (safe(prompt, [patch]) - safe(prompt, [])) / len(chosen)
@@ -189,11 +189,11 @@ def test_a_heads_part_of_the_vector_is_what_it_writes_into_the_residual_stream()
     prompt = prompts(6)[0]
     span = ((5, 6),)
     record, before, after = (
-        Record(layer=layer, spans=span, at="heads"),
+        Record(layer=layer, spans=span, site="heads"),
         *(Record(layer=layer, spans=span) for _ in range(2)),
     )
     run(model, prompt.ids, [record, before])
-    off = Patch(layer=layer, spans=span, value=torch.zeros(CONFIG.head_dim), at="heads", head=2)
+    off = Patch(layer=layer, spans=span, value=torch.zeros(CONFIG.head_dim), site="heads", head=2)
     run(model, prompt.ids, [off, after])
     means = torch.stack([record.values()[0]] * CONFIG.n_layers)
     written = head_vector(model, means, [(layer, 2)])

@@ -108,7 +108,7 @@ def test_the_covariance_is_of_every_real_token() -> None:
     rows = [random_ids(model, 1, 3 + n % 5, n)[0].tolist() for n in range(rome.BATCH + 3)]
     keys = []
     for row in rows:
-        seen = Record(1, at="mlp")
+        seen = Record(1, site="mlp")
         model(torch.tensor([row]), slots=[seen])
         keys.append(seen.values().double().numpy())
     stacked = np.concatenate(keys)

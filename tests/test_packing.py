@@ -9,8 +9,8 @@ from helpers import random_model, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisafe.cache import KVCache, Placement
-from minisafe.fast.packing import Unpadded
+from minisafe.cache import KVCache
+from minisafe.fast.packing import PackedStep
 from minisafe.fast.prepare import prepare
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
@@ -21,22 +21,22 @@ PLAIN = random_model(tiny_config(), seed=1)
 MODEL = prepare(copy.deepcopy(PLAIN), "auto")
 
 
-def unpadded(counts: list[int], width: int) -> Unpadded:
-    place = Placement(slice(0, len(counts)), (0,) * len(counts), tuple(counts), width)
-    return Unpadded.of(place, torch.device("cpu"))
+def packed_step(counts: list[int], width: int, adapters: tuple[Applied, ...] = ()) -> PackedStep:
+    cache = KVCache(PLAIN.config, len(counts), 16)
+    return PackedStep.of(PLAIN.make_step(tuple(counts), width, cache, adapters=adapters))
 
 
 @given(COUNTS, st.integers(0, 2))
 def test_spread_undoes_pack_and_leaves_padding_zero(counts: list[int], extra: int) -> None:
     width = max(counts) + extra
     x = torch.arange(1.0, 1 + len(counts) * width * 2).view(len(counts), width, 2)
-    packing = unpadded(counts, width)
-    packed = packing.pack(x)
+    step = packed_step(counts, width)
+    packed = step.pack(x)
     rows = [x[row, column] for row, count in enumerate(counts) for column in range(count)]
     assert torch.equal(packed, torch.stack(rows).unsqueeze(1))
     real = (torch.arange(width) < torch.tensor(counts)[:, None])[..., None]
-    assert torch.equal(packing.spread(packed), x * real)
-    last = packing.last(packed)
+    assert torch.equal(step.spread(packed), x * real)
+    last = step.last(packed)
     for row, count in enumerate(counts):
         if count:
             assert torch.equal(last[row, 0], x[row, count - 1])
@@ -44,10 +44,14 @@ def test_spread_undoes_pack_and_leaves_padding_zero(counts: list[int], extra: in
 
 def test_adapters_act_on_their_rows_tokens() -> None:
     adapter = LoraAdapter({})
-    packing = unpadded([2, 0, 3, 1], 3)
     rows = (slice(0, 2), slice(2, 4), slice(1, 2), slice(None))
-    found = packing.adapters(tuple(Applied(adapter, each) for each in rows))
-    assert [each.rows for each in found] == [slice(0, 2), slice(2, 6), slice(2, 2), slice(0, 6)]
+    step = packed_step([2, 0, 3, 1], 3, tuple(Applied(adapter, each) for each in rows))
+    assert [each.rows for each in step.adapters] == [
+        slice(0, 2),
+        slice(2, 6),
+        slice(2, 2),
+        slice(0, 6),
+    ]
 
 
 def outputs(model: Llama, counts: list[int], ids: torch.Tensor) -> list[torch.Tensor]:
@@ -68,7 +72,7 @@ def outputs(model: Llama, counts: list[int], ids: torch.Tensor) -> list[torch.Te
 
 def test_slots_and_adapters_find_their_tokens_in_a_ragged_block() -> None:
     """Against the same rows at full width, where there is no padding: what comes after a row's
-    tokens does not change them; and against the plain layout, which keeps the padding."""
+    tokens does not change them; and against the plain model, which keeps the padding."""
     ids = torch.randint(0, 67, (3, 7), generator=torch.Generator().manual_seed(2))
     counts = [3, 5, 1]
     packed = outputs(MODEL, counts, ids)

@@ -74,7 +74,7 @@ def rounded(model: Llama) -> Llama:
 
 def run(model: Llama, ids: Tensor, counts: list[int], adapter: LoraAdapter) -> list[Tensor]:
     """Logits of a ragged block and of one more token, two of three rows adapted and one steered."""
-    cache, seen = cache_for(model, 3), Record(0, rows=(0, 1, 2), at="heads")
+    cache, seen = cache_for(model, 3), Record(0, rows=(0, 1, 2), site="heads")
     vector = torch.linspace(-1, 1, model.config.hidden)
     slots = (Add(0, ((1, None),), (0,), vector, 0.5), seen)
     found = []

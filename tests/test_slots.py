@@ -24,7 +24,6 @@ from torch import Tensor
 
 from minisafe.cache import Placement
 from minisafe.errors import SlotError
-from minisafe.layout import Layout
 from minisafe.model import Llama
 from minisafe.slots import Add, BoundSlots, Patch, Record, Slot, Span, covered
 
@@ -50,7 +49,7 @@ def vector_for(model: Llama, seed: int) -> Tensor:
 def recorders(model: Llama, rows: tuple[int, ...] = tuple(range(ROWS))) -> dict[Any, Record]:
     """One for each site of each layer, over all rows and positions."""
     return {
-        (site, layer): Record(layer=layer, rows=rows, at=site)
+        (site, layer): Record(layer=layer, rows=rows, site=site)
         for site in ("residual", "heads")
         for layer in range(model.config.n_layers)
     }
@@ -239,7 +238,7 @@ def test_records_come_row_by_row_then_by_position(tiny_model) -> None:
     model = tiny_model()
     ids = random_ids(model, ROWS, WIDTH)
     _, seen = watch(model, ids, [])
-    record = Record(1, ((8, 10), (2, 3)), (2, 0), at="heads")
+    record = Record(1, ((8, 10), (2, 3)), (2, 0), site="heads")
     model(ids, slots=[record])
     expected = torch.cat((seen["heads", 1][2, [2, 8, 9]], seen["heads", 1][0, [2, 8, 9]]))
     assert torch.equal(record.values(), expected)
@@ -304,7 +303,7 @@ def test_patching_a_head_is_recomputing_with_it(
     head = data.draw(st.integers(0, model.config.n_heads - 1))
     ids = random_ids(model, 1, WIDTH, seed)
     value = torch.randn(model.config.head_dim, generator=torch.Generator().manual_seed(seed))
-    slot = Patch(layer, ((position, position + 1),), (0,), value, "heads", head)
+    slot = Patch(layer, ((position, position + 1),), (0,), value, head, site="heads")
     logits, seen = watch(model, ids, [slot])
     expected = read(
         tensors_of(model), model.config, ids[0].tolist(), patch={(layer, position, head): value}
@@ -318,7 +317,7 @@ def test_patching_changes_only_what_it_names(tiny_model) -> None:
     ids = random_ids(model, ROWS, WIDTH)
     _, plain = watch(model, ids, [])
     value = torch.ones(model.config.head_dim)
-    _, patched = watch(model, ids, [Patch(1, ((3, 5),), (0, 2), value, "heads", 2)])
+    _, patched = watch(model, ids, [Patch(1, ((3, 5),), (0, 2), value, 2, site="heads")])
     expected = plain["heads", 1].clone()
     expected[[0, 2], 3:5, 2] = value
     assert torch.equal(patched["heads", 1], expected)
@@ -334,7 +333,7 @@ def test_patching_in_what_is_there_is_bit_exact(
     ids = random_ids(model, ROWS, WIDTH, seed)
     plain, seen = watch(model, ids, [])
     value = seen[site, layer][1, 4]  # (hidden,) or (n_heads, head_dim)
-    assert torch.equal(model(ids, slots=[Patch(layer, ((4, 5),), (1,), value, site)]), plain)
+    assert torch.equal(model(ids, slots=[Patch(layer, ((4, 5),), (1,), value, site=site)]), plain)
 
 
 def test_all_heads_at_once_are_each_head_in_turn(tiny_model) -> None:
@@ -342,7 +341,7 @@ def test_all_heads_at_once_are_each_head_in_turn(tiny_model) -> None:
     ids = random_ids(model, ROWS, WIDTH)
     heads, size = model.config.n_heads, model.config.head_dim
     value = torch.randn(heads, size, generator=torch.Generator().manual_seed(0))
-    where = {"layer": 0, "spans": ((5, None),), "rows": (0, 1), "at": "heads"}
+    where = {"layer": 0, "spans": ((5, None),), "rows": (0, 1), "site": "heads"}
     whole = model(ids, slots=[Patch(**where, value=value)])
     each = model(ids, slots=[Patch(**where, value=value[h], head=h) for h in range(heads)])
     assert torch.equal(whole, each)
@@ -368,10 +367,10 @@ def test_one_token_over_a_filled_cache(tiny_model) -> None:
     model(ids[:, :-1], cache)
     cache.keep([0] * heads)
     last = (WIDTH - 1, WIDTH)
-    slots = [Patch(1, (last,), (h,), value[h], "heads", h) for h in range(heads)]
+    slots = [Patch(1, (last,), (h,), value[h], h, site="heads") for h in range(heads)]
     logits = model(ids[:, -1:].expand(heads, 1), cache, slots=slots)[:, 0]
     for h in range(heads):
-        whole = model(ids, slots=[Patch(1, (last,), (0,), value[h], "heads", h)])[0, -1]
+        whole = model(ids, slots=[Patch(1, (last,), (0,), value[h], h, site="heads")])[0, -1]
         torch.testing.assert_close(logits[h], whole, atol=TOLERANCE, rtol=0)
 
 
@@ -383,8 +382,8 @@ ERRORS: list[tuple[Slot, str]] = [
     (Add(-1, vector=VECTOR), "no layer -1"),
     (Add(0, rows=(3,), vector=VECTOR), "no row 3; the batch has rows 0 to 2"),
     (Add(0, rows=(0, -1), vector=VECTOR), "no row -1"),
-    (Record(0, at="attention"), "no site 'attention'; expected one of residual, heads"),
-    (Patch(0, value=VECTOR, at="ffn"), "no site 'ffn'"),
+    (Record(0, site="attention"), "no site 'attention'; expected one of residual, heads"),
+    (Patch(0, value=VECTOR, site="ffn"), "no site 'ffn'"),
     (Add(0, ((3, 3),), vector=VECTOR), "span (3, 3) is empty"),
     (Add(0, ((0, 2), (5, 4)), vector=VECTOR), "span (5, 4) is empty"),
     (Add(0, ((-1, 2),), vector=VECTOR), "span (-1, 2) is empty"),
@@ -394,10 +393,10 @@ ERRORS: list[tuple[Slot, str]] = [
     (Add(0, vector=torch.ones(1, 32)), "a vector of shape (1, 32)"),
     (Add(0), "a vector of shape (0,)"),
     (Patch(0, value=torch.ones(8)), "a patch of shape (8,) does not fit site 'residual'"),
-    (Patch(0, value=VECTOR, at="heads"), "a patch of shape (32,) does not fit site 'heads'"),
-    (Patch(0, value=torch.ones(4, 8), at="heads", head=1), "expected (8,)"),
-    (Patch(0, value=torch.ones(8), at="heads", head=4), "no head 4 at site 'heads' of layer 0"),
-    (Patch(0, value=torch.ones(8), at="heads", head=-1), "no head -1"),
+    (Patch(0, value=VECTOR, site="heads"), "a patch of shape (32,) does not fit site 'heads'"),
+    (Patch(0, value=torch.ones(4, 8), site="heads", head=1), "expected (8,)"),
+    (Patch(0, value=torch.ones(8), site="heads", head=4), "no head 4 at site 'heads' of layer 0"),
+    (Patch(0, value=torch.ones(8), site="heads", head=-1), "no head -1"),
     (Patch(0, value=VECTOR, head=0), "no head 0 at site 'residual'"),
 ]
 
@@ -421,8 +420,8 @@ def test_bad_slots_are_found_before_their_position_comes(tiny_model) -> None:
 
 def test_a_slot_fed_and_never_applied_is_an_error() -> None:
     """As with a model that skips a layer, or forgets a site."""
-    layout = Layout(Placement(slice(0, 1), (0,), (3,), 3))
-    bound = BoundSlots([Add(0, vector=VECTOR), Record(1)], 2, layout, torch.device("cpu"))
+    place = Placement(slice(0, 1), (0,), (3,), 3)
+    bound = BoundSlots([Add(0, vector=VECTOR), Record(1)], 2, place, torch.device("cpu"))
     x = torch.zeros(1, 3, 32)
     assert torch.equal(bound.at("residual", 0, x), x + 1)
     assert bound.at("heads", 1, x) is x
@@ -467,7 +466,8 @@ def test_covered_is_each_position_of_any_span_once(
 
 
 @pytest.mark.parametrize(
-    "slot", [Add(1, ((2, 3),), (0, 2), VECTOR, 0.5), Patch(0, value=VECTOR), Record(1, at="heads")]
+    "slot",
+    [Add(1, ((2, 3),), (0, 2), VECTOR, 0.5), Patch(0, value=VECTOR), Record(1, site="heads")],
 )
 def test_shifting_moves_rows_only(slot: Slot) -> None:
     moved = slot.shifted(4)
@@ -488,10 +488,10 @@ def test_the_mlp_site_is_what_the_down_projection_reads(
     layer = data.draw(st.integers(0, model.config.n_layers - 1))
     ids, rows = random_ids(model, ROWS, WIDTH, seed), tuple(range(ROWS))
     new = torch.randn(model.config.intermediate, generator=torch.Generator().manual_seed(seed))
-    old = Record(layer, rows=rows, at="mlp")
+    old = Record(layer, rows=rows, site="mlp")
     before, after = (Record(layer, rows=rows) for _ in range(2))
     model(ids, slots=[old, before])
-    patch = Patch(layer, ((position, position + 1),), (1,), new, at="mlp")
+    patch = Patch(layer, ((position, position + 1),), (1,), new, site="mlp")
     model(ids, slots=[patch, after])
     keys = old.values().unflatten(0, (ROWS, WIDTH))  # (ROWS, WIDTH, intermediate)
     weight = tensors_of(model)[f"model.layers.{layer}.mlp.down_proj.weight"]

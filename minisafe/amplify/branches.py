@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from minisafe.cache import KVCache, Placement
-from minisafe.layout import Layout
 from minisafe.model import Layer, Llama
 from minisafe.slots import BoundSlots, Slot
 from minisafe.step import Step, Window, additive
@@ -28,10 +27,7 @@ class PatchEach(Slot):
 
     heads: tuple[int, ...] = ()
     values: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def site(self) -> str:
-        return "heads"
+    site: str = field(default="heads", kw_only=True)
 
     def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         heads = torch.tensor(self.heads, device=x.device)
@@ -93,15 +89,15 @@ def branch_step(model: Llama, prefix: KVCache, branches: int) -> Step:
         masks[window] = additive(torch.cat((seen, itself), dim=1)[None, None], model.dtype)
     tables = model.rotary.tables(n + 1, model.dtype, device)
     cos, sin = (table[n].view(1, 1, 1, -1) for table in tables)
-    layout = Layout(Placement(slice(0, 1), (n,), (branches,), branches))
-    slots = BoundSlots((), model.config.n_layers, layout, device)
-    return Step(layout, cos, sin, masks, causal=False, slots=slots, cache=prefix)
+    place = Placement(slice(0, 1), (n,), (branches,), branches)
+    slots = BoundSlots((), model.config.n_layers, place, device)
+    return Step(place, cos, sin, masks, causal=False, slots=slots, cache=prefix)
 
 
 def narrowed(whole: Step, branches: int, slots: Sequence[Slot], model: Llama) -> Step:
     """The step of the first so many branches, with these slots."""
     columns = whole.place.starts[0] + branches
     masks = {window: mask[:, :, :branches, :columns] for window, mask in whole.masks.items()}
-    layout = Layout(replace(whole.place, counts=(branches,), width=branches))
-    bound = BoundSlots(slots, model.config.n_layers, layout, model.device)
-    return replace(whole, layout=layout, masks=masks, slots=bound)
+    place = replace(whole.place, counts=(branches,), width=branches)
+    bound = BoundSlots(slots, model.config.n_layers, place, model.device)
+    return replace(whole, place=place, masks=masks, slots=bound)

@@ -24,7 +24,7 @@ def head_means(model: Llama, prompts: Sequence[Prompt], progress: Progress | Non
     for done, prompt in enumerate(prompts, 1):
         last = len(prompt.ids) - 1
         records = [
-            Record(layer=layer, spans=((last, last + 1),), at="heads")
+            Record(layer=layer, spans=((last, last + 1),), site="heads")
             for layer in range(config.n_layers)
         ]
         run(model, prompt.ids, records)

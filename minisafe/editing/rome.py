@@ -81,7 +81,7 @@ def record(model: Llama, contexts: Sequence[Context], layer: int, site: str) -> 
     """A site's value at the subject's last token of each context: (n, width), float32."""
     ids, counts = padded([each.ids for each in contexts], model.device)
     records = [
-        Record(layer, ((each.asked, each.asked + 1),), (row,), at=site)
+        Record(layer, ((each.asked, each.asked + 1),), (row,), site=site)
         for row, each in enumerate(contexts)
     ]
     model(ids, counts=counts, slots=records, no_logits=True)
@@ -103,7 +103,7 @@ def covariance(model: Llama, layer: int, rows: Sequence[Sequence[int]], ridge: f
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         ids, counts = padded(part, model.device)
-        seen = Record(layer, rows=tuple(range(len(part))), at="mlp")
+        seen = Record(layer, rows=tuple(range(len(part))), site="mlp")
         model(ids, counts=counts, slots=(seen,), no_logits=True)
         keys = seen.values().double()  # (tokens, intermediate)
         total += keys.T @ keys

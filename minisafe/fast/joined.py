@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minisafe.fast.deltas import FusedDeltas, SeparateDeltas, gather_deltas
+from minisafe.fast.packing import PackedStep
 from minisafe.linear import Linear
 from minisafe.lora import Applied, LoraAdapter
-from minisafe.model import MLP, Attention
+from minisafe.model import MLP, Attention, attend
 from minisafe.rotary import rotate
 from minisafe.step import Step
 
@@ -63,7 +65,8 @@ Make = Callable[[Sequence[Linear]], JoinedLinear]
 
 
 class TurnedAttention(Attention):
-    """Attention that turns queries and keys in one pass over the heads of both.
+    """Attention that turns queries and keys in one pass over the heads of both, and reads packed
+    tokens.
 
     In this folder modules are called without torch's look for hooks: with a small model it takes
     longer than some of the work.
@@ -72,18 +75,27 @@ class TurnedAttention(Attention):
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         return self.forward(x, step)
 
-    def qkv(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(self, x: Tensor, step: Step) -> Tensor:
+        """(B, T, hidden) -> queries, keys and values side by side, (B, T, ...)"""
         parts = (self.q_proj, self.k_proj, self.v_proj)
-        return self.turned(torch.cat([part(x, step.adapters) for part in parts], dim=-1), step)
+        return torch.cat([part(x, step.adapters) for part in parts], dim=-1)
 
-    def turned(self, y: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v side by side, (B, T, ...), to what `qkv` gives."""
-        heads = y.view(*y.shape[:2], -1, self.head_dim)
+    def forward(self, x: Tensor, step: Step) -> Tensor:
+        packed = step if isinstance(step, PackedStep) else None
+        heads = self.qkv(x, step).view(*x.shape[:2], -1, self.head_dim)
         # the method: `torch.split` takes a detour through Python, longer than the split itself
         qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
-        qk = step.layout.spread(rotate(qk, step.cos, step.sin)).transpose(1, 2)
-        q, k = qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
-        return q, k, step.layout.spread(v).transpose(1, 2)
+        qk = rotate(qk, step.cos, step.sin)
+        if packed is not None:
+            qk, v = packed.spread(qk), packed.spread(v)
+        q, k = qk.transpose(1, 2).split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
+        v = v.transpose(1, 2)
+        if step.cache is not None:
+            k, v = step.cache.write(self.layer, k, v, step.place)
+        causal = step.causal and self.window not in step.masks
+        y = attend(q, k, v, step.masks.get(self.window), causal).transpose(1, 2)
+        y = step.slots.at("heads", self.layer, y if packed is None else packed.pack(y))
+        return self.o_proj(y.flatten(2), step.adapters)
 
 
 class JoinedAttention(TurnedAttention):
@@ -98,8 +110,8 @@ class JoinedAttention(TurnedAttention):
         del plain.q_proj, plain.k_proj, plain.v_proj
         self.o_proj = make((plain.o_proj,))
 
-    def qkv(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        return self.turned(self.qkv_proj(x, step.adapters), step)
+    def qkv(self, x: Tensor, step: Step) -> Tensor:
+        return self.qkv_proj(x, step.adapters)
 
 
 class JoinedMLP(MLP):
@@ -115,6 +127,7 @@ class JoinedMLP(MLP):
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         return self.forward(x, step)
 
-    def gate_up(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, step: Step) -> Tensor:
         gate, up = self.gate_up_proj(x, step.adapters).chunk(2, dim=-1)
-        return gate, up
+        keys = step.slots.at("mlp", self.layer, F.silu(gate) * up)
+        return self.down_proj(keys, step.adapters)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
-from minisafe.cache import KVCache, Placement
+from minisafe.cache import KVCache
 from minisafe.errors import SettingError
 from minisafe.fast.left import linear
-from minisafe.fast.packing import Unpadded
-from minisafe.layout import Layout
+from minisafe.fast.packing import PackedStep
+from minisafe.lora import Applied
 from minisafe.model import Llama
+from minisafe.slots import Slot
 from minisafe.step import Step
 
 
@@ -21,10 +24,26 @@ class FastLlama(Llama):
             return linear(x, self.embed_tokens.weight, None)
         return super().head(x, step)
 
-    def layout(self, place: Placement, cache: KVCache | None) -> Layout:
-        if cache is None or place.uniform or place.width == 1 or not any(place.counts):
-            return super().layout(place, cache)
-        return Unpadded.of(place, self.device)
+    def make_step(
+        self,
+        counts: tuple[int, ...],
+        width: int,
+        cache: KVCache | None = None,
+        rows: slice | None = None,
+        slots: Iterable[Slot] = (),
+        adapters: tuple[Applied, ...] = (),
+    ) -> Step:
+        """Padding costs nothing: the step of a padded block is packed."""
+        step = super().make_step(counts, width, cache, rows, slots, adapters)
+        if cache is None or width == 1 or step.place.uniform or not any(counts):
+            return step
+        return PackedStep.of(step)
+
+    def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
+        if not isinstance(step, PackedStep):
+            return super().run(ids, step, last_only, no_logits)
+        logits = super().run(step.pack(ids), step, last_only, no_logits)
+        return logits if last_only or no_logits else step.spread(logits)
 
     def tensors(self) -> dict[str, nn.Parameter]:
         """Raises `SettingError` where the weights are stored in another way than plain."""

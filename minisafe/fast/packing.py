@@ -12,28 +12,42 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from minisafe.cache import Placement
-from minisafe.layout import Layout
-from minisafe.lora import Applied
+from minisafe.step import Step
 
 
 @dataclass(frozen=True)
-class Unpadded(Layout):
-    """The tokens of a (B, T) block without its padding: N of them, row after row.
+class PackedStep(Step):
+    """A step of a (B, T) block without its padding: N tokens, row after row.
 
-    cells: block row and block column of each, (N,) both. offsets: where each row's tokens begin
-    among them, and N.
+    Rotations, slots and adapters are those of N rows of one token each; `place`, the masks and the
+    cache stay those of the block.
+
+    cells: block row and block column of each token, (N,) both. offsets: where each row's tokens
+    begin among the N, and N itself.
     """
 
-    cells: tuple[Tensor, Tensor]
-    offsets: tuple[int, ...]
+    cells: tuple[Tensor, Tensor] = ()  # type: ignore[assignment]
+    offsets: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, place: Placement, device: torch.device) -> Unpadded:
-        """The layout of a block whose rows are not all `place.width` tokens long."""
+    def of(cls, step: Step) -> PackedStep:
+        """The same step without padding; its rows are not all `step.place.width` tokens long."""
+        place, device = step.place, step.cos.device
         real = torch.arange(place.width)[None] < torch.tensor(place.counts)[:, None]  # (B, T)
         rows, columns = real.nonzero().to(device).unbind(1)
-        return cls(place, (rows, columns), (0, *accumulate(place.counts)))
+        offsets = (0, *accumulate(place.counts))
+        firsts = torch.tensor(offsets, device=device)
+        for bound in step.slots.waiting.values():
+            for n, (slot, at_rows, at_columns) in enumerate(bound):
+                bound[n] = slot, firsts[at_rows] + at_columns, torch.zeros_like(at_columns)
+        spans = [range(len(place.counts))[applied.rows] for applied in step.adapters]
+        adapters = tuple(
+            replace(applied, rows=slice(offsets[span.start], offsets[span.stop]))
+            for applied, span in zip(step.adapters, spans, strict=True)
+        )
+        given = vars(step) | {"adapters": adapters}
+        packed = cls(**given, cells=(rows, columns), offsets=offsets)
+        return replace(packed, cos=packed.pack(step.cos), sin=packed.pack(step.sin))
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (N, 1, ...)"""
@@ -41,21 +55,10 @@ class Unpadded(Layout):
 
     def spread(self, x: Tensor) -> Tensor:
         """(N, 1, ...) -> (B, T, ...), zero at the padding."""
-        padded = x.new_zeros(len(self.offsets) - 1, self.place.width, *x.shape[2:])
+        padded = x.new_zeros(len(self.place.counts), self.place.width, *x.shape[2:])
         padded[self.cells] = x.squeeze(1)
         return padded
 
     def last(self, x: Tensor) -> Tensor:
         """(N, 1, ...) -> (B, 1, ...)"""
         return x[[max(stop - 1, 0) for stop in self.offsets[1:]]]
-
-    def cell(self, row: int, column: int) -> tuple[int, int]:
-        return self.offsets[row] + column, 0
-
-    def adapters(self, adapters: tuple[Applied, ...]) -> tuple[Applied, ...]:
-        rows = range(len(self.offsets) - 1)
-        spans = [rows[applied.rows] for applied in adapters]
-        return tuple(
-            replace(applied, rows=slice(self.offsets[span.start], self.offsets[span.stop]))
-            for applied, span in zip(adapters, spans, strict=True)
-        )
