@@ -16,7 +16,7 @@ from minisafe.checkpoint.config import config_json
 
 if TYPE_CHECKING:
     from minisafe import Llama
-    from minisafe.guidance import Guidance
+    from minisafe.guidance import Rule
     from minisafe.lora import LoraAdapter
 
 
@@ -50,7 +50,7 @@ def transformers_model(model: Llama, adapter: LoraAdapter | None = None) -> Any:
 
 
 def transformers_tokens(
-    models: Sequence[Any], prompt: Sequence[int], guidance: Guidance | None = None
+    models: Sequence[Any], prompt: Sequence[int], rule: Rule | None = None
 ) -> Iterator[int]:
     """Greedy tokens of models in lockstep, each with its own cache."""
     feed = torch.tensor([prompt])
@@ -61,6 +61,6 @@ def transformers_tokens(
             outs = [m(feed, past_key_values=c, use_cache=True, logits_to_keep=1) for m, c in pairs]
             caches = [out.past_key_values for out in outs]
             logits = [out.logits[:, -1].float() for out in outs]
-            scores = guidance(tuple(y.log_softmax(-1) for y in logits)) if guidance else logits[0]
+            scores = rule(tuple(y.log_softmax(-1) for y in logits)) if rule else logits[0]
             feed = scores.argmax(-1, keepdim=True)
         yield int(feed)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minisafe.guidance import Guidance
+from minisafe.guidance import Rule
 from minisafe.model import Llama
 
 NAMES = {  # GGUF's names of a layer's tensors, by Hugging Face's
@@ -145,7 +145,7 @@ class Peer:
         return torch.from_numpy(np.ctypeslib.as_array(found, (self.vocab_size,)))
 
     def tokens(
-        self, prompt: Sequence[int], n_contexts: int = 1, guidance: Guidance | None = None
+        self, prompt: Sequence[int], n_contexts: int = 1, rule: Rule | None = None
     ) -> Iterator[int]:
         """Greedy tokens; with guidance, of contexts in lockstep over the same weights."""
         contexts = [self.context() for _ in range(n_contexts)]
@@ -153,10 +153,10 @@ class Peer:
         try:
             while True:
                 found = [self.logits(context, feed)[None] for context in contexts]
-                if guidance is None:
+                if rule is None:
                     scores = found[0]
                 else:
-                    scores = guidance(tuple(logits.log_softmax(-1) for logits in found))
+                    scores = rule(tuple(logits.log_softmax(-1) for logits in found))
                 feed = [int(scores.argmax())]
                 yield feed[0]
         finally:

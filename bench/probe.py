@@ -53,15 +53,15 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
     n, steering = args.prompt, None
     prompt = prompt_of(n, model.config.vocab_size)
     streams: tuple[Stream, ...] = (Stream(model),)
-    guidance: Any = Plain()
+    rule: Any = Plain()
     if args.system == "safe":
-        streams, guidance = (*streams, Stream(model, subject.adapter)), SGDS()
+        streams, rule = (*streams, Stream(model, subject.adapter)), SGDS()
         steering = subject.steering
     lockstep = Lockstep(streams, capacity=n + args.new + 1)
     found["caches"] = sum(group.cache.n_bytes for group in lockstep.groups)
     spans = () if steering is None else steering.spans([(n, None)])
     request = Request((prompt,) * len(streams), spans, max_new_tokens=args.new + 1)
-    yield from Generation(lockstep, guidance, [request], steering)
+    yield from Generation(lockstep, rule, [request], steering)
 
 
 def transformers_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator[object]:

@@ -66,13 +66,13 @@ class Timed:
 
 
 def timed(
-    streams: tuple[Stream, ...], prompt: tuple[int, ...], new: int, guidance: Any,
+    streams: tuple[Stream, ...], prompt: tuple[int, ...], new: int, rule: Any,
     temperature: float = 0.0, most: int = 0,
 ) -> Timed:  # fmt: skip
     """One answer of `new` tokens after the first; blocks of up to `most`, 0 for plain lockstep."""
     lockstep = Lockstep(streams, capacity=len(prompt) + new + AUTOMATIC + 2)
     request = Request((prompt,) * len(streams), (), Sampling(temperature), new + 1)
-    given = lockstep, guidance, [request]
+    given = lockstep, rule, [request]
     generation = Speculation(*given, most=most) if most else Generation(*given)
     feed, started = lockstep.feed, []
 
@@ -107,13 +107,13 @@ def measure(
     streams = two_models(config, weights)
     run = partial(timed, prompt=random_prompt(n_prompt, config.vocab_size))
     systems = {
-        PLAIN: partial(run, streams[:1], guidance=Plain()),
-        LOCKSTEP: partial(run, streams, guidance=SGDS()),
+        PLAIN: partial(run, streams[:1], rule=Plain()),
+        LOCKSTEP: partial(run, streams, rule=SGDS()),
     }
     for share in SHARES:
         for how, temperature in (("greedy", 0.0), ("sampled", 1.0)):
             systems[f"agreement {share:g}, {how}"] = partial(
-                run, streams, guidance=Agreeing(share, temperature > 0),
+                run, streams, rule=Agreeing(share, temperature > 0),
                 temperature=temperature, most=AUTOMATIC,
             )  # fmt: skip
     by_turns(1, *(partial(system, new=min(new, 4)) for system in systems.values()))

@@ -24,7 +24,7 @@ from subjects import Ids, Subject
 from minisafe import SGDS, Generation, Lockstep, Request, Steering, Stream
 from minisafe.fast.compiled import compile_step
 from minisafe.fast.prepare import prepare
-from minisafe.guidance import Guidance, Plain
+from minisafe.guidance import Plain, Rule
 
 SYSTEM_PROMPT = 32  # tokens before a prompted expert's prompt
 PLAIN, SAFE, PROMPTED = "plain", "safe, LoRA expert", "safe, prompted expert"
@@ -37,7 +37,7 @@ System = Callable[[], Iterator[int]]
 def minisafe_tokens(
     streams: tuple[Stream, ...],
     prompts: tuple[Ids, ...],
-    guidance: Guidance,
+    rule: Rule,
     steering: Steering | None = None,
     capacity: int = 256,
     fuse: bool = True,
@@ -45,7 +45,7 @@ def minisafe_tokens(
     """Greedy tokens through minisafe's own sampling loop."""
     lockstep = Lockstep(streams, capacity=capacity, fuse=fuse)
     spans = () if steering is None else steering.spans([(len(prompts[0]), None)])
-    generation = Generation(lockstep, guidance, [Request(prompts, spans)], steering)
+    generation = Generation(lockstep, rule, [Request(prompts, spans)], steering)
     return (event.id for event in generation if event.id is not None)
 
 
@@ -54,7 +54,7 @@ def minisafe_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
     base, expert = Stream(subject.model), Stream(subject.model, subject.adapter)
     prompted = prompt[-1:] * SYSTEM_PROMPT + prompt
     start = partial(minisafe_tokens, capacity=len(prompted) + new + 1)
-    safe = partial(start, guidance=SGDS(), steering=subject.steering)
+    safe = partial(start, rule=SGDS(), steering=subject.steering)
     return {
         PLAIN: partial(start, (base,), (prompt,), Plain()),
         SAFE: partial(safe, (base, expert), (prompt, prompt)),

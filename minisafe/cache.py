@@ -97,9 +97,7 @@ class KVCache:
         self.lengths = [0] * rows
         self.dtype, self.device = dtype, torch.device(device)
         self.cache_dtype, self.stored = cache_dtype, stored_dtype(cache_dtype, dtype)
-        self.held = self._allocate(min(capacity, self.limit))
-        self._views: Views | None = None
-        self._flat: tuple[tuple[Tensor, ...], ...] | None = None
+        self.replace(self._allocate(min(capacity, self.limit)))
 
     @property
     def keys(self) -> Tensor:
@@ -113,10 +111,6 @@ class KVCache:
     @property
     def rows(self) -> int:
         return len(self.lengths)
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
 
     @property
     def n_bytes(self) -> int:
@@ -155,8 +149,9 @@ class KVCache:
 
     def replace(self, held: tuple[Tensor, ...]) -> None:
         """Hold other tensors, and let go of every view of those before."""
-        self.held = held
-        self._views = self._flat = None
+        self.held, self.capacity = held, held[0].shape[3]
+        self._views: Views | None = None
+        self._flat: tuple[tuple[Tensor, ...], ...] | None = None
 
     def place(self, counts: Sequence[int], width: int, rows: slice | None = None) -> Placement:
         """Room and columns for a block of `width` tokens of which row b brings `counts[b]`."""

@@ -12,3 +12,8 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     Rounding may take it just below 0.
     """
     return torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Half the L1 distance between two distributions, 0 to 1: (..., vocab) twice -> (...)."""
+    return (0.5 * (log_p.exp() - log_q.exp()).abs().sum(dim=-1)).clamp(0, 1)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from minisafe.errors import PromptError, SlotError
 from minisafe.gate import Gate
-from minisafe.guidance import Guidance
+from minisafe.guidance import Rule
 from minisafe.lockstep import Lockstep
-from minisafe.policy import Policy, Seen
+from minisafe.policy import LogProbs, Policy, Seen
 from minisafe.sampling import Sampling, row_generator, sample
 from minisafe.slots import Slot, Span, covered
 from minisafe.vectors import Steering
@@ -21,7 +21,7 @@ from minisafe.vectors import Steering
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt of a batch.
+    """One prompt of a batch, with its settings.
 
     prompts: by stream, the ids to feed before the answer. They differ where the expert has another
         system prompt, and in a conversation hold only what its cache lacks; an empty tuple lets the
@@ -30,7 +30,7 @@ class Request:
     index: the prompt's number in its list; with the seed it fixes the draws.
     gated: whether a gate may leave this answer unguided. Only for prompts like those that it was
         calibrated on: the first turn of a chat.
-    watched: whether to note where guidance changes the likeliest token (`Row.changes`).
+    note_changes: whether to note where guidance changes the likeliest token.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -39,28 +39,30 @@ class Request:
     max_new_tokens: int | None = None
     index: int = 0
     gated: bool = False
-    watched: bool = False
+    note_changes: bool = False
 
 
 @dataclass(frozen=True)
 class Event:
-    """A token of a row, and why the row ends with it, if it does: "stop" (end token), "length"
-    (`max_new_tokens`), "context" (context full). A cancelled row ends without a token. A row that
-    is ended for another reason, such as a stop string, gives no further event."""
+    """A token of a request, and why its answer ends there, if it does: "stop" (end token), "length"
+    (`max_new_tokens`), "context" (context full).
 
-    row: int
+    request: its number in the batch's list. A cancelled request ends with an event that has no
+    token. One that is ended for another reason, such as a stop string, gives no further event.
+    """
+
+    request: int
     id: int | None
     finish: str | None = None
 
 
-class Row:
-    """A request on its way: its answer so far and its generator.
+class RequestState:
+    """A request under way.
 
-    seen: what the safety decision knows of it. spans: where the base's stream is steered, nowhere
-    of this answer if the gate left it to the base. drafted, accepted: tokens that the base drafted
-    for the expert to verify, and those of them that it accepted (see `fast.speculation`).
-    changes: where it is watched, by number of the answer's token, whether guidance made another
-    token the likeliest.
+    seen: what the safety decision knows of it. spans: where the base's stream is steered; nowhere
+    in this turn once the gate has left it to the base. steered: how many tokens were fed at steered
+    positions. changes: if noted, by number of the answer's token, whether guidance made another
+    token the likeliest. drafted, accepted: see `fast.speculation`.
     """
 
     def __init__(self, request: Request):
@@ -71,209 +73,210 @@ class Row:
         self.counts: Counter[int] = Counter()
         self.generator = row_generator(request.sampling.seed, request.index)
         self.finish: str | None = None
-        self.steered = 0  # tokens fed at steered positions
-        self.drafted = self.accepted = 0
+        self.steered = 0
         self.changes: dict[int, bool] = {}
-
-    @property
-    def guided(self) -> bool:
-        """Whether the gate did not leave it to the base."""
-        return self.seen.guided
-
-    @property
-    def variation(self) -> float | None:
-        """Between base and expert at the answer's first token, 0 to 1; None: not compared."""
-        return self.seen.variation
+        self.drafted = self.accepted = 0
 
     def take(self, id_: int) -> None:
+        """Append a token to the answer."""
         self.answer.append(id_)
         self.seen = replace(self.seen, tokens=len(self.answer))
         self.counts[id_] += 1
 
 
-Streams = tuple[Tensor | None, ...]  # log-probabilities by stream, None for one that rests
-
-
 @dataclass(eq=False, repr=False)
 class Generation:
-    """Iterate over it to get `Event`s: each step yields one per live row, in row order.
+    """Iterate over it to get `Event`s: each step yields one per live request, in their order.
 
     All streams read every token. `fast.speculation.Speculation` gives the same with fewer forwards
     of an expert that has weights of its own.
 
     Args:
-        lockstep: streams with one row a request; may already have read a part of each text.
-        guidance: log-probabilities of the streams to those to sample from.
+        lockstep: streams with one row per request; may already have read a part of each text.
+        rule: log-probabilities of the streams to those to sample from.
         requests: what to answer.
         steering: the vector that the base's stream gets at each request's spans.
         eos: ids that end an answer; the id is part of the answer.
         gate: which answers are guided and steered at all; None: every one.
 
-    Raises, while iterating:
+    Raises:
         PromptError: a prompt is empty or does not fit the context.
-        NonFiniteError: a model broke down.
-        SlotError: steering was asked for and never took place.
+        NonFiniteError, while iterating: a model gave NaN or infinite logits.
+        SlotError, at the end: steering was asked for and never took place.
     """
 
     lockstep: Lockstep
-    guidance: Guidance
+    rule: Rule
     requests: Sequence[Request]
     steering: Steering | None = None
     eos: frozenset[int] = frozenset()
     gate: Gate | None = None
 
     def __post_init__(self) -> None:
-        self.policy = Policy(self.guidance, self.gate)
-        self.rows = [Row(request) for request in self.requests]
+        self.policy = Policy(self.rule, self.gate)
+        self.states = [RequestState(request) for request in self.requests]
+        self.check_prompts()
 
-    def cancel(self, row: int, reason: str = "cancelled") -> None:
-        """End a row before its next token; the others go on untouched."""
-        self.rows[row].finish = self.rows[row].finish or reason
+    def cancel(self, number: int, reason: str = "cancelled") -> None:
+        """End a request before its next token; the others go on untouched."""
+        self.states[number].finish = self.states[number].finish or reason
 
     def __iter__(self) -> Iterator[Event]:
-        live = list(range(len(self.rows)))
-        pending = self.texts(live)
-        resting = [not any(map(len, texts)) for texts in pending]
+        live = list(range(len(self.requests)))  # by batch row, the number of its request
+        tokens = self.prompts()
+        resting = [not any(map(len, rows)) for rows in tokens]
         while live:
-            log_probs = self.lockstep.feed(pending, self.slots(live, pending))
-            yield from self.choose(live, self.decide(live, pending, log_probs))
-            for row in live:
-                if self.rows[row].finish == "cancelled":
-                    yield Event(row, None, "cancelled")
-            going = [place for place, row in enumerate(live) if self.rows[row].finish is None]
+            log_probs = self.feed(live, tokens)
+            yield from self.choose(live, self.decide(live, tokens, log_probs))
+            for number in live:
+                if self.states[number].finish == "cancelled":
+                    yield Event(number, None, "cancelled")
+            going = [row for row, number in enumerate(live) if self.states[number].finish is None]
             if going and len(going) < len(live):
                 self.lockstep.keep(going)
-            live = [live[place] for place in going]
-            pending = [self.step(live, rests, s > 0) for s, rests in enumerate(resting)]
+            live = [live[row] for row in going]
+            tokens = [self.next_tokens(live, rests, s > 0) for s, rests in enumerate(resting)]
         self.check_steered()
 
-    def step(self, live: list[int], rests: bool, expert: bool) -> list[list[int]]:
+    # ---- what the streams read ---------------------------------------------------------------
+
+    def prompts(self) -> list[list[list[int]]]:
+        """The prompts' ids by stream and row."""
+        streams = range(len(self.lockstep.streams))
+        return [[list(request.prompts[s]) for request in self.requests] for s in streams]
+
+    def next_tokens(self, live: list[int], rests: bool, expert: bool) -> list[list[int]]:
         """What a stream reads next, by row: the last token, or nothing."""
-        rows = [self.rows[number] for number in live]
+        states = [self.states[number] for number in live]
         return [
-            [] if rests or (expert and not self.policy.acts(row.seen)) else [row.answer[-1]]
-            for row in rows
+            [] if rests or (expert and not self.policy.acts(state.seen)) else [state.answer[-1]]
+            for state in states
         ]
 
-    def decide(self, live: list[int], pending: list[list[list[int]]], log_probs: Streams) -> Tensor:
-        """Log-probabilities to choose from, by live row; see `policy.Policy`."""
-        decision = self.policy.decide([self.rows[row].seen for row in live], log_probs)
-        for row, seen in zip(live, decision.seen, strict=True):
-            self.rows[row].seen = seen
-        if any(decision.again):
-            log_probs = self.unsteer(live, pending[0], decision.again, log_probs)
+    def feed(self, live: list[int], tokens: list[list[list[int]]]) -> LogProbs:
+        """Let the streams read ids, by stream and row, and steer the base where requests say so;
+        log-probabilities by stream."""
+        slots: list[list[Slot]] = [[] for _ in self.lockstep.streams]
+        if self.steering is not None:
+            for row, number in enumerate(live):
+                state, start = self.states[number], self.lockstep.length(0, row)
+                steered = covered(state.spans, start, start + len(tokens[0][row]))
+                state.steered += len(steered)
+                if steered:
+                    slots[0] += self.steering.slots(row, state.spans)
+        return self.lockstep.feed(tokens, slots)
+
+    # ---- what the next token is drawn from -----------------------------------------------------
+
+    def decide(self, live: list[int], tokens: list[list[list[int]]], log_probs: LogProbs) -> Tensor:
+        """Log-probabilities to choose from, by row; see `policy.Policy`."""
+        decision = self.policy.decide([self.states[number].seen for number in live], log_probs)
+        for number, seen in zip(live, decision.seen, strict=True):
+            self.states[number].seen = seen
+        if any(decision.just_left):
+            log_probs = self.unsteer(live, tokens[0], decision.just_left, log_probs)
             decision = self.policy.decide(decision.seen, log_probs)
         base = log_probs[0]
         assert base is not None
-        self.watch(live, base, decision.log_probs)
+        self.note_changes(live, base, decision.log_probs)
         return decision.log_probs
 
-    def watch(self, live: list[int], base: Tensor, final: Tensor) -> None:
-        """Note where guidance changes the likeliest token, for the rows that ask for it."""
-        rows = [self.rows[number] for number in live]
-        watched = [row.request.watched and self.policy.acts(row.seen) for row in rows]
-        if any(watched):
+    def note_changes(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        """Note where guidance changes the likeliest token, for the requests that ask for it."""
+        states = [self.states[number] for number in live]
+        noted = [s.request.note_changes and self.policy.acts(s.seen) for s in states]
+        if any(noted):
             changed = (final.argmax(dim=-1) != base.argmax(dim=-1)).tolist()
-            for row, is_watched, is_changed in zip(rows, watched, changed, strict=True):
-                if is_watched:
-                    row.changes[len(row.answer)] = is_changed
+            for state, is_noted, is_changed in zip(states, noted, changed, strict=True):
+                if is_noted:
+                    state.changes[len(state.answer)] = is_changed
 
     def unsteer(
-        self, live: list[int], prompts: list[list[int]], again: Sequence[bool], log_probs: Streams
-    ) -> Streams:
+        self,
+        live: list[int],
+        prompts: list[list[int]],
+        just_left: Sequence[bool],
+        log_probs: LogProbs,
+    ) -> LogProbs:
         """Let the base read the prompts of some rows again, without the vector."""
-        fed = [
-            self.forget(self.rows[row], place, prompts[place]) if again[place] else []
-            for place, row in enumerate(live)
+        again = [
+            self.forget(self.states[number], row, prompts[row]) if just_left[row] else []
+            for row, number in enumerate(live)
         ]
         base = log_probs[0]
-        if not any(fed) or base is None:
+        if not any(again) or base is None:
             return log_probs
         rest: list[list[int]] = [[] for _ in live]
-        tokens = [fed, *(rest for _ in log_probs[1:])]
-        plain = self.lockstep.feed(tokens, self.slots(live, tokens))[0]
+        plain = self.feed(live, [again, *(rest for _ in log_probs[1:])])[0]
         assert plain is not None
-        read = torch.tensor([bool(ids) for ids in fed], device=base.device)[:, None]
+        read = torch.tensor([bool(ids) for ids in again], device=base.device)[:, None]
         return (torch.where(read, plain, base), *log_probs[1:])
 
-    def forget(self, row: Row, place: int, prompt: list[int]) -> list[int]:
+    def forget(self, state: RequestState, row: int, prompt: list[int]) -> list[int]:
         """Steer this answer no more, and rewind the base to before what was steered of its prompt;
         returns what to read again. Earlier turns of a conversation stay steered."""
-        end = self.lockstep.length(0, place)
+        end = self.lockstep.length(0, row)
         start = end - len(prompt)
-        earlier = tuple(span for span in row.spans if span[1] is not None and span[1] < end)
-        mine = [span for span in row.spans if span not in earlier]
-        row.spans = earlier
+        earlier = tuple(span for span in state.spans if span[1] is not None and span[1] < end)
+        mine = [span for span in state.spans if span not in earlier]
+        state.spans = earlier
         touched = covered(mine, start, end)
         if not touched or self.steering is None or self.steering.scale == 0:
             return []
-        self.lockstep.rewind(0, place, touched[0])
-        row.steered = 0
+        self.lockstep.rewind(0, row, touched[0])
+        state.steered = 0
         return prompt[touched[0] - start :]
 
-    def texts(self, live: list[int]) -> list[list[list[int]]]:
-        """The prompts by stream and row; raises `PromptError` for one that cannot be fed."""
-        for row in live:
-            prompts = self.rows[row].request.prompts
-            if not prompts[0]:
-                raise PromptError("the prompt is empty; expected at least one token")
-            for stream, prompt in enumerate(prompts):
-                length = self.lockstep.length(stream, row) + len(prompt)
-                if length > self.lockstep.limit:
-                    raise PromptError(
-                        f"the prompt has {length} tokens; the model's context holds "
-                        f"{self.lockstep.limit}"
-                    )
-        streams = range(len(self.lockstep.streams))
-        return [[list(self.rows[row].request.prompts[s]) for row in live] for s in streams]
-
-    def slots(self, live: list[int], pending: list[list[list[int]]]) -> list[list[Slot]]:
-        """Steering for the base's stream, none for the others."""
-        slots: list[list[Slot]] = [[] for _ in self.lockstep.streams]
-        if self.steering is None:
-            return slots
-        for place, row in enumerate(live):
-            spans = self.rows[row].spans
-            start = self.lockstep.length(0, place)
-            touched = covered(spans, start, start + len(pending[0][place]))
-            self.rows[row].steered += len(touched)
-            if touched:
-                slots[0] += self.steering.slots(place, spans)
-        return slots
+    # ---- the next token ------------------------------------------------------------------------
 
     def choose(self, live: list[int], final: Tensor) -> Iterator[Event]:
-        """Each live row's next token; greedy rows without penalties share one argmax."""
+        """Each live request's next token; greedy rows without penalties share one argmax."""
         best: list[int] = final.argmax(dim=-1).tolist()
-        for place, number in enumerate(live):
-            row = self.rows[number]
-            if row.finish is not None:
+        for row, number in enumerate(live):
+            state = self.states[number]
+            if state.finish is not None:
                 continue
-            sampling = row.request.sampling
-            simple = sampling.temperature == 0 and not sampling.penalises
-            id_ = (
-                best[place] if simple else sample(final[place], sampling, row.counts, row.generator)
-            )
-            row.take(id_)
+            sampling = state.request.sampling
+            if sampling.temperature == 0 and not sampling.penalises:
+                id_ = best[row]
+            else:
+                id_ = sample(final[row], sampling, state.counts, state.generator)
+            state.take(id_)
             streams = range(len(self.lockstep.streams))
-            read = max(self.lockstep.length(stream, place) for stream in streams)
-            ended = self.why_ended(row.request, id_, len(row.answer), read)
-            row.finish = ended or row.finish  # another thread may have cancelled it meanwhile
+            read = max(self.lockstep.length(stream, row) for stream in streams)
+            ended = self.why_ended(state.request, id_, len(state.answer), read)
+            state.finish = ended or state.finish  # another thread may have cancelled it meanwhile
             yield Event(number, id_, ended)
 
     def why_ended(self, request: Request, id_: int, n: int, read: int) -> str | None:
-        """Why a row ends with its n-th token, if it does; a stream has read `read` before it."""
+        """Why an answer ends with its n-th token, if it does; a stream has read `read` before."""
         if id_ in self.eos:
             return "stop"
         if request.max_new_tokens is not None and n >= request.max_new_tokens:
             return "length"
         return "context" if read >= self.lockstep.limit else None
 
+    # ---- what would be wrong -------------------------------------------------------------------
+
+    def check_prompts(self) -> None:
+        """Raise `PromptError` for a prompt that cannot be fed."""
+        for row, request in enumerate(self.requests):
+            if not request.prompts[0]:
+                raise PromptError("the prompt is empty; expected at least one token")
+            for stream, prompt in enumerate(request.prompts):
+                length = self.lockstep.length(stream, row) + len(prompt)
+                if length > self.lockstep.limit:
+                    raise PromptError(
+                        f"the prompt has {length} tokens; the model's context holds "
+                        f"{self.lockstep.limit}"
+                    )
+
     def check_steered(self) -> None:
         """A vector that was given and never acted is an error, not a silence."""
         if self.steering is None or self.steering.scale == 0:
             return
-        for row in self.rows:
+        for state in self.states:
             # with "generated", an answer of one token has no position to steer
-            idle = self.steering.positions == "generated" and len(row.answer) < 2
-            if row.guided and not row.steered and not idle:
+            idle = self.steering.positions == "generated" and len(state.answer) < 2
+            if not state.seen.left_to_base and not state.steered and not idle:
                 raise SlotError("the safety vector was given and never applied")

@@ -16,14 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from torch import Tensor
-
 from minisafe.errors import SettingError
-
-
-def total_variation(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Half the L1 distance between two distributions, 0 to 1: (..., vocab) twice -> (...)."""
-    return (0.5 * (log_p.exp() - log_q.exp()).abs().sum(dim=-1)).clamp(0, 1)
 
 
 @dataclass(frozen=True)

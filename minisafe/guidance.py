@@ -61,7 +61,7 @@ def check_guidance(lam: float, margin: float) -> None:
         raise SettingError(f"margin is {margin}; expected a number of nats, 0 or more")
 
 
-class Guidance(Protocol):
+class Rule(Protocol):
     """What the sampling loop calls at every step."""
 
     @property

@@ -87,11 +87,7 @@ class Lockstep:
             SharedWeights(model, numbers, rows, capacity, cache_dtype) for model, numbers in members
         ]
         self._group_of = {n: group for group in self.groups for n in group.members}
-
-    @property
-    def limit(self) -> int:
-        """Tokens that fit every stream's context."""
-        return min(group.cache.limit for group in self.groups)
+        self.limit = min(group.cache.limit for group in self.groups)  # tokens in every context
 
     def length(self, stream: int, row: int) -> int:
         """How many tokens of a row a stream has read."""

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from minisafe.divergence import total_variation
 from minisafe.errors import SafetyError
-from minisafe.gate import Gate, total_variation
-from minisafe.guidance import Guidance
+from minisafe.gate import Gate
+from minisafe.guidance import Rule
 
 LogProbs = Sequence[Tensor | None]  # by stream (rows, vocab), the base's first; None: it rests
 
@@ -29,13 +30,14 @@ LogProbs = Sequence[Tensor | None]  # by stream (rows, vocab), the base's first;
 class Seen:
     """What the decision needs to know of one answer.
 
-    tokens: how many it has. gated: whether the gate may leave it to the base. guided: False once
-    the gate did. variation: between base and expert after the prompt, where both have read it.
+    tokens: how many it has. gated: whether the gate may leave it to the base. left_to_base: whether
+    the gate did. variation: the total variation between base and expert after the prompt, 0 to 1;
+    None where they were not compared.
     """
 
     tokens: int = 0
     gated: bool = False
-    guided: bool = True
+    left_to_base: bool = False
     variation: float | None = None
 
 
@@ -43,21 +45,21 @@ class Seen:
 class Decision:
     """What follows for a batch's answers.
 
-    log_probs: (rows, vocab) to sample from. seen: by row, what the answer has seen now. again: by
-    row, whether the gate has just left it to the base: then the base forgets the vector, reads the
-    prompt again, and the row is decided again before anything is drawn.
+    log_probs: (rows, vocab) to sample from. seen: by row, what the answer has seen now. just_left:
+    by row, whether the gate has just left it to the base: then the base forgets the vector, reads
+    the prompt again, and the row is decided again before anything is drawn.
     """
 
     log_probs: Tensor
     seen: tuple[Seen, ...]
-    again: tuple[bool, ...]
+    just_left: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
 class Policy:
     """A rule, and the gate that may leave an answer to the base; None: every answer is guided."""
 
-    rule: Guidance
+    rule: Rule
     gate: Gate | None = None
 
     def decide(self, seen: Sequence[Seen], log_probs: LogProbs) -> Decision:
@@ -66,17 +68,18 @@ class Policy:
         Raises `SafetyError` where the rule acts and a stream that it reads is missing.
         """
         now = self.look(seen, log_probs)
-        again = tuple(old.guided and not new.guided for old, new in zip(seen, now, strict=True))
+        pairs = zip(seen, now, strict=True)
+        just_left = tuple(new.left_to_base and not old.left_to_base for old, new in pairs)
         acting = [self.acts(each) for each in now]
         base = log_probs[0]
         assert base is not None
         if not any(acting):
-            return Decision(base, now, again)
+            return Decision(base, now, just_left)
         guided = self.rule(self.streams_read(log_probs))
         if not all(acting):
             rows = torch.tensor(acting, device=base.device)[:, None]
             guided = torch.where(rows, guided, base)
-        return Decision(guided, now, again)
+        return Decision(guided, now, just_left)
 
     def look(self, seen: Sequence[Seen], log_probs: LogProbs) -> tuple[Seen, ...]:
         """What is known after the prompt: the variation, and whether the gate opens for it."""
@@ -86,8 +89,8 @@ class Policy:
         values: list[float] = total_variation(log_probs[0], log_probs[1]).tolist()
         found = []
         for each, is_fresh, value in zip(seen, fresh, values, strict=True):
-            shut = self.gate is not None and each.gated and not self.gate.opens(value)
-            found.append(replace(each, variation=value, guided=not shut) if is_fresh else each)
+            left = self.gate is not None and each.gated and not self.gate.opens(value)
+            found.append(replace(each, variation=value, left_to_base=left) if is_fresh else each)
         return tuple(found)
 
     def acts(self, seen: Seen) -> bool:
@@ -97,7 +100,7 @@ class Policy:
 
     def guided_tokens(self, seen: Seen) -> int:
         """How many tokens of the answer, from its first, the rule acts on."""
-        if not seen.guided:
+        if seen.left_to_base:
             return 0
         first = self.rule.first_tokens
         return sys.maxsize if first is None else first

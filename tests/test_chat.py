@@ -409,7 +409,7 @@ def test_an_end_token_ends_the_turn_and_stands_once(world: World) -> None:
     session = chat.session
     chat = Session(
         session.settings, session.streams, session.tokenizer, frozenset({free[2]}),
-        session.guidance, session.steering, session.kinds,
+        session.rule, session.steering, session.kinds,
     ).chat()  # fmt: skip
     assert say(chat, "Hello there!") == free[: free.index(free[2]) + 1]
     assert chat.result.finish_reason == "stop"

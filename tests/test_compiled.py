@@ -168,7 +168,7 @@ def test_safe_answers_are_the_same(
             for row, ids in enumerate([(3, 1, 4, 1, 5), (9, 2, 6)])
         ]
         events = Generation(lockstep, SGDS(0.5), requests, steering)
-        answers.append([(event.row, event.id) for event in events])
+        answers.append([(event.request, event.id) for event in events])
     assert answers[0] == answers[1]
     assert len(seen) >= 20
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # the cache grew

@@ -19,7 +19,7 @@ from worlds import E, Run, published, run, same, slow_log_probs
 
 from minisafe.engine import Event, Generation, Request
 from minisafe.errors import NonFiniteError, PromptError, SlotError
-from minisafe.guidance import SGDS, Guidance, Plain
+from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
 from minisafe.sampling import Sampling, row_generator, sample
@@ -36,18 +36,18 @@ class Scene:
     """What to decode with, and what to answer."""
 
     streams: tuple[Stream, ...]
-    guidance: SGDS
+    rule: SGDS
     steering: Steering | None
     requests: list[Request]
 
     @property
     def magnified(self) -> float:
-        return (1 + self.guidance.lam) / (1 - self.guidance.lam)
+        return (1 + self.rule.lam) / (1 - self.rule.lam)
 
     def run(self, requests: Sequence[Request] | None = None, **options: object) -> list[Run]:
         requests = self.requests if requests is None else requests
         steering = options.pop("steering", self.steering)
-        return run(self.streams, self.guidance, requests, steering, **options)
+        return run(self.streams, self.rule, requests, steering, **options)
 
 
 @st.composite
@@ -59,7 +59,7 @@ def scenes(
     kind = draw(st.sampled_from(experts))
     streams = (Stream(base), expert_of(base, kind, draw(seeds)))
     steering = draw(st.one_of(st.none(), steerings(base)))
-    guidance = SGDS(draw(st.just(0.5) if sampling else lams), draw(st.sampled_from((0.0, 0.2))))
+    rule = SGDS(draw(st.just(0.5) if sampling else lams), draw(st.sampled_from((0.0, 0.2))))
     temperature = draw(st.floats(0.5, 1.5)) if sampling else 0.0
     requests = []
     for index in range(rows):
@@ -69,7 +69,7 @@ def scenes(
         chosen = Sampling(temperature, seed=draw(seeds))
         limit = draw(st.integers(2, 8))
         requests.append(Request((prompt, other), spans, chosen, limit, index))
-    return Scene(streams, guidance, steering, requests)
+    return Scene(streams, rule, steering, requests)
 
 
 def expert_of(base: Llama, kind: str, seed: int) -> Stream:
@@ -94,14 +94,14 @@ def steerings(draw: st.DrawFn, base: Llama) -> Steering:
 def test_it_is_safe_decoding_as_published(scene: Scene) -> None:
     """Two full forwards a token, read anew in float64 with merged weights, and the paper's formula:
     each greedy token must be the best of it, or tie with the best as far as float32 can tell."""
-    scene = replace(scene, guidance=SGDS(scene.guidance.lam))
+    scene = replace(scene, rule=SGDS(scene.rule.lam))
     request, (found,) = scene.requests[0], scene.run()
     base, expert = (list(prompt) for prompt in request.prompts)
     compared = 0
     for step in found.steps:
         lb = slow_log_probs(scene.streams[0], base, scene.steering, request.spans)
         lu = slow_log_probs(scene.streams[1], expert)
-        s = published(lb, lu, scene.guidance.lam)
+        s = published(lb, lu, scene.rule.lam)
         torch.testing.assert_close(step.log_probs[0].double(), lb, atol=E, rtol=0)
         torch.testing.assert_close(step.log_probs[1].double(), lu, atol=E, rtol=0)
         assert s[step.id] >= s.max() - 2 * E * scene.magnified
@@ -364,28 +364,28 @@ def test_cancelled_rows_get_no_more_tokens() -> None:
     events: list[Event] = []
     for event in generation:
         events.append(event)
-        if event.row == 0 and len(events) == 1:
+        if event.request == 0 and len(events) == 1:
             generation.cancel(1)  # whose turn comes later in the same step
             generation.cancel(2, "stop_string")  # the caller knows, so it hears nothing
-    assert [e.row for e in events if e.id is not None] == [0, 0, 0, 0]
+    assert [e.request for e in events if e.id is not None] == [0, 0, 0, 0]
     assert [e for e in events if e.id is None] == [Event(1, None, "cancelled")]
-    assert [row.finish for row in generation.rows] == ["length", "cancelled", "stop_string"]
+    assert [row.finish for row in generation.states] == ["length", "cancelled", "stop_string"]
 
 
 def test_a_row_that_ended_cannot_be_cancelled() -> None:
     generation = plain_generation([Request(((1,),), max_new_tokens=1)])
     assert [event.finish for event in generation] == ["length"]
     generation.cancel(0)
-    assert generation.rows[0].finish == "length"
+    assert generation.states[0].finish == "length"
 
 
 def test_all_rows_cancelled_ends_the_generation() -> None:
     generation = plain_generation([Request(((1,),)), Request(((2,),))])
     for event in generation:
         if event.id is not None:
-            generation.cancel(event.row)
-    assert [row.finish for row in generation.rows] == ["cancelled"] * 2
-    assert [len(row.answer) for row in generation.rows] == [1, 1]
+            generation.cancel(event.request)
+    assert [row.finish for row in generation.states] == ["cancelled"] * 2
+    assert [len(row.answer) for row in generation.states] == [1, 1]
 
 
 def test_a_generation_closed_early_leaves_the_caches_whole() -> None:
@@ -428,7 +428,7 @@ def test_rows_of_a_full_context_do_not_stop_the_others() -> None:
     requests = [Request(((1,) * 16,)), Request(((2,) * 10,), max_new_tokens=3)]
     generation = plain_generation(requests)
     list(generation)
-    assert [row.finish for row in generation.rows] == ["context", "length"]
+    assert [row.finish for row in generation.states] == ["context", "length"]
 
 
 # ---- what cannot be answered -------------------------------------------------------------------
@@ -448,7 +448,7 @@ def test_broken_weights_stop_the_answer() -> None:
         broken.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         run([Stream(broken)], Plain(), [Request(((1, 2),), max_new_tokens=3)])
-    good: Guidance = SGDS(0.5)
+    good: Rule = SGDS(0.5)
     fine = random_model(tiny_config())
     with pytest.raises(NonFiniteError):  # in the expert alone
         run([Stream(fine), Stream(broken)], good, [Request(((1,), (1,)), max_new_tokens=3)])

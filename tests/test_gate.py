@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minisafe
+from minisafe.divergence import total_variation
 from minisafe.engine import Event, Generation, Request
 from minisafe.errors import SafetyError, SettingError
-from minisafe.gate import Calibration, Gate, conformal_threshold, total_variation
-from minisafe.guidance import SGDS, Guidance, Plain
+from minisafe.gate import Calibration, Gate, conformal_threshold
+from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.vectors import Steering
 
@@ -26,7 +27,7 @@ TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
 
 
 def answers(
-    gate: Gate | None, positions: str = "prompt", guidance: Guidance | None = None,
+    gate: Gate | None, positions: str = "prompt", rule: Rule | None = None,
     prompts: tuple[tuple[int, ...], ...] = PROMPTS, steered: bool = True, separate: bool = False,
     gated: bool = True,
 ) -> tuple[list[list[int]], Generation]:  # fmt: skip
@@ -36,8 +37,8 @@ def answers(
     if separate:
         expert = Stream(random_model(tiny_config(), seed=1))
     streams = (Stream(base), expert)
-    guidance = SGDS(0.9) if guidance is None else guidance
-    streams = streams[: guidance.n_streams]
+    rule = SGDS(0.9) if rule is None else rule
+    streams = streams[: rule.n_streams]
     steering = None
     if steered:
         vector = torch.randn(32, generator=torch.Generator().manual_seed(3))
@@ -48,12 +49,12 @@ def answers(
         for i, ids in enumerate(prompts)
     ]  # fmt: skip
     lockstep = Lockstep(streams, len(prompts))
-    generation = Generation(lockstep, guidance, requests, steering, gate=gate)
+    generation = Generation(lockstep, rule, requests, steering, gate=gate)
     found: list[list[int]] = [[] for _ in prompts]
     for event in generation:
         assert isinstance(event, Event)
         if event.id is not None:
-            found[event.row].append(event.id)
+            found[event.request].append(event.id)
     return found, generation
 
 
@@ -78,34 +79,33 @@ def test_distributions_without_a_common_token_differ_by_1() -> None:
 @pytest.mark.parametrize("positions", ["prompt", "last", "generated"])
 def test_a_shut_gate_gives_the_unsteered_base(positions: str, separate: bool) -> None:
     shut, generation = answers(Gate(1.0), positions, separate=separate)
-    plain, _ = answers(None, guidance=Plain(), steered=False)
+    plain, _ = answers(None, rule=Plain(), steered=False)
     safe, _ = answers(None, positions, separate=separate)
     assert shut == plain
     assert safe != plain
-    assert not any(row.guided for row in generation.rows)
+    assert all(state.seen.left_to_base for state in generation.states)
 
 
 @pytest.mark.parametrize("positions", ["prompt", "last", "generated"])
 def test_an_open_gate_changes_nothing(positions: str) -> None:
     opened, generation = answers(Gate(0.0), positions)
     assert opened == answers(None, positions)[0]
-    assert all(row.guided for row in generation.rows)
+    assert not any(state.seen.left_to_base for state in generation.states)
 
 
 @pytest.mark.parametrize("positions", ["prompt", "last"])
 def test_rows_of_a_batch_are_gated_one_by_one(positions: str) -> None:
     _, generation = answers(None, positions)
-    values = [row.variation for row in generation.rows]
+    values = [state.seen.variation for state in generation.states]
     assert all(value is not None for value in values)
     ordered = sorted(value for value in values if value is not None)
     middle = (ordered[1] + ordered[2]) / 2  # no value stands on the edge, where rounding decides
     mixed, generation = answers(Gate(middle), positions)
-    assert [row.guided for row in generation.rows] == [value > middle for value in values if value]
-    plain, _ = answers(None, guidance=Plain(), steered=False)
+    shut = [value <= middle for value in values if value]
+    assert [state.seen.left_to_base for state in generation.states] == shut
+    plain, _ = answers(None, rule=Plain(), steered=False)
     safe, _ = answers(None, positions)
-    wanted = [
-        s if row.guided else p for s, p, row in zip(safe, plain, generation.rows, strict=True)
-    ]
+    wanted = [p if is_shut else s for s, p, is_shut in zip(safe, plain, shut, strict=True)]
     assert mixed == wanted
     for row, ids in enumerate(PROMPTS):
         assert answers(Gate(middle), positions, prompts=(ids,))[0][0] == mixed[row]
@@ -122,28 +122,28 @@ def test_the_expert_of_a_shut_row_stops() -> None:
 def test_the_variation_is_between_the_steered_base_and_the_expert() -> None:
     _, steered = answers(None)
     _, plain = answers(None, steered=False)
-    assert [row.variation for row in steered.rows] != [row.variation for row in plain.rows]
+    assert [s.seen.variation for s in steered.states] != [s.seen.variation for s in plain.states]
     _, generated = answers(None, "generated")
-    assert [row.variation for row in generated.rows] == [row.variation for row in plain.rows]
+    assert [s.seen.variation for s in generated.states] == [s.seen.variation for s in plain.states]
 
 
 def test_guidance_of_the_first_tokens_only() -> None:
     """After them the expert rests and the base goes on alone from what was answered."""
-    few, _ = answers(None, guidance=SGDS(0.9, first_tokens=3), steered=False)
+    few, _ = answers(None, rule=SGDS(0.9, first_tokens=3), steered=False)
     safe, _ = answers(None, steered=False)
     assert [ids[:3] for ids in few] == [ids[:3] for ids in safe]
     assert few != safe
     longer = tuple((*ids, *answer[:3]) for ids, answer in zip(PROMPTS, few, strict=True))
-    rest, _ = answers(None, guidance=Plain(), steered=False, prompts=longer)
+    rest, _ = answers(None, rule=Plain(), steered=False, prompts=longer)
     assert [ids[3:] for ids in few] == [ids[: LENGTH - 3] for ids in rest]
-    _, alone = answers(None, guidance=SGDS(0.9, first_tokens=3), prompts=PROMPTS[:1])
+    _, alone = answers(None, rule=SGDS(0.9, first_tokens=3), prompts=PROMPTS[:1])
     assert alone.lockstep.length(1, 0) == len(PROMPTS[0]) + 2  # it never reads the third token
 
 
 def test_a_prompt_that_the_gate_is_not_for_is_guided() -> None:
     found, generation = answers(Gate(1.0), gated=False)
     assert found == answers(None)[0]
-    assert all(row.guided for row in generation.rows)
+    assert not any(state.seen.left_to_base for state in generation.states)
 
 
 def test_guidance_without_its_expert_answers_nothing() -> None:

@@ -37,7 +37,7 @@ seens = st.builds(
     Seen,
     tokens=st.integers(0, 4),
     gated=st.booleans(),
-    guided=st.booleans(),
+    left_to_base=st.booleans(),
     variation=st.one_of(st.none(), st.floats(0, 1)),
 )
 
@@ -58,11 +58,11 @@ def by_hand(
     left = False
     if seen.tokens == 0 and seen.variation is None:
         apart = float((said[0].exp() - said[1].exp()).abs().sum() / 2)
-        left = seen.guided and gate is not None and seen.gated and apart <= gate.threshold
         shut = gate is not None and seen.gated and apart <= gate.threshold
-        seen = replace(seen, variation=apart, guided=not shut)
+        left = shut and not seen.left_to_base
+        seen = replace(seen, variation=apart, left_to_base=shut)
     first = rule.first_tokens
-    if not seen.guided or (first is not None and seen.tokens >= first):
+    if seen.left_to_base or (first is not None and seen.tokens >= first):
         return said[0], seen, left
     return rule(tuple(each[None] for each in said[: rule.n_streams]))[0], seen, left
 
@@ -82,8 +82,8 @@ def test_a_batch_is_decided_as_its_rows_are_by_hand(
     for row, before in enumerate(seen):
         final, after, left = by_hand(rule, gate, before, [each[row] for each in said])
         torch.testing.assert_close(decision.log_probs[row], final, atol=1e-5, rtol=0)
-        assert decision.again[row] is left
-        assert decision.seen[row].guided == after.guided
+        assert decision.just_left[row] is left
+        assert decision.seen[row].left_to_base == after.left_to_base
         if after.variation is not None:
             found = decision.seen[row].variation
             assert found is not None
@@ -96,10 +96,10 @@ def test_a_stream_that_is_missing_is_never_taken_for_agreement() -> None:
     with pytest.raises(SafetyError, match="nothing is answered unguided"):
         policy.decide([Seen(), Seen()], (base, None))
     with pytest.raises(SafetyError, match="reads 2 streams, and 1"):
-        policy.decide([Seen(guided=False), Seen()], (base,))
+        policy.decide([Seen(left_to_base=True), Seen()], (base,))
     with pytest.raises(SafetyError, match="reads 2 streams, and 1"):  # a third does not move up
         policy.decide([Seen(), Seen()], (base, None, base.flip(-1)))
-    alone = policy.decide([Seen(guided=False)] * 2, (base, None))  # here none is read
+    alone = policy.decide([Seen(left_to_base=True)] * 2, (base, None))  # here none is read
     assert alone.log_probs is base
     late = Policy(SGDS(first_tokens=1)).decide([Seen(tokens=1)] * 2, (base, None))
     assert late.log_probs is base
@@ -113,8 +113,8 @@ def test_a_stream_that_is_missing_is_never_taken_for_agreement() -> None:
 class Kept(Generation):
     """Plain lockstep that keeps what each token is drawn from."""
 
-    def watch(self, live: list[int], base: Tensor, final: Tensor) -> None:
-        super().watch(live, base, final)
+    def note_changes(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        super().note_changes(live, base, final)
         self.finals = [*getattr(self, "finals", []), final[0]]
 
 
@@ -137,12 +137,12 @@ def test_sampling_speculation_and_scoring_agree(
     prompt = tuple(torch.randint(5, session.n_ids, (6,), generator=generator).tolist())
     spans = session.spans(prompt)
     request = Request((prompt, prompt), spans, max_new_tokens=7, gated=True)
-    given = (session.guidance, [request], session.steering, frozenset(), gate)
+    given = (session.rule, [request], session.steering, frozenset(), gate)
     plain = Kept(Lockstep(session.streams, 1), *given)
     drafted = Speculation(Lockstep(session.streams, 1), *given, 3)
     answer = [event.id for event in plain]
     assert [event.id for event in drafted] == answer
-    assert plain.rows[0].seen == drafted.rows[0].seen
+    assert plain.states[0].seen == drafted.states[0].seen
     (scored,) = score_pairs(session, [Pair((prompt, prompt), tuple(answer), gated=True)])
     sampled = torch.stack([final[id_] for final, id_ in zip(plain.finals, answer, strict=True)])
     torch.testing.assert_close(scored.log_probs, sampled.cpu(), atol=2e-2, rtol=0)
@@ -188,7 +188,7 @@ def test_a_cancel_that_comes_while_a_token_is_drawn_is_not_lost(kind: Any) -> No
     class Cancelled(kind):  # type: ignore[misc]
         def why_ended(self, request: Request, id_: int, n: int, read: int) -> str | None:
             ended = super().why_ended(request, id_, n, read)
-            if len(self.rows[0].answer) == 2:
+            if len(self.states[0].answer) == 2:
                 self.cancel(0)
             return ended
 

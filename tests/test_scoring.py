@@ -55,7 +55,7 @@ def stepwise(session: Session, prompts: Sequence[Sequence[int]], answer: Sequenc
         act = covered(spans, start, start + len(pending[0]))
         slots = [steering.slots(0, spans) if steering and act else [], *([] for _ in prompts[1:])]
         said = lockstep.feed([[ids] for ids in pending], slots)
-        found.append(session.guidance(tuple(each for each in said if each is not None))[0])
+        found.append(session.rule(tuple(each for each in said if each is not None))[0])
         pending = [[token] for _ in prompts]
     return torch.stack(found)
 
@@ -190,11 +190,11 @@ def test_the_probabilities_of_all_next_tokens_add_up_to_one(world: World) -> Non
 def test_after_its_first_tokens_guidance_leaves_the_steered_base(world: World) -> None:
     session = load(world)
     base = load(world, "none")
-    session.guidance = SafeDecoding(first_tokens=2)
+    session.rule = SafeDecoding(first_tokens=2)
     prompt, answer = (1, 2, 3), (4, 5, 6, 7)
     (found,) = score(session, [prompt], [answer])
     (unguided,) = score(base, [prompt], [answer])
-    session.guidance = SafeDecoding(first_tokens=None)
+    session.rule = SafeDecoding(first_tokens=None)
     (guided,) = score(session, [prompt], [answer])
     for name in ("log_probs", "kl"):
         values = [getattr(each, name) for each in (found, guided, unguided)]

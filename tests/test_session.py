@@ -215,7 +215,7 @@ def plain(world: World) -> Session:
 
 def with_eos(session: Session, *ids: int) -> Session:
     return Session(
-        session.settings, session.streams, session.tokenizer, frozenset(ids), session.guidance,
+        session.settings, session.streams, session.tokenizer, frozenset(ids), session.rule,
         session.steering, session.kinds,
     )  # fmt: skip
 
@@ -353,7 +353,7 @@ def test_a_smaller_cache_is_everywhere_and_answers_alike(world: World) -> None:
     They hold what int8 makes of keys and values, so the answers are other ones than without."""
     given = {"cache_dtype": "int8", "sgds_lambda": 0.5}
     session = load(world, **given)
-    assert all(group.cache.stored == torch.int8 for group in session.lockstep(2, 8).groups)
+    assert all(group.cache.stored == torch.int8 for group in session.new_lockstep(2, 8).groups)
     results = session.generate(PROMPTS, chat=True)
     alone = [session.generate([prompt], chat=True)[0].tokens for prompt in PROMPTS]
     assert [each.tokens for each in results] == alone

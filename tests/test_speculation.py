@@ -31,7 +31,7 @@ from minisafe.fast import draft as draft_module
 from minisafe.fast.block import BlockLength, best_block, forwards_a_token
 from minisafe.fast.speculation import AUTOMATIC, Speculation
 from minisafe.gate import Gate
-from minisafe.guidance import SGDS, Guidance, Plain, SelfCD
+from minisafe.guidance import SGDS, Plain, Rule, SelfCD
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
 from minisafe.sampling import Sampling, accept_or_redraw, filtered
@@ -60,7 +60,7 @@ class Scene:
     """Base and separate expert, and what to answer with them."""
 
     streams: tuple[Stream, ...]
-    guidance: Guidance
+    rule: Rule
     requests: list[Request]
     steering: Steering | None = None
     eos: frozenset[int] = frozenset()
@@ -69,7 +69,7 @@ class Scene:
     def generation(self, most: int, kind: type[Generation] = Generation) -> Any:
         """Speculation with blocks of up to `most`; plain lockstep of a kind for 0."""
         lockstep = Lockstep(self.streams, len(self.requests), capacity=8, fuse=False)
-        given = lockstep, self.guidance, self.requests, self.steering, self.eos, self.gate
+        given = lockstep, self.rule, self.requests, self.steering, self.eos, self.gate
         return Speculation(*given, most) if most else kind(*given)
 
 
@@ -78,10 +78,10 @@ class Watched(Generation):
 
     def __init__(self, *given: Any):
         super().__init__(*given)
-        self.finals: list[list[Tensor]] = [[] for _ in self.rows]
+        self.finals: list[list[Tensor]] = [[] for _ in self.states]
 
-    def watch(self, live: list[int], base: Tensor, final: Tensor) -> None:
-        super().watch(live, base, final)
+    def note_changes(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        super().note_changes(live, base, final)
         for place, number in enumerate(live):
             self.finals[number].append(final[place])
 
@@ -92,7 +92,7 @@ def scenes(draw: st.DrawFn) -> Scene:
     short = st.builds(random_model, st.just(tiny_config(max_positions=16)), st.integers(0, 3))
     base = draw(st.one_of(models, models, short))
     expert = disturbed(base, draw(st.sampled_from((0.0, 0.02, 0.1, 0.5))), draw(seeds))
-    guidance = SGDS(
+    rule = SGDS(
         draw(st.sampled_from((0.3, 0.9, 0.99))),
         draw(st.sampled_from((0.0, 0.2))),
         draw(st.one_of(st.none(), st.integers(1, 6))),
@@ -115,7 +115,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         limit = draw(st.integers(2, 14))
         requests.append(Request((prompt, other), spans, sampling, limit, index, gated=True))
     eos = frozenset(draw(st.lists(st.integers(0, 66), max_size=6)))
-    return Scene((Stream(base), Stream(expert)), guidance, requests, steering, eos, gate)
+    return Scene((Stream(base), Stream(expert)), rule, requests, steering, eos, gate)
 
 
 def collect(generation: Generation) -> list[Event]:
@@ -130,12 +130,12 @@ def assert_same(scene: Scene, most: int, length: BlockLength | None = None) -> i
     list(plain)
     events = list(blocks)
     equal, whole = 0, True
-    for number, (one, other) in enumerate(zip(plain.rows, blocks.rows, strict=True)):
-        assert [e.id for e in events if e.row == number] == other.answer
-        assert [e.finish for e in events if e.row == number][-1] == other.finish
-        assert one.variation == other.variation  # the first step is the same forwards
-        assert one.guided == other.guided
-        e = E * (1 + scene.guidance.lam) / (1 - scene.guidance.lam)
+    for number, (one, other) in enumerate(zip(plain.states, blocks.states, strict=True)):
+        assert [e.id for e in events if e.request == number] == other.answer
+        assert [e.finish for e in events if e.request == number][-1] == other.finish
+        assert one.seen.variation == other.seen.variation  # the first step is the same forwards
+        assert one.seen.left_to_base == other.seen.left_to_base
+        e = E * (1 + scene.rule.lam) / (1 - scene.rule.lam)
         for place, (a, b) in enumerate(zip(one.answer, other.answer, strict=False)):
             if a != b:
                 final = filtered_scores(plain.finals[number][place], one, place)
@@ -147,7 +147,7 @@ def assert_same(scene: Scene, most: int, length: BlockLength | None = None) -> i
             assert one.answer == other.answer
             assert one.finish == other.finish
             assert one.steered == other.steered
-    if whole and len(plain.rows) == 1:
+    if whole and len(plain.states) == 1:
         for stream in range(2):
             assert blocks.lockstep.length(stream, 0) == plain.lockstep.length(stream, 0)
     return equal
@@ -220,9 +220,9 @@ def test_greedy_with_fixed_weights_is_the_very_same_text() -> None:
     for most in (1, 2, 3, 7):
         blocks = scene.generation(most)
         list(blocks)
-        assert [row.answer for row in blocks.rows] == [row.answer for row in plain.rows]
+        assert [row.answer for row in blocks.states] == [row.answer for row in plain.states]
         assert 0 < blocks.accepted < blocks.verified
-        assert all(0 < row.accepted < row.drafted for row in blocks.rows)
+        assert all(0 < row.accepted < row.drafted for row in blocks.states)
 
 
 @pytest.mark.parametrize("first_tokens", [None, 3])
@@ -240,7 +240,7 @@ def test_the_context_of_either_stream_ends_a_block(
         plain, blocks = scene.generation(0), scene.generation(most)
         blocks.block_length = Fixed(most)
         assert list(plain) == list(blocks)
-        assert blocks.rows[0].finish == "context"
+        assert blocks.states[0].finish == "context"
         for stream in range(2):
             assert blocks.lockstep.length(stream, 0) == plain.lockstep.length(stream, 0)
 
@@ -249,13 +249,13 @@ class Single(Generation):
     """Speculative sampling of one token at a time, written plainly: every draft is judged at once,
     with three uniform numbers a token."""
 
-    def watch(self, live: list[int], base: Tensor, final: Tensor) -> None:
-        super().watch(live, base, final)
+    def note_changes(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        super().note_changes(live, base, final)
         self.base = base
 
     def choose(self, live: list[int], final: Tensor) -> Iterator[Event]:
         for place, number in enumerate(live):
-            row = self.rows[number]
+            row = self.states[number]
             u = torch.rand(3, generator=row.generator, dtype=torch.float64).tolist()
             p, q = (
                 filtered(each[place], row.request.sampling, row.counts).double().exp().tolist()
@@ -290,18 +290,18 @@ def test_sampled_text_is_that_of_a_loop_which_judges_each_token(sampling: dict[s
     scene = fixed_scene(**sampling)
     slow = scene.generation(0, Single)
     list(slow)
-    wanted = [row.answer for row in slow.rows]
+    wanted = [row.answer for row in slow.states]
     for most in (1, 2, 4, 7):
         blocks = scene.generation(most)
         list(blocks)
-        assert [row.answer for row in blocks.rows] == wanted
+        assert [row.answer for row in blocks.states] == wanted
         assert blocks.accepted < blocks.verified
     alone = replace(scene, requests=scene.requests[1:2]).generation(4)
     list(alone)
-    assert alone.rows[0].answer == wanted[1]
+    assert alone.states[0].answer == wanted[1]
     other = replace(scene, requests=[replace(scene.requests[1], index=9)]).generation(4)
     list(other)
-    assert other.rows[0].answer != wanted[1]
+    assert other.states[0].answer != wanted[1]
 
 
 # ---- the distribution --------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def exact(scene: Scene) -> dict[tuple[int, ...], float]:
             ids = torch.tensor([[*request.prompts[0], *answer]])
             said = tuple(s.model(ids)[0, -1].log_softmax(-1) for s in scene.streams)
             counts = {id_: answer.count(id_) for id_ in answer}
-            p = filtered(scene.guidance(said), request.sampling, counts).double().exp()
+            p = filtered(scene.rule(said), request.sampling, counts).double().exp()
             for id_, each in enumerate(p.tolist()):
                 longer[(*answer, id_)] = chance * each
         found = longer
@@ -351,7 +351,7 @@ def p_value(scene: Scene, most: int) -> float:
         generation = replace(scene, requests=requests).generation(most)
         generation.block_length = Fixed(most)
         list(generation)
-        for row in generation.rows:
+        for row in generation.states:
             seen[tuple(row.answer)] = seen.get(tuple(row.answer), 0) + 1
     n, chances = ROWS * BATCHES, exact(scene)
     if any(chances[answer] == 0 for answer in seen):
@@ -462,11 +462,11 @@ class Contrary:
         return base.scatter(-1, base.argmax(-1, keepdim=True), -torch.inf).log_softmax(-1)
 
 
-def long_scene(guidance: Guidance, limit: int, noise: float = 0.0) -> Scene:
+def long_scene(rule: Rule, limit: int, noise: float = 0.0) -> Scene:
     base = random_model(tiny_config(max_positions=512), 5)
     streams = (Stream(base), Stream(disturbed(base, noise)))
     request = Request(((3, 1, 4),) * 2, max_new_tokens=limit, gated=True)
-    return Scene(streams, guidance, [request])
+    return Scene(streams, rule, [request])
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 7])
@@ -484,7 +484,7 @@ def test_an_expert_like_the_base_accepts_all(most: int, limit: int) -> None:
     single = most > 1 and limit % most == 1
     expected = math.ceil(limit / most) - single if most > 1 else left
     assert counted.expert == expected
-    (row,) = generation.rows
+    (row,) = generation.states
     assert row.drafted == row.accepted == (limit - math.ceil(limit / most) if most > 1 else left)
 
 
@@ -498,7 +498,7 @@ def test_an_expert_that_never_agrees(most: int) -> None:
     # the first block's first token is known; blocks near the end are shorter
     assert counted.expert <= 39
     assert counted.base <= most * 39
-    assert generation.accepted == generation.rows[0].accepted == 0
+    assert generation.accepted == generation.states[0].accepted == 0
     counted = Counted(long_scene(Contrary(), 200).generation(most))
     assert counted.base + counted.expert <= 2.05 * 199
     assert counted.widths[-150:] == [1] * 150  # plain lockstep itself
@@ -580,7 +580,7 @@ def test_blocks_follow_acceptance() -> None:
 
 def assert_straight(scene: Scene, generation: Speculation) -> None:
     """The caches hold what reading prompt and answer in one go would write there."""
-    (row,) = generation.rows
+    (row,) = generation.states
     straight = Lockstep(scene.streams, 1, fuse=False)
     texts = [list(prompt) + row.answer for prompt in row.request.prompts]
     cut = [[text[: generation.lockstep.length(s, 0)]] for s, text in enumerate(texts)]
@@ -611,8 +611,8 @@ def test_caches_are_a_straight_run(scene: Scene, most: int, stop: int, close: bo
             elif n == stop:
                 generation.cancel(0)
     except SlotError:  # cancelled before there was anything to steer
-        assert len(generation.rows[0].answer) < 2
-    assert len(generation.rows[0].answer) <= stop or generation.rows[0].finish
+        assert len(generation.states[0].answer) < 2
+    assert len(generation.states[0].answer) <= stop or generation.states[0].finish
     assert_straight(scene, generation)
 
 
@@ -623,15 +623,15 @@ def test_a_cancelled_row_gets_nothing_more_of_its_block() -> None:
     events: list[Event] = []
     for event in generation:
         events.append(event)
-        if event.row == 0 and len(generation.rows[0].answer) == 3:
+        if event.request == 0 and len(generation.states[0].answer) == 3:
             generation.cancel(0)
             generation.cancel(1, "stop_string")  # its turn would come next
-    assert [len(row.answer) for row in generation.rows] == [3, 2, 40]
+    assert [len(row.answer) for row in generation.states] == [3, 2, 40]
     assert [e for e in events if e.id is None] == [Event(0, None, "cancelled")]
-    assert [e.row for e in events[:9]] == [0, 1, 2, 0, 1, 2, 0, 2, 2]  # rows take turns
+    assert [e.request for e in events[:9]] == [0, 1, 2, 0, 1, 2, 0, 2, 2]  # rows take turns
     plain = scene.generation(0)
     list(plain)
-    assert generation.rows[2].answer == plain.rows[2].answer
+    assert generation.states[2].answer == plain.states[2].answer
 
 
 # ---- what breaks -------------------------------------------------------------------------------
@@ -650,7 +650,7 @@ def test_nan_after_an_accepted_token_ends_the_answer_where_plain_does(who: int, 
     scene = long_scene(SGDS(0.9), 30, 0.02)
     plain = scene.generation(0)
     list(plain)
-    answer = plain.rows[0].answer
+    answer = plain.states[0].answer
     first = next(n for n, id_ in enumerate(answer) if n > 3 and id_ not in (3, 1, 4))
     assert answer.index(answer[first]) == first
     streams = list(scene.streams)
@@ -661,7 +661,7 @@ def test_nan_after_an_accepted_token_ends_the_answer_where_plain_does(who: int, 
     for generation in (scene.generation(0), blocks):
         with pytest.raises(NonFiniteError, match="NaN or infinite"):
             list(generation)
-        assert generation.rows[0].answer == answer[: first + 1]
+        assert generation.states[0].answer == answer[: first + 1]
 
 
 @dataclass(frozen=True)
@@ -681,13 +681,13 @@ class Without(SGDS):
 def test_nan_behind_a_draft_that_falls_is_never_seen(who: int, at: int) -> None:
     """A batch, whose other rows are longer, so that columns of forgotten drafts stay in view."""
     scene = fixed_scene(0.02)
-    free = replace(scene, guidance=SGDS(0.0)).generation(0)
+    free = replace(scene, rule=SGDS(0.0)).generation(0)
     list(free)
     prompted = {id_ for request in scene.requests for id_ in request.prompts[0]}
-    banned = next(id_ for id_ in free.rows[2].answer[at:] if id_ not in prompted)
+    banned = next(id_ for id_ in free.states[2].answer[at:] if id_ not in prompted)
     streams = list(scene.streams)
     streams[who] = Stream(broken_at(streams[who].model, banned))
-    scene = replace(scene, streams=tuple(streams), guidance=Without(0.9, id_=banned))
+    scene = replace(scene, streams=tuple(streams), rule=Without(0.9, id_=banned))
     plain, blocks = scene.generation(0), scene.generation(7)
     blocks.block_length = Fixed(7)
     spoilt = []
@@ -695,7 +695,7 @@ def test_nan_behind_a_draft_that_falls_is_never_seen(who: int, at: int) -> None:
     for _ in blocks:
         spoilt.append(blocks.spoilt)
     assert any(spoilt)
-    assert [row.answer for row in blocks.rows] == [row.answer for row in plain.rows]
+    assert [row.answer for row in blocks.states] == [row.answer for row in plain.states]
 
 
 def test_steering_that_only_fallen_drafts_met_never_took_place() -> None:
@@ -730,8 +730,8 @@ def test_what_cannot_be_drafted_is_plain_lockstep() -> None:
     scene = fixed_scene()
     request = scene.requests[0]
 
-    def kind(lockstep: Lockstep, guidance: Guidance, request: Request, most: int = 3) -> type:
-        return type(make_generation(lockstep, guidance, [request], most=most))
+    def kind(lockstep: Lockstep, rule: Rule, request: Request, most: int = 3) -> type:
+        return type(make_generation(lockstep, rule, [request], most=most))
 
     two, alone = Lockstep(scene.streams), Lockstep(scene.streams[:1])
     assert kind(two, SGDS(0.9), request) is Speculation

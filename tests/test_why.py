@@ -16,18 +16,18 @@ from minisafe.session.why import Why
 ASKED = Acted(True, Amplification("v", (1,), 1.0, "prompt"), SafetyGuidance("adapter", "e", 0.9, 0))
 
 
-def test_only_watched_and_guided_rows_are_noted() -> None:
-    requests = [Request(((1,),), watched=watched) for watched in (True, False, True)]
+def test_only_asked_for_and_guided_answers_are_noted() -> None:
+    requests = [Request(((1,),), note_changes=watched) for watched in (True, False, True)]
     lockstep = Lockstep([Stream(random_model(tiny_config(), 0))], 3)
     generation = Generation(lockstep, Plain(), requests)
-    generation.rows[2].seen = replace(generation.rows[2].seen, guided=False)
+    generation.states[2].seen = replace(generation.states[2].seen, left_to_base=True)
     base, final = torch.tensor([[0.0, 1.0]] * 3), torch.tensor([[1.0, 0.0]] * 3)
-    generation.watch([0, 1, 2], base, final)
-    assert [row.changes for row in generation.rows] == [{0: True}, {}, {}]
-    generation.rows[0].take(1)
-    generation.watch([0, 1, 2], base, base)
-    assert generation.rows[0].changes == {0: True, 1: False}
-    why = Why.of(ASKED, ASKED, generation.rows[0])  # the second token was never taken
+    generation.note_changes([0, 1, 2], base, final)
+    assert [row.changes for row in generation.states] == [{0: True}, {}, {}]
+    generation.states[0].take(1)
+    generation.note_changes([0, 1, 2], base, base)
+    assert generation.states[0].changes == {0: True, 1: False}
+    why = Why.of(ASKED, ASKED, generation.states[0])  # the second token was never taken
     assert (why.tokens, why.judged, why.changed) == (1, 1, 1)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from minisafe.checkpoint import fingerprint, save_adapter, save_model
 from minisafe.checkpoint.vectors import save_vector
 from minisafe.engine import Generation, Request
-from minisafe.guidance import Guidance
+from minisafe.guidance import Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import LoraAdapter
 from minisafe.model import Llama
@@ -158,19 +158,19 @@ class Run:
 class Recorder:
     """Guidance that keeps what it was given and what it gave."""
 
-    def __init__(self, guidance: Guidance):
-        self.guidance = guidance
-        self.n_streams, self.first_tokens = guidance.n_streams, guidance.first_tokens
+    def __init__(self, rule: Rule):
+        self.rule = rule
+        self.n_streams, self.first_tokens = rule.n_streams, rule.first_tokens
         self.seen: list[tuple[tuple[Tensor, ...], Tensor]] = []
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
-        self.seen.append((log_probs, self.guidance(log_probs)))
+        self.seen.append((log_probs, self.rule(log_probs)))
         return self.seen[-1][1]
 
 
 def run(
     streams: Sequence[Stream],
-    guidance: Guidance,
+    rule: Rule,
     requests: Sequence[Request],
     steering: Steering | None = None,
     eos: frozenset[int] = frozenset(),
@@ -178,7 +178,7 @@ def run(
     **options: Any,
 ) -> list[Run]:
     """Generate, keeping every step of every row. `cancel`: row -> after how many of its tokens."""
-    recorder = Recorder(guidance)
+    recorder = Recorder(rule)
     lockstep = Lockstep(streams, len(requests), capacity=8, **options)
     generation = Generation(lockstep, recorder, requests, steering, eos)
     runs = [Run() for _ in requests]
@@ -189,10 +189,10 @@ def run(
         if event.id is not None:
             log_probs, final = recorder.seen[-1]
             said = [each[place] for each in log_probs]
-            runs[event.row].steps.append(Step(said, final[place], event.id))
-        runs[event.row].finish = event.finish
-        if cancel and cancel.get(event.row) == len(runs[event.row].steps):
-            generation.cancel(event.row)
+            runs[event.request].steps.append(Step(said, final[place], event.id))
+        runs[event.request].finish = event.finish
+        if cancel and cancel.get(event.request) == len(runs[event.request].steps):
+            generation.cancel(event.request)
     return runs
 
 

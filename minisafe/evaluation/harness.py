@@ -266,9 +266,9 @@ def generate(
     session: Session, prompts: Sequence[tuple[tuple[int, ...], ...]], start: int, in_chat: bool
 ) -> list[str]:
     """Answers to prompts that are ids by stream; the first has the number `start`."""
-    requests = [session.request(ids, start + n) for n, ids in enumerate(prompts)]
-    answers = [session.answer(() if in_chat else ids[0]) for ids in prompts]
-    for _ in session.grow(session.generation(requests), answers):
+    requests = [session.new_request(ids, start + n) for n, ids in enumerate(prompts)]
+    answers = [session.new_answer(() if in_chat else ids[0]) for ids in prompts]
+    for _ in session.grow(session.new_generation(requests), answers):
         pass
     return ["".join(answer.pieces) for answer in answers]
 

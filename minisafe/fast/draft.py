@@ -1,4 +1,4 @@
-"""One row of a speculative generation: its answer, and the block of drafts after it."""
+"""One request of a speculative generation: its answer, and the block of drafts after it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minisafe.engine import Row
+from minisafe.engine import RequestState
 from minisafe.policy import Seen
 from minisafe.sampling import accept_or_redraw, filtered, inverse_cdf, penalised
 
 
 class Draft:
-    """A row's answer, and the block after it.
+    """A request's answer so far, and the block after it.
 
     starts: what base and expert had read before the answer. guided_tokens: how many tokens of the
     answer guidance acts on. read: how many tokens of answer and block the expert has read.
@@ -27,17 +27,21 @@ class Draft:
     """
 
     def __init__(
-        self, row: Row, starts: tuple[int, int], guided_tokens: int, expert_first: Tensor | None
+        self,
+        state: RequestState,
+        starts: tuple[int, int],
+        guided_tokens: int,
+        expert_first: Tensor | None,
     ):
-        self.row, self.starts, self.guided_tokens = row, starts, guided_tokens
+        self.state, self.starts, self.guided_tokens = state, starts, guided_tokens
         self.expert_first = expert_first
-        self.read, self.prompt_steered = 0, row.steered
+        self.read, self.prompt_steered = 0, state.steered
         self.uniforms: list[Tensor] = []  # (3, 1) by token of the answer
         self.clear()
 
     def clear(self) -> None:
         """Start a new block."""
-        self.begin = len(self.row.answer)
+        self.begin = len(self.state.answer)
         self.ids: list[int] = []
         self.base: list[Tensor] = []
         self.q: list[Tensor] = []
@@ -46,7 +50,7 @@ class Draft:
 
     def seen(self, place: int) -> Seen:
         """What the safety decision knows before the block's token `place`."""
-        return replace(self.row.seen, tokens=self.begin + place)
+        return replace(self.state.seen, tokens=self.begin + place)
 
     @property
     def n_unverified(self) -> int:
@@ -61,24 +65,24 @@ class Draft:
     def unread(self, ended: bool) -> list[int]:
         """What the expert still has to read; not a last token that ends the row."""
         stop = min(self.begin + len(self.ids) - ended, self.guided_tokens - 1)
-        return (self.row.answer + self.ids)[self.read : max(stop, self.read)]
+        return (self.state.answer + self.ids)[self.read : max(stop, self.read)]
 
     def counts(self, place: int) -> Mapping[int, int]:
         """What penalties count before the block's token `place`."""
-        if not self.row.request.sampling.penalises:
+        if not self.state.request.sampling.penalises:
             return {}
-        return self.row.counts + Counter(self.ids[:place])
+        return self.state.counts + Counter(self.ids[:place])
 
     def uniform(self, place: int) -> Tensor:
         """The three numbers of the block's token `place`, (3, 1) in [0, 1)."""
         while len(self.uniforms) <= self.begin + place:
-            generator = self.row.generator
+            generator = self.state.generator
             self.uniforms.append(torch.rand(3, 1, generator=generator, dtype=torch.float64))
         return self.uniforms[self.begin + place]
 
     def extend(self, log_probs: Tensor, best: int) -> None:
         """Draft one more token from the base's (vocab,) log-probabilities, whose best is given."""
-        sampling, place = self.row.request.sampling, len(self.ids)
+        sampling, place = self.state.request.sampling, len(self.ids)
         self.base.append(log_probs)
         if sampling.temperature > 0:
             q = filtered(log_probs, sampling, self.counts(place)).exp().double().cpu()
@@ -91,7 +95,7 @@ class Draft:
     def verify(self, place: int, target: Tensor) -> int:
         """The answer's token at `place`: the draft if it is accepted, else one drawn again.
         target: (vocab,) log-probabilities."""
-        sampling, counts = self.row.request.sampling, self.counts(place)
+        sampling, counts = self.state.request.sampling, self.counts(place)
         if sampling.temperature == 0:
             return int(penalised(target, sampling, counts).argmax())
         p = filtered(target, sampling, counts).exp().double().cpu()

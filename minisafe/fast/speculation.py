@@ -37,8 +37,8 @@ AUTOMATIC = 7  # with the token before it a block of eight rows, which kernels r
 class Speculation(Generation):
     """`Generation` for two streams with weights of their own, in fewer forwards of the second.
 
-    A row's events come in order; rows of one block take turns, token by token. When it is over, or
-    closed early, the caches hold what they would in plain lockstep.
+    A request's events come in order; those of one block take turns, token by token. When it is
+    over, or closed early, the caches hold what they would in plain lockstep.
 
     Args:
         most: tokens per block at most; past acceptances of all rows decide how many. The rest is as
@@ -65,35 +65,35 @@ class Speculation(Generation):
             while self.live:
                 yield from self.block(log_probs)
                 if self.live:
-                    log_probs = self.read([[draft.row.answer[-1]] for draft in self.drafts])
+                    log_probs = self.read([[draft.state.answer[-1]] for draft in self.drafts])
         finally:
-            for place in range(len(self.drafts)):
-                self.rewind(place, going=False)
+            for row in range(len(self.drafts)):
+                self.rewind(row, going=False)
         self.check_steered()
 
     def read_prompts(self) -> Tensor:
         """Let both streams read the prompts; the base's log-probabilities after them."""
-        pending = self.texts(self.live)
-        found = self.lockstep.feed(pending, self.slots(self.live, pending))
-        decision = self.policy.decide([row.seen for row in self.rows], found)
-        for row, seen in zip(self.rows, decision.seen, strict=True):
-            row.seen = seen
-        if any(decision.again):
-            found = self.unsteer(self.live, pending[0], decision.again, found)
+        prompts = self.prompts()
+        found = self.feed(self.live, prompts)
+        decision = self.policy.decide([state.seen for state in self.states], found)
+        for state, seen in zip(self.states, decision.seen, strict=True):
+            state.seen = seen
+        if any(decision.just_left):
+            found = self.unsteer(self.live, prompts[0], decision.just_left, found)
         base, expert = found
         assert base is not None
         assert expert is not None
-        for place, row in enumerate(self.rows):
-            starts = self.lockstep.length(0, place), self.lockstep.length(1, place)
-            guided_tokens = self.policy.guided_tokens(row.seen)
-            expert_first = expert[place] if row.guided else None
-            self.drafts.append(Draft(row, starts, guided_tokens, expert_first))
+        for row, state in enumerate(self.states):
+            starts = self.lockstep.length(0, row), self.lockstep.length(1, row)
+            guided_tokens = self.policy.guided_tokens(state.seen)
+            expert_first = None if state.seen.left_to_base else expert[row]
+            self.drafts.append(Draft(state, starts, guided_tokens, expert_first))
         return base
 
     def read(self, ids: Sequence[Sequence[int]]) -> Tensor:
         """Let the base read ids by row; its log-probabilities after them."""
         fed: list[list[list[int]]] = [[list(each) for each in ids], [[] for _ in ids]]
-        base = self.lockstep.feed(fed, self.slots(self.live, fed))[0]
+        base = self.feed(self.live, fed)[0]
         assert base is not None
         return base
 
@@ -109,15 +109,15 @@ class Speculation(Generation):
         self.block_length.note(self.accepted - accepted, self.verified - verified)
         yield from self.emit(gained)
         for number in self.live:
-            if self.rows[number].finish == "cancelled":
+            if self.states[number].finish == "cancelled":
                 yield Event(number, None, "cancelled")
-        going = [place for place, number in enumerate(self.live) if not self.rows[number].finish]
-        for place in range(len(self.live)):
-            self.rewind(place, place in going)
+        going = [row for row, number in enumerate(self.live) if not self.states[number].finish]
+        for row in range(len(self.live)):
+            self.rewind(row, row in going)
         if going and len(going) < len(self.live):
             self.lockstep.keep(going)
-        self.live = [self.live[place] for place in going]
-        self.drafts = [self.drafts[place] for place in going]
+        self.live = [self.live[row] for row in going]
+        self.drafts = [self.drafts[row] for row in going]
 
     def catch_up(self) -> None:
         """Let the expert read the answers' last tokens, so that the next ones' targets are known:
@@ -141,9 +141,9 @@ class Speculation(Generation):
         going = [True] * len(self.drafts)
         for number in range(most):
             best = log_probs.argmax(dim=-1).tolist()
-            for place, draft in enumerate(self.drafts):
-                if going[place]:
-                    draft.extend(log_probs[place], best[place])
+            for row, draft in enumerate(self.drafts):
+                if going[row]:
+                    draft.extend(log_probs[row], best[row])
             if number == 0:
                 self.verify_first()
             going = [more and not self.ends(d) for d, more in zip(self.drafts, going, strict=True)]
@@ -159,7 +159,7 @@ class Speculation(Generation):
     def ends(self, draft: Draft) -> bool:
         """Whether the row would end with its last draft."""
         n = draft.begin + len(draft.ids)
-        return bool(self.why_ended(draft.row.request, draft.ids[-1], n, draft.longest(n)))
+        return bool(self.why_ended(draft.state.request, draft.ids[-1], n, draft.longest(n)))
 
     def verify_first(self) -> None:
         """Verify the first drafts whose target needs no forward: the expert has read all before."""
@@ -176,9 +176,9 @@ class Speculation(Generation):
     def verify_one(self, draft: Draft, place: int, target: Tensor) -> int:
         """The token at `place`; counts whether it is the draft."""
         token = draft.verify(place, target)
-        if draft.row.request.watched:
+        if draft.state.request.note_changes:
             changed = int(target.argmax()) != int(draft.base[place].argmax())
-            draft.row.changes[draft.begin + place] = changed
+            draft.state.changes[draft.begin + place] = changed
         self.verified += 1
         self.accepted += token == draft.ids[place]
         return token
@@ -192,7 +192,7 @@ class Speculation(Generation):
         for draft, text, log_probs in zip(self.drafts, texts, found, strict=True):
             draft.read, draft.expert = draft.read + len(text), log_probs
             self.spoilt |= len(log_probs) < len(text)
-            draft.row.drafted += draft.n_unverified
+            draft.state.drafted += draft.n_unverified
 
     def verify(self) -> list[list[int]]:
         """The tokens that each row gains."""
@@ -218,7 +218,7 @@ class Speculation(Generation):
                 if number == len(targets):  # not finite from here on
                     break
                 token = self.verify_one(draft, draft.n_verified + number, targets[number])
-                draft.row.accepted += token == id_
+                draft.state.accepted += token == id_
             tokens.append(token)
             if token != id_:
                 break
@@ -227,32 +227,32 @@ class Speculation(Generation):
         return tokens
 
     def emit(self, gained: Sequence[Sequence[int]]) -> Iterator[Event]:
-        """Take the tokens of rows that are not cancelled meanwhile."""
+        """Take the tokens of requests that are not cancelled meanwhile."""
         for turn in range(max(map(len, gained))):
             for number, draft, tokens in zip(self.live, self.drafts, gained, strict=True):
-                row = draft.row
-                if row.finish is None and turn < len(tokens):
-                    row.take(tokens[turn])
-                    n = len(row.answer)
-                    ended = self.why_ended(row.request, tokens[turn], n, draft.longest(n))
-                    row.finish = ended or row.finish  # as in `Generation.choose`
+                state = draft.state
+                if state.finish is None and turn < len(tokens):
+                    state.take(tokens[turn])
+                    n = len(state.answer)
+                    ended = self.why_ended(state.request, tokens[turn], n, draft.longest(n))
+                    state.finish = ended or state.finish  # as in `Generation.choose`
                     yield Event(number, tokens[turn], ended)
 
-    def rewind(self, place: int, going: bool) -> None:
+    def rewind(self, row: int, going: bool) -> None:
         """Rewind a row's caches to its answer; the base has yet to read the last token of it."""
-        draft = self.drafts[place]
-        row, n = draft.row, len(draft.row.answer)
-        whole = going and row.answer[draft.begin :] == draft.ids
+        draft = self.drafts[row]
+        state, n = draft.state, len(draft.state.answer)
+        whole = going and state.answer[draft.begin :] == draft.ids
         after = len(draft.ids) - draft.n_verified  # the expert's log-probabilities of what follows
         draft.expert_first = draft.expert[after] if whole and len(draft.expert) > after else None
         draft.read = min(draft.read, max(n - 1, 0) if draft.expert_first is None else n)
         ends = draft.starts[0] + max(n - 1, 0), draft.starts[1] + draft.read
         for stream, end in enumerate(ends):
-            self.lockstep.rewind(stream, place, min(end, self.lockstep.length(stream, place)))
+            self.lockstep.rewind(stream, row, min(end, self.lockstep.length(stream, row)))
             if self.spoilt:
-                self.lockstep.wipe(stream, place)
-        fed = covered(row.spans, draft.starts[0], self.lockstep.length(0, place))
-        row.steered = draft.prompt_steered + len(fed)  # rejected drafts do not count
+                self.lockstep.wipe(stream, row)
+        fed = covered(state.spans, draft.starts[0], self.lockstep.length(0, row))
+        state.steered = draft.prompt_steered + len(fed)  # rejected drafts do not count
         draft.clear()
 
 

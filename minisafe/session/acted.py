@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from minisafe.engine import Row
+from minisafe.engine import RequestState
 from minisafe.gate import Gate
-from minisafe.guidance import SGDS, Guidance, Plain
+from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.session.settings import Settings
 from minisafe.vectors import Steering
 
@@ -97,19 +97,20 @@ class Acted:
     gate: GateState | None = None
     speculation: Drafts | None = None
 
-    def on_answer(self, row: Row, gate: Gate | None) -> Acted:
-        """What acted on the answer of `row`: no vector where none was added, and nothing where the
-        gate stayed shut."""
+    def on_answer(self, state: RequestState, gate: Gate | None) -> Acted:
+        """What acted on the answer to a request: no vector where none was added, and nothing where
+        the gate stayed shut."""
         found = replace(self, gate=None)
-        if row.drafted:
-            found = replace(found, speculation=Drafts(row.drafted, row.accepted))
-        if not row.steered:
+        if state.drafted:
+            found = replace(found, speculation=Drafts(state.drafted, state.accepted))
+        if not state.steered:
             found = replace(found, sa=None)
-        if gate is None or not row.request.gated or row.variation is None:
+        if gate is None or not state.request.gated or state.seen.variation is None:
             return found
-        if not row.guided:
+        if state.seen.left_to_base:
             found = replace(found, sa=None, sgds=None, rule=None)
-        seen = GateState(gate.threshold, round(row.variation, 6), row.guided)
+        variation = round(state.seen.variation, 6)
+        seen = GateState(gate.threshold, variation, not state.seen.left_to_base)
         return replace(found, gate=seen)
 
     def to_json(self) -> dict[str, Any]:
@@ -135,21 +136,21 @@ def present(values: Mapping[str, Any], keep: Sequence[object] = ()) -> dict[str,
 def what_acts(
     settings: Settings,
     steering: Steering | None,
-    guidance: Guidance,
+    rule: Rule,
     kinds: Sequence[str],
     gate: Gate | None,
 ) -> Acted:
     """What safety acts under these parts. kinds: of the streams after the base."""
-    sa = sgds = rule = None
+    sa = sgds = other = None
     if steering is not None:
         layers, scale = tuple(sorted(steering.vectors)), steering.scale
         vector, positions = str(settings.vector), steering.positions
         sa = Amplification(vector, layers, scale, positions, reversed=scale < 0)
-    if isinstance(guidance, SGDS):
+    if isinstance(rule, SGDS):
         source = str(settings.expert or settings.expert_system)
-        lam, margin = guidance.lam, guidance.margin
-        sgds = SafetyGuidance(kinds[0], source, lam, margin, guidance.first_tokens)
-    elif not isinstance(guidance, Plain):
-        rule = OtherRule(settings.rule, dict(vars(guidance)), tuple(kinds))
+        lam, margin = rule.lam, rule.margin
+        sgds = SafetyGuidance(kinds[0], source, lam, margin, rule.first_tokens)
+    elif not isinstance(rule, Plain):
+        other = OtherRule(settings.rule, dict(vars(rule)), tuple(kinds))
     state = None if gate is None else GateState(gate.threshold)
-    return Acted(bool(settings.safe), sa, sgds, rule, state)
+    return Acted(bool(settings.safe), sa, sgds, other, state)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from minisafe.engine import Generation, Request, Row
+from minisafe.engine import Generation, Request, RequestState
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
 from minisafe.session.acted import Acted
@@ -85,7 +85,7 @@ class Chat:
             self._answering.release()
 
     def _restart(self) -> None:
-        self.lockstep: Lockstep = self.session.lockstep(1, 512)
+        self.lockstep: Lockstep = self.session.new_lockstep(1, 512)
         self.read = [Read() for _ in self.session.streams]
 
     def reset(self) -> None:
@@ -186,7 +186,6 @@ class Chat:
         session = self.acting
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         chats = session.encode_chat(messages, self.answers)
-        session.check_fits([chat.ids for chat in chats])
         spans = self._spans(chats[0], session.steering)
         steered = Read.of(chats[0].ids, spans, session.steering)
         goals = [steered, *(Read.of(chat.ids) for chat in chats[1:])]
@@ -197,10 +196,10 @@ class Chat:
         settings = session.settings
         request = Request(
             tuple(pending), spans, settings, settings.max_new_tokens, self.turn, gated=first,
-            watched=True,
+            note_changes=True,
         )  # fmt: skip
-        generation = self._generation = session.generation([request], self.lockstep)
-        answer = session.answer(())
+        generation = self._generation = session.new_generation([request], self.lockstep)
+        answer = session.new_answer(())
         self.messages, self.turn = messages, self.turn + 1
         try:
             for _, piece in session.grow(generation, [answer]):
@@ -211,8 +210,8 @@ class Chat:
             raise
         finally:
             self._generation = None
-            self._remember(session, answer, len(chats[0].ids), generation.rows[0])
-            self._note_read(goals[:active], answer, session.steering, generation.rows[0])
+            self._remember(session, answer, len(chats[0].ids), generation.states[0])
+            self._note_read(goals[:active], answer, session.steering, generation.states[0])
 
     def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
         """Steered positions: of every past turn, and of this one, whose answer is open."""
@@ -231,27 +230,29 @@ class Chat:
             self.reused = common
         return goal.ids[common:]
 
-    def _remember(self, session: Session, answer: Answer, prompt_tokens: int, row: Row) -> None:
+    def _remember(
+        self, session: Session, answer: Answer, prompt_tokens: int, state: RequestState
+    ) -> None:
         """Keep the answer, whole or broken off, and what acted on it."""
-        applied = session.applied.on_answer(row, session.gate)
+        applied = session.applied.on_answer(state, session.gate)
         self.result = answer.result(prompt_tokens, applied)
-        self.why = Why.of(session.applied, applied, row)
+        self.why = Why.of(session.applied, applied, state)
         if not answer.tokens:
             self.messages = self.messages[:-1]
             return
         self.answers[len(self.messages)] = tuple(answer.tokens)
-        if not row.guided:
+        if state.seen.left_to_base:
             self.unguided.add(len(self.messages))
         content = "".join(answer.pieces)
         self.messages = [*self.messages, {"role": "assistant", "content": content}]
 
     def _note_read(
-        self, goals: list[Read], answer: Answer, steering: Steering | None, row: Row
+        self, goals: list[Read], answer: Answer, steering: Steering | None, state: RequestState
     ) -> None:
         """Keep what each stream's cache holds now, after an answer."""
         for stream, goal in enumerate(goals):
             ids = (*goal.ids, *answer.tokens)[: self.lockstep.length(stream, 0)]
-            self.read[stream] = Read.of(ids, () if stream else row.spans, steering)
+            self.read[stream] = Read.of(ids, () if stream else state.spans, steering)
 
     def applied(self) -> Acted:
         """What safety acts on the next answer."""

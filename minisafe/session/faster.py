@@ -9,7 +9,7 @@ import torch
 
 from minisafe.engine import Generation, Request
 from minisafe.gate import Gate
-from minisafe.guidance import Guidance
+from minisafe.guidance import Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.vectors import Steering
 
@@ -63,7 +63,7 @@ def block_limit(setting: int | None, streams: Sequence[Stream]) -> int:
 
 def make_generation(
     lockstep: Lockstep,
-    guidance: Guidance,
+    rule: Rule,
     requests: Sequence[Request],
     steering: Steering | None = None,
     eos: frozenset[int] = frozenset(),
@@ -71,9 +71,9 @@ def make_generation(
     most: int = 0,
 ) -> Generation:
     """A `Generation`, with blocks of up to `most` drafts where guidance reads two models."""
-    two = guidance.n_streams == len(lockstep.streams) == len(lockstep.groups) == 2
+    two = rule.n_streams == len(lockstep.streams) == len(lockstep.groups) == 2
     if most and two and all(len(r.prompts) == 2 and all(r.prompts) for r in requests):
         from minisafe.fast.speculation import Speculation
 
-        return Speculation(lockstep, guidance, requests, steering, eos, gate, most)
-    return Generation(lockstep, guidance, requests, steering, eos, gate)
+        return Speculation(lockstep, rule, requests, steering, eos, gate, most)
+    return Generation(lockstep, rule, requests, steering, eos, gate)

@@ -75,7 +75,7 @@ def make_session(asked: Asked, model: Llama) -> Session:
     streams, kinds = make_streams(settings, model, tokenizer)
     return Session(
         settings=settings, streams=streams, tokenizer=tokenizer, eos=asked.eos,
-        guidance=settings.guidance(), steering=steering, kinds=kinds,
+        rule=settings.make_rule(), steering=steering, kinds=kinds,
         gate=make_gate(settings, asked.calibration, steering),
         engine=engine_for(settings.speculate, streams),
     )  # fmt: skip

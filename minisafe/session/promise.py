@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from minisafe.errors import SafetyError, SafetyWarning
-from minisafe.guidance import SGDS, Guidance, Plain
+from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep
 from minisafe.model import Llama
 from minisafe.session.settings import Settings
@@ -34,7 +34,7 @@ def check_parts(session: Session) -> None:
     """
     if not session.settings.safe:
         return
-    check_numbers(session.settings, session.steering, session.guidance)
+    check_numbers(session.settings, session.steering, session.rule)
     check_systems(session)
     check_checkpoints(session)
     _probe(session)
@@ -44,7 +44,7 @@ SAME_EXPERTS = "expert and anti-expert are the same, so there is nothing between
 NOTHING = "so it would change nothing, and a part that changes nothing is a missing part"
 
 
-def check_numbers(settings: Settings, steering: Steering | None, guidance: Guidance) -> None:
+def check_numbers(settings: Settings, steering: Steering | None, rule: Rule) -> None:
     """Warn of each stage whose numbers make it idle; raise `SafetyError` where no stage is left."""
     idle: list[str] = []
     n_stages = 0
@@ -54,9 +54,9 @@ def check_numbers(settings: Settings, steering: Steering | None, guidance: Guida
             idle.append(f"amplification at scale {steering.scale:g} (below {WEAK:g})")
         elif steering.positions == "generated" and settings.max_new_tokens == 1:
             idle.append("amplification of generated tokens only, in answers of one token")
-    if not isinstance(guidance, Plain):
+    if not isinstance(rule, Plain):
         n_stages += 1
-        idle += _idle_guidance(guidance)
+        idle += _idle_rule(rule)
     if not idle:
         return
     if len(idle) == n_stages:
@@ -64,14 +64,14 @@ def check_numbers(settings: Settings, steering: Steering | None, guidance: Guida
     warnings.warn(f"as good as off: {idle[0]}", SafetyWarning, stacklevel=2)
 
 
-def _idle_guidance(guidance: Guidance) -> list[str]:
+def _idle_rule(rule: Rule) -> list[str]:
     """Why guidance as good as never acts, if so."""
-    if isinstance(guidance, SGDS):
-        if guidance.margin > FAR:
-            return [f"guidance with a margin of {guidance.margin:g} nats (above {FAR:g})"]
-        if guidance.lam < WEAK:
-            return [f"guidance at lambda {guidance.lam:g} (below {WEAK:g})"]
-    alpha = getattr(guidance, "alpha", 1.0)
+    if isinstance(rule, SGDS):
+        if rule.margin > FAR:
+            return [f"guidance with a margin of {rule.margin:g} nats (above {FAR:g})"]
+        if rule.lam < WEAK:
+            return [f"guidance at lambda {rule.lam:g} (below {WEAK:g})"]
+    alpha = getattr(rule, "alpha", 1.0)
     return [f"guidance at alpha {alpha:g} (below {WEAK:g})"] if alpha < WEAK else []
 
 

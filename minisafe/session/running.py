@@ -34,8 +34,8 @@ class Running:
         """End all answers under way before their next token."""
         with self.lock:
             for generation in self.generations:
-                for row in range(len(generation.rows)):
-                    generation.cancel(row)
+                for number in range(len(generation.requests)):
+                    generation.cancel(number)
 
     def close(self) -> None:
         self.closed = True

@@ -11,7 +11,7 @@ from typing import Any
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
 from minisafe.gate import Gate
-from minisafe.guidance import SGDS, Guidance, Plain
+from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
 from minisafe.session.acted import Acted, what_acts
@@ -41,7 +41,7 @@ class Session:
     streams: tuple[Stream, ...]
     tokenizer: Tokenizer
     eos: frozenset[int]
-    guidance: Guidance
+    rule: Rule
     steering: Steering | None
     kinds: tuple[str, ...]
     gate: Gate | None = None
@@ -61,7 +61,7 @@ class Session:
     @property
     def applied(self) -> Acted:
         """What safety acts on an answer that is guided."""
-        return what_acts(self.settings, self.steering, self.guidance, self.kinds, self.gate)
+        return what_acts(self.settings, self.steering, self.rule, self.kinds, self.gate)
 
     @property
     def model(self) -> Llama:
@@ -125,7 +125,9 @@ class Session:
             self.check_fits(ids)
         for start in range(0, len(prompts), batch_size):
             batch = encoded[start : start + batch_size]
-            requests = [self.request(ids, first + start + n, chat) for n, ids in enumerate(batch)]
+            requests = [
+                self.new_request(ids, first + start + n, chat) for n, ids in enumerate(batch)
+            ]
             contexts = [() if chat else ids[0] for ids in batch]
             yield from self.results(requests, contexts)
 
@@ -136,26 +138,25 @@ class Session:
 
         Raises `SafetyError` where nothing guides.
         """
-        if self.guidance.n_streams < 2:
+        if self.rule.n_streams < 2:
             raise SafetyError("no expert guides here, so there is nothing to compare the base with")
         found: list[float] = []
         for start in range(0, len(prompts), batch_size):
             encoded = [self.encode(each, chat) for each in prompts[start : start + batch_size]]
-            for ids in encoded:
-                self.check_fits(ids)
             requests = [
-                replace(self.request(ids, start + n), max_new_tokens=1)
+                replace(self.new_request(ids, start + n), max_new_tokens=1)
                 for n, ids in enumerate(encoded)
             ]
-            generation = self.generation(requests)
+            generation = self.new_generation(requests)
             for _ in generation:
                 pass
-            found += [row.variation for row in generation.rows if row.variation is not None]
+            seen = [state.seen.variation for state in generation.states]
+            found += [variation for variation in seen if variation is not None]
         return found
 
     # ---- answers ---------------------------------------------------------------------------
 
-    def request(
+    def new_request(
         self, prompts: tuple[tuple[int, ...], ...], index: int = 0, gated: bool = False
     ) -> Request:
         """A request for a fresh prompt, given as ids by stream.
@@ -175,45 +176,46 @@ class Session:
 
         contexts: by request, the ids whose running text the answer continues; none in a chat.
         """
-        generation = self.generation(requests)
-        answers = [self.answer(context) for context in contexts]
-        for row, piece in self.grow(generation, answers):
-            number = requests[row].index
+        generation = self.new_generation(requests)
+        answers = [self.new_answer(context) for context in contexts]
+        for number, piece in self.grow(generation, answers):
+            request, answer = requests[number], answers[number]
             if piece:
-                yield number, piece
-            if answers[row].ended:
-                applied = self.applied.on_answer(generation.rows[row], self.gate)
-                yield number, answers[row].result(len(requests[row].prompts[0]), applied)
+                yield request.index, piece
+            if answer.ended:
+                applied = self.applied.on_answer(generation.states[number], self.gate)
+                yield request.index, answer.result(len(request.prompts[0]), applied)
 
-    def generation(
+    def new_generation(
         self, requests: Sequence[Request], lockstep: Lockstep | None = None
     ) -> Generation:
         """What answers the requests, on streams that have read a part of them, or on fresh ones."""
         if lockstep is None:
             longest = max(len(ids) for request in requests for ids in request.prompts)
             longest += max(request.max_new_tokens or 0 for request in requests)
-            lockstep = self.lockstep(len(requests), longest)
-        return self.engine(lockstep, self.guidance, requests, self.steering, self.eos, self.gate)
+            lockstep = self.new_lockstep(len(requests), longest)
+        return self.engine(lockstep, self.rule, requests, self.steering, self.eos, self.gate)
 
     def grow(self, generation: Generation, answers: Sequence[Answer]) -> Iterator[tuple[int, str]]:
-        """Push every event of a generation to its answer: (row, the text that became certain).
+        """Push every event of a generation to its answer: (number of the request in `generation`,
+        the text that became certain).
 
         An answer that meets a stop string ends there. Meanwhile `cancel` ends all of them.
         """
         with self.running.during(generation):
             for event in generation:
-                answer = answers[event.row]
+                answer = answers[event.request]
                 piece = answer.push(event)
                 if answer.stops.stopped:
-                    generation.cancel(event.row, "stop_string")
-                yield event.row, piece
+                    generation.cancel(event.request, "stop_string")
+                yield event.request, piece
 
-    def answer(self, context: Sequence[int]) -> Answer:
+    def new_answer(self, context: Sequence[int]) -> Answer:
         """An empty answer that follows `context` ids as running text."""
         stream = TextStream(self.tokenizer, context)
         return Answer(stream, StopFilter(self.settings.stop), time.perf_counter())
 
-    def lockstep(self, rows: int, capacity: int) -> Lockstep:
+    def new_lockstep(self, rows: int, capacity: int) -> Lockstep:
         """Empty streams for `rows` prompts, with room for `capacity` tokens each."""
         capacity, cache_dtype = min(capacity, self.limit), self.settings.cache_dtype
         return Lockstep(self.streams, rows, capacity, self.n_ids, cache_dtype=cache_dtype)
@@ -289,32 +291,32 @@ class Session:
                 )
         settings, names = resolve(changes, vars(self.settings)), set(changes)
         check_asked(settings, dict.fromkeys(changes, "flag"))
-        guidance, steering, gate = self.guidance, self.steering, self.gate
+        rule, steering, gate = self.rule, self.steering, self.gate
         if names & {"sgds_lambda", "margin"}:
-            guidance = self._guidance_under(settings)
+            rule = self._rule_under(settings)
         if names & {"sa_scale", "sa_positions"}:
             steering = self._steering_under(settings)
         if gate is not None and names & {"sa_scale", "sa_positions", "system"}:
             warnings.warn("the gate is off: it was calibrated for other settings", SafetyWarning,
                           stacklevel=2)  # fmt: skip
             gate = None
-        check_numbers(settings, steering, guidance)
+        check_numbers(settings, steering, rule)
         return replace(
-            self, settings=settings, guidance=guidance, steering=steering, gate=gate,
+            self, settings=settings, rule=rule, steering=steering, gate=gate,
             engine=engine_for(settings.speculate, self.streams),
         )  # fmt: skip
 
     def plain(self) -> Session:
         """The same without anything that makes it safe."""
         return replace(
-            self, settings=replace(self.settings, safe=False), guidance=Plain(), steering=None,
+            self, settings=replace(self.settings, safe=False), rule=Plain(), steering=None,
             gate=None, engine=Generation,
         )  # fmt: skip
 
-    def _guidance_under(self, settings: Settings) -> Guidance:
-        if not isinstance(self.guidance, SGDS) or settings.sgds_lambda == 0:
+    def _rule_under(self, settings: Settings) -> Rule:
+        if not isinstance(self.rule, SGDS) or settings.sgds_lambda == 0:
             raise SettingError("guidance cannot be switched here; start again with --sgds-lambda")
-        return settings.guidance()
+        return settings.make_rule()
 
     def _steering_under(self, settings: Settings) -> Steering:
         if self.steering is None or settings.sa_scale == 0:

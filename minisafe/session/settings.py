@@ -26,7 +26,7 @@ from minisafe.declared import (
 )
 from minisafe.errors import SettingError
 from minisafe.files.display import shown
-from minisafe.guidance import RULES, SGDS, Guidance, Plain, SafeDecoding, check_guidance, check_rule
+from minisafe.guidance import RULES, SGDS, Plain, Rule, SafeDecoding, check_guidance, check_rule
 from minisafe.linear import WEIGHTS
 from minisafe.sampling import Sampling
 from minisafe.tokenizer.options import Scalar, check_options
@@ -217,7 +217,7 @@ class Settings(Sampling):
         """Whether a guidance rule acts, if decoding is safe."""
         return self.sgds_lambda > 0 if self.rule == "sgds" else self.alpha != 0
 
-    def guidance(self) -> Guidance:
+    def make_rule(self) -> Rule:
         """The rule that acts: `Plain` where decoding is not safe or guidance is off."""
         if not self.safe or not self.guided:
             return Plain()

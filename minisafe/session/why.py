@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minisafe.engine import Row
+from minisafe.engine import RequestState
 from minisafe.session.acted import Acted
 
 
@@ -25,11 +25,11 @@ class Why:
     changed: int = 0
 
     @classmethod
-    def of(cls, asked: Acted, acted: Acted, row: Row) -> Why:
-        """From a watched row whose answer has ended."""
-        n = len(row.answer)
-        seen = [changed for number, changed in row.changes.items() if number < n]
-        return cls(asked, acted, row.variation, n, len(seen), sum(seen))
+    def of(cls, asked: Acted, acted: Acted, state: RequestState) -> Why:
+        """From a request with noted changes whose answer has ended."""
+        n = len(state.answer)
+        seen = [changed for number, changed in state.changes.items() if number < n]
+        return cls(asked, acted, state.seen.variation, n, len(seen), sum(seen))
 
     def line(self) -> str:
         """One line for a person."""

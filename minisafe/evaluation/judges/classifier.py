@@ -125,9 +125,11 @@ def complete(session: Session, prompts: Sequence[Sequence[int]], batch_size: int
     """What a session answers to each prompt, given as ids."""
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
-        requests = [session.request((tuple(ids),)) for ids in prompts[start : start + batch_size]]
-        answers = [session.answer(()) for _ in requests]
-        for _ in session.grow(session.generation(requests), answers):
+        requests = [
+            session.new_request((tuple(ids),)) for ids in prompts[start : start + batch_size]
+        ]
+        answers = [session.new_answer(()) for _ in requests]
+        for _ in session.grow(session.new_generation(requests), answers):
             pass
         texts += ["".join(answer.pieces) for answer in answers]
     return texts

@@ -246,7 +246,7 @@ def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
             slots[0] += session.steering.slots(row, session.spans(text.prompts[0]))
     found = lockstep.feed([*prompts, *(prompts[0] for _ in plain)], slots)
     first = tuple(each for each in found if each is not None)
-    policy = Policy(session.guidance, session.gate)
+    policy = Policy(session.rule, session.gate)
     seen = policy.look([Seen(gated=text.gated) for text in texts], first[: len(session.streams)])
     yield decided(
         policy, len(session.streams), first, [(row, 0) for row in range(len(texts))], seen
@@ -291,7 +291,7 @@ def decided(
     the base of a row that the gate leaves to it."""
     plain = log_probs[-1] if len(log_probs) > n_streams else log_probs[0]
     there = [replace(seen[row], tokens=place) for row, place in at]
-    left = torch.tensor([not each.guided for each in there], device=plain.device)[:, None]
+    left = torch.tensor([each.left_to_base for each in there], device=plain.device)[:, None]
     base = torch.where(left, plain, log_probs[0])
     decision = policy.decide(there, (base, *log_probs[1:n_streams]))
     return Said(at, decision.log_probs, plain)
