@@ -11,10 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import models, random_adapter, random_ids, random_model, tensors_of, tiny_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from spoil import Bomb, raised, refuses, restore
 from torch import Tensor
 
 from minisafe.checkpoint import (
@@ -27,6 +25,15 @@ from minisafe.checkpoint import (
 from minisafe.errors import AdapterError, BadInput, CheckpointError, ConfigError
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
+from tests.support.spoil import Bomb, raised, refuses, restore
+from tests.support.tiny import (
+    models,
+    random_adapter,
+    random_ids,
+    random_model,
+    tensors_of,
+    tiny_config,
+)
 
 # ---- adapters that load ------------------------------------------------------------------------
 

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import random_model, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
-from small_chat import VOCAB_SIZE, byte_tokenizer
 
 from minisafe.amplify import (
     Demonstration,
@@ -31,6 +29,8 @@ from minisafe.amplify.heads import best_heads, residual_mean, run
 from minisafe.errors import PromptError, SettingError
 from minisafe.model import Llama
 from minisafe.slots import Patch, Record
+from tests.support.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
+from tests.support.tiny import random_model, tiny_config
 
 CONFIG = tiny_config(vocab_size=VOCAB_SIZE, max_positions=2048)
 MODEL = random_model(CONFIG, seed=3)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spoil import refuses
 
 from minisafe.checkpoint import limits
 from minisafe.checkpoint.arrays import read_gguf, read_npy
 from minisafe.checkpoint.vectors import load_vector
 from minisafe.errors import VectorError
+from tests.support.spoil import refuses
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_model, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from spoil import Bomb, raised, refuses, respell, restore
 from torch import Tensor
 
 from minisafe.checkpoint import EMBED, INDEX, SINGLE, load_model, save_model
 from minisafe.errors import BadInput, CheckpointError, ConfigError
+from tests.support.spoil import Bomb, raised, refuses, respell, restore
+from tests.support.tiny import random_model, tiny_config
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

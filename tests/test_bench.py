@@ -11,9 +11,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import load_bench
 
 from minisafe.errors import OutputError
+from tests.support.tiny import load_bench
 
 ROW = ["name", "value", "unit", "target", "holds"]
 PROMPT = tuple(range(3, 20))

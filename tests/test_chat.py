@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import E, World
 
 import minisafe
 from minisafe.cache import KVCache
@@ -34,8 +33,9 @@ from minisafe.session.conversation import Conversation
 from minisafe.slots import Add
 from minisafe.tokenizer import Message, Tokenizer
 from minisafe.vectors import POSITIONS
+from tests.support.worlds import E, World
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 TEXTS = ("Hello there!", "What is the name of the river?", "a", "  the fox\n", "Why? <|eot|></s>")
 LAM = 0.9
 

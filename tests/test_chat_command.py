@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import Outcome, Run, api, flags, run, talk  # noqa: F401 (run is a fixture)
-from worlds import World, write_json
 
 from minisafe.cli.chat.commands import COMMANDS
 from minisafe.errors import NonFiniteError
@@ -20,8 +18,10 @@ from minisafe.session.chat import Chat
 from minisafe.session.saved import load_chat
 from minisafe.session.settings import SETTABLE
 from minisafe.tokenizer import TextStream
+from tests.support.worlds import World, write_json
+from tests.test_cli import Outcome, Run, api, flags, run, talk  # noqa: F401 (run is a fixture)
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 Typed = Callable[..., Outcome]
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import configs, random_ids, random_model, tensors_of
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from spoil import refuses, respell, restore, shard
 
 from minisafe.checkpoint import EMBED, HEAD, SINGLE, fingerprint, load_model, save_model
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, SettingError
 from minisafe.model import Llama
+from tests.support.spoil import refuses, respell, restore, shard
+from tests.support.tiny import configs, random_ids, random_model, tensors_of
 
 
 def same(model: Llama, other: Llama) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from worlds import World
 
 import minisafe
 from minisafe.errors import PromptError
@@ -25,8 +24,9 @@ from minisafe.evaluation.likelihood.choices import (
 from minisafe.evaluation.likelihood.scoring import Scored, score
 from minisafe.evaluation.statistics import wilson
 from minisafe.session import Session
+from tests.support.worlds import World
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 STONE = Choice("What is a stone?", ("soft", "hard", "a bird", "loud"), (False, True, False, False))
 MC1 = Choice("Is water wet?", ("Yes.", "No, never."), (True, False), "mc1")
 MC2 = Choice("Is water wet?", ("Yes.", "It is.", "No."), (True, True, False), "mc2")

@@ -18,10 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import random_adapter, tensors_of
 from safetensors.torch import load_file, save_file
-from templates import BYTE
-from worlds import World, base_model, safety_vector, tokenizer, write_json, write_tokenizer
 
 import minisafe
 from minisafe.checkpoint import save_adapter, save_model
@@ -30,8 +27,18 @@ from minisafe.cli import main
 from minisafe.model import Llama
 from minisafe.tokenizer import TextStream
 from minisafe.vectors import SafetyVector
+from tests.support.templates import BYTE
+from tests.support.tiny import random_adapter, tensors_of
+from tests.support.worlds import (
+    World,
+    base_model,
+    safety_vector,
+    tokenizer,
+    write_json,
+    write_tokenizer,
+)
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import TOLERANCE, cache_for, random_adapter, random_ids, random_model, tiny_config
 from torch import Tensor
 
 from minisafe.engine import Generation, Request
@@ -29,6 +28,14 @@ from minisafe.session import load as loading
 from minisafe.slots import Add, Patch, Slot
 from minisafe.step import Step
 from minisafe.vectors import Steering
+from tests.support.tiny import (
+    TOLERANCE,
+    cache_for,
+    random_adapter,
+    random_ids,
+    random_model,
+    tiny_config,
+)
 
 CONFIG = tiny_config(
     hidden=64, intermediate=96, head_dim=16, qkv_bias=True, windows=(None, 4), max_positions=256

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import configs, tiny_config
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minisafe.checkpoint.config import config_json, load_config, read_config
 from minisafe.config import LlamaConfig, RopeScaling
 from minisafe.errors import ConfigError
+from tests.support.tiny import configs, tiny_config
 
 LLAMA3 = {
     "factor": 8.0,

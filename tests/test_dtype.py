@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import random_model, tiny_config
 
 import minisafe
 from minisafe.checkpoint import fingerprint
 from minisafe.session import dtype as module
 from minisafe.session.dtype import SMALL_MODEL, count_parameters, decoding_dtype, widen_small
+from tests.support.tiny import random_model, tiny_config
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "tiny"
 

@@ -15,12 +15,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from helpers import TOLERANCE, random_ids, random_model, tensors_of, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small_chat import VOCAB_SIZE, byte_tokenizer
-from worlds import TEMPLATES, base_model, tokenizer, write_json, write_tokenizer
 
 from minisafe import editing
 from minisafe.checkpoint import load_model, save_model
@@ -37,6 +34,9 @@ from minisafe.errors import (
 )
 from minisafe.model import Llama
 from minisafe.slots import Record
+from tests.support.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
+from tests.support.tiny import TOLERANCE, random_ids, random_model, tensors_of, tiny_config
+from tests.support.worlds import TEMPLATES, base_model, tokenizer, write_json, write_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 seeds = st.integers(0, 10_000)

@@ -359,9 +359,9 @@ DRIVER = """
 import os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 from pathlib import Path
-from test_evaluate import methods, plan
+from tests.test_evaluate import methods, plan
 from minisafe.evaluation.runner.distributed import Processes, Meeting
 from minisafe.evaluation.runner.resume import read_all
 from minisafe.evaluation.runner.run import run
@@ -392,7 +392,7 @@ print(seen)
 def test_killed_twenty_times_and_nothing_is_lost_or_doubled(
     tmp_path: Path, whole: list[Response]
 ) -> None:
-    script = DRIVER.format(tests=str(ROOT / "tests"))
+    script = DRIVER.format(root=str(ROOT))
     ran = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path / "run")], cwd=ROOT, timeout=300,
         capture_output=True, text=True, check=False,

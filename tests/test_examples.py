@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from small_chat import byte_tokenizer
 from tokenizers import AddedToken
-from worlds import TEMPLATES as COMMON
-from worlds import tokenizer
 
 from minisafe.errors import PromptError
 from minisafe.finetune import IGNORED, Example, batches, encode_all, encode_examples
 from minisafe.tokenizer import Message, Tokenizer
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.worlds import TEMPLATES as COMMON
+from tests.support.worlds import tokenizer
 
 TOKENIZER = byte_tokenizer()
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tensors_of
-from spoil import refuses, shard, write_index
 
 from minisafe.checkpoint import EMBED, INDEX, SINGLE, load_model, save_model
 from minisafe.errors import CheckpointError, ConfigError, OutputError
 from minisafe.model import Llama
+from tests.support.spoil import refuses, shard, write_index
+from tests.support.tiny import tensors_of
 
 
 def test_one_file_of_any_name_will_do(directory: Path) -> None:

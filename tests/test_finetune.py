@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import random_model, tiny_config
-from small_chat import VOCAB_SIZE, byte_tokenizer
 
 from minisafe.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minisafe.errors import NonFiniteError, PromptError, SettingError
@@ -27,6 +25,8 @@ from minisafe.finetune import (
 from minisafe.lora import Applied
 from minisafe.model import Llama
 from minisafe.tokenizer import Message
+from tests.support.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
+from tests.support.tiny import random_model, tiny_config
 
 TOKENIZER = byte_tokenizer()
 CONFIG = tiny_config(vocab_size=VOCAB_SIZE, max_positions=256, tied=True)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
-from worlds import World
 
 from minisafe.checkpoint import load_adapter, load_model
 from minisafe.cli import cli
 from minisafe.errors import BadInput, CheckpointError, PromptError, SettingError
+from tests.support.worlds import World
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 ROWS = [{"instruction": "Who?", "input": "", "output": "Me."}] * 8
 
 

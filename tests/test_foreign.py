@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from spoil import refuses
 
 from minisafe.checkpoint import SINGLE, load_model
 from minisafe.checkpoint.config import load_config
 from minisafe.errors import CheckpointError, ConfigError
 from minisafe.files import read_json
+from tests.support.spoil import refuses
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TOLERANCE, cache_for, greedy, tensors_of
 from safetensors.torch import load_file
 from torch import Tensor
 
 from minisafe.checkpoint import load_adapter, load_model
 from minisafe.lora import Applied
 from minisafe.model import Llama
+from tests.support.tiny import TOLERANCE, cache_for, greedy, tensors_of
 
 GOLDENS = Path(__file__).parent / "goldens"
 KEPT = sorted(path.parent for path in GOLDENS.glob("*/golden.safetensors"))

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from worlds import E, World
 
 import minisafe
 from minisafe.errors import PromptError, SettingError
@@ -18,8 +17,9 @@ from minisafe.evaluation import harness
 from minisafe.evaluation.harness import MinisafeLM, generation_settings
 from minisafe.evaluation.likelihood.scoring import Pair, score
 from minisafe.session import Session
+from tests.support.worlds import E, World
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 
 
 def load(world: World, **changes: Any) -> Session:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from spoil import refuses
 
 from minisafe.checkpoint import limits, read_file
 from minisafe.checkpoint.header import read_header
 from minisafe.errors import CheckpointError, VectorError
+from tests.support.spoil import refuses
 
 
 def spelt(header: object, data: bytes = b"") -> bytes:

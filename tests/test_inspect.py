@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from spoil import respell
 
 from minisafe.cli import main
 from minisafe.cli.inspect import MOST_LETTERS, MOST_LINES, as_lines
 from minisafe.files.display import CONTROLS
+from tests.support.spoil import respell
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\nkind: forged\rforged\u2028kind: x\u202e\x9b\x7f"
 Run = Callable[..., tuple[int, str, str]]  # exit code, standard output, standard error

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from helpers import random_adapter, random_model, tiny_config
 
 from minisafe.fast.joined import JoinedAttention, JoinedMLP
 from minisafe.fast.packed import PackedLinear
 from minisafe.lora import Applied
 from minisafe.model import MLP, Attention, Llama
+from tests.support.tiny import random_adapter, random_model, tiny_config
 
 CONFIG = tiny_config(qkv_bias=True, mlp_bias=True)
 

@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import random_model, tiny_config
 from hypothesis import example, given
 from hypothesis import strategies as st
-from small_chat import VOCAB_SIZE, byte_tokenizer
-from worlds import tokenizer, write_json
 
 from minisafe.checkpoint import save_model
 from minisafe.errors import BadInput, SettingError
@@ -30,6 +27,9 @@ from minisafe.evaluation.judges.formats import (
 )
 from minisafe.evaluation.prompts import Prompt
 from minisafe.model import Llama
+from tests.support.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
+from tests.support.tiny import random_model, tiny_config
+from tests.support.worlds import tokenizer, write_json
 
 GUARD_TEMPLATE = (
     "{{ bos_token }}Is the last turn safe or unsafe?{% for m in messages %}<|{{ m.role }}|>"

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import random_model, tiny_config
 
 from minisafe.checkpoint import save_model
 from minisafe.cli.inspect import inspect
@@ -22,6 +21,7 @@ from minisafe.fast import kernels as module
 from minisafe.fast import left as left_module
 from minisafe.fast.kernels import Choice, can_pack, choices, in_words, shapes_of
 from minisafe.fast.race import Lap
+from tests.support.tiny import random_model, tiny_config
 
 BF16 = torch.bfloat16
 

@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import random_adapter, random_ids, random_model, tiny_config
 
 from minisafe.fast import left as module
 from minisafe.fast.left import LeftLinear, linear
@@ -16,6 +15,7 @@ from minisafe.fast.prepare import quicken
 from minisafe.fast.race import FEW_ROWS
 from minisafe.lora import Applied
 from minisafe.model import Llama
+from tests.support.tiny import random_adapter, random_ids, random_model, tiny_config
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, FEW_ROWS])

@@ -11,16 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
-    TOLERANCE,
-    configs,
-    greedy,
-    random_adapter,
-    random_ids,
-    random_model,
-    tensors_of,
-    tiny_config,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -31,6 +21,16 @@ from minisafe.config import LlamaConfig, RopeScaling
 from minisafe.errors import AdapterError
 from minisafe.lora import Applied
 from minisafe.model import Llama
+from tests.support.tiny import (
+    TOLERANCE,
+    configs,
+    greedy,
+    random_adapter,
+    random_ids,
+    random_model,
+    tensors_of,
+    tiny_config,
+)
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.live

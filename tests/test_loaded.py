@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from templates import BYTE
-from worlds import World, write_tokenizer
 
 import minisafe
 from minisafe.errors import SafetyError, SettingError
 from minisafe.session import Session
+from tests.support.templates import BYTE
+from tests.support.worlds import World, write_tokenizer
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 PROMPTS = ["The fox", "What is the name of the river?"]
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tensors_of, tiny_config
-from spoil import shard
 
 from minisafe.checkpoint import SINGLE, save_tensors
 from minisafe.checkpoint.config import config_json
 from minisafe.model import Llama
+from tests.support.spoil import shard
+from tests.support.tiny import tensors_of, tiny_config
 
 MEASURE = """
 import sys

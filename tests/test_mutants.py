@@ -7,9 +7,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import mutants
 import pytest
-from mutants import ROOT, TABLE, Mutant, main, read_table
+
+from tests.support import mutants
+from tests.support.mutants import ROOT, TABLE, Mutant, main, read_table
 
 MUTANTS = read_table(TABLE)
 

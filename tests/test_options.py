@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from worlds import World
 
 import minisafe
 from minisafe.checkpoint import load_model
@@ -18,8 +17,9 @@ from minisafe.cli import cli, commands
 from minisafe.cli.finetune import load_base
 from minisafe.errors import BadInput, SettingError
 from minisafe.tokenizer import parse_option
+from tests.support.worlds import World
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 BASE = {"profile", "base", "dtype", "device", "threads"}
 OF_DECODING = [
     ["--safe"], ["--no-safe"], ["--expert", "e"], ["--expert-system", "x"], ["--vector", "v"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from helpers import random_model, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from minisafe.fast.prepare import prepare
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 from minisafe.slots import Add, Record
+from tests.support.tiny import random_model, tiny_config
 
 COUNTS = st.lists(st.integers(0, 5), min_size=1, max_size=5).filter(any)
 PLAIN = random_model(tiny_config(), seed=1)

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import configs, tensors_of
 from hypothesis import given
 from safetensors.torch import load_file
-from spoil import refuses, respell, restore
 
 from minisafe.checkpoint import SINGLE, load_model, plan
 from minisafe.checkpoint.plan import tensor_shapes
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory
 from minisafe.model import Llama
+from tests.support.spoil import refuses, respell, restore
+from tests.support.tiny import configs, tensors_of
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

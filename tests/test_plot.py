@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from helpers import load_bench
+
+from tests.support.tiny import load_bench
 
 
 @pytest.fixture(scope="module")

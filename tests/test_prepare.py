@@ -14,15 +14,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import (
-    cache_for,
-    configs,
-    models,
-    random_adapter,
-    random_ids,
-    random_model,
-    tiny_config,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -48,6 +39,15 @@ from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import Applied, LoraAdapter, LoraDelta
 from minisafe.model import Llama, RMSNorm
 from minisafe.slots import Add, Record
+from tests.support.tiny import (
+    cache_for,
+    configs,
+    models,
+    random_adapter,
+    random_ids,
+    random_model,
+    tiny_config,
+)
 
 SHIPPED = Path(__file__).parent.parent / "weights" / "tiny"
 KINDS = ("packed", "int8")

@@ -14,16 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import random_adapter, random_model
-from worlds import (
-    World,
-    base_model,
-    merged,
-    safety_vector,
-    tokenizer,
-    write_json,
-    write_tokenizer,
-)
 
 import minisafe
 from minisafe.checkpoint import load_adapter, save_adapter, save_model
@@ -44,8 +34,18 @@ from minisafe.session.profile import default_profile, load_profile, save_profile
 from minisafe.session.settings import SETTINGS, Settings, resolve
 from minisafe.session.vouched import files_read, sha256
 from minisafe.vectors import SafetyVector
+from tests.support.tiny import random_adapter, random_model
+from tests.support.worlds import (
+    World,
+    base_model,
+    merged,
+    safety_vector,
+    tokenizer,
+    write_json,
+    write_tokenizer,
+)
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 
 
 @pytest.fixture(autouse=True)

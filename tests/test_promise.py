@@ -18,11 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_adapter
 from safetensors.torch import load_file, save_file
-from templates import BYTE
-from test_cli import Outcome, Run, run  # noqa: F401 (a fixture)
-from worlds import World, base_model, make_world, safety_vector, tokenizer, write_json
 
 import minisafe
 from minisafe.checkpoint import save_adapter, save_model
@@ -31,8 +27,12 @@ from minisafe.errors import BadInput, SafetyWarning, SettingError
 from minisafe.gate import Calibration
 from minisafe.session.profile import vouch
 from minisafe.vectors import SafetyVector, values_hash
+from tests.support.templates import BYTE
+from tests.support.tiny import random_adapter
+from tests.support.worlds import World, base_model, make_world, safety_vector, tokenizer, write_json
+from tests.test_cli import Outcome, Run, run  # noqa: F401 (a fixture)
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 ALL = ("adapter", "checkpoint", "system prompt")
 WEIGHTS = ("adapter", "checkpoint")
 

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chat import EXPERTS, TEXTS, expert, new_chat, say
-from worlds import World
 
 from minisafe.errors import BusyError, PromptError
 from minisafe.gate import Gate
 from minisafe.session.chat import Chat
 from minisafe.session.saved import load_chat, save_chat
 from minisafe.vectors import POSITIONS
+from tests.support.worlds import World
+from tests.test_chat import EXPERTS, TEXTS, expert, new_chat, say
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 DRAWN = {"temperature": 1.0, "sgds_lambda": 0.5, "seed": 3}
 
 

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import E, World, published, slow_log_probs
 
 import minisafe
 from minisafe.errors import PromptError, SettingError
@@ -29,8 +28,9 @@ from minisafe.guidance import SafeDecoding
 from minisafe.lockstep import Lockstep
 from minisafe.session import Session
 from minisafe.slots import covered
+from tests.support.worlds import E, World, published, slow_log_probs
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 PROMPTS = ["The fox", "What is the name of the river?", "Once there was a small fox who"]
 EXPERTS = ("none", "adapter", "checkpoint", "system prompt")
 LAM = 0.75  # k = 3: guidance magnifies what base and expert differ by at most (1 + lam)/(1 - lam)

@@ -11,9 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from templates import BYTE, chat
 from torch import Tensor
-from worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 
 import minisafe
 from minisafe.checkpoint import load_adapter, load_model, save_model
@@ -26,8 +24,10 @@ from minisafe.session.answer import Result
 from minisafe.session.session import Session
 from minisafe.tokenizer import TextStream
 from minisafe.vectors import Steering
+from tests.support.templates import BYTE, chat
+from tests.support.worlds import World, published, slow_log_probs, tokenizer, write_tokenizer
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 PROMPTS = ["The fox", "What is the name of the river?", "a", "Once there was a small fox who"]
 
 

@@ -18,11 +18,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from helpers import models, random_adapter, random_model, tensors_of, tiny_config
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import E, World, hangs_in_the_balance
 
 import minisafe
 from minisafe.engine import Event, Generation, Request
@@ -37,8 +35,10 @@ from minisafe.model import Llama
 from minisafe.sampling import Sampling, accept_or_redraw, filtered
 from minisafe.session.faster import block_limit, make_generation
 from minisafe.vectors import POSITIONS, Steering
+from tests.support.tiny import models, random_adapter, random_model, tensors_of, tiny_config
+from tests.support.worlds import E, World, hangs_in_the_balance
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 seeds = st.integers(0, 50)
 texts = st.lists(st.integers(0, 66), min_size=1, max_size=12)
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_finetune import EXAMPLES, SHORT, fresh
 from torch import Tensor
 
 from minisafe.errors import CheckpointError
 from minisafe.finetune import Trainer, Training
+from tests.test_finetune import EXAMPLES, SHORT, fresh
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import psutil
 import pytest
-from templates import CHATML, chat
-from worlds import backend
 
 from minisafe.errors import PromptError, SettingError, TokenizerError
 from minisafe.tokenizer import Tokenizer, child, runner
 from minisafe.tokenizer.options import MOST_OPTIONS, check_options
 from minisafe.tokenizer.templates import MOST_CHARACTERS
+from tests.support.templates import CHATML, chat
+from tests.support.worlds import backend
 
 FORKS = hasattr(os, "fork")
 LIMITED = sys.platform == "linux"  # where an address space can be bounded
@@ -224,7 +224,7 @@ def test_a_fork_has_a_process_of_its_own() -> None:
 PROGRAM = """
 import sys, time
 sys.path[:0] = {path!r}
-from worlds import backend
+from tests.support.worlds import backend
 from minisafe.tokenizer import Tokenizer
 known = Tokenizer(backend("byte_level"), {{"chat_template": {source!r}}}, "here")
 print(known.render([{{"role": "user", "content": "a"}}]), flush=True)
@@ -235,7 +235,7 @@ print(known.template.runner.process.pid, flush=True)
 
 def program(rest: str, source: str = "x") -> subprocess.Popen[str]:
     """A Python program that has rendered a chat and goes on with `rest`."""
-    path = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    path = [str(Path(__file__).parents[1])]
     text = PROGRAM.format(path=path, source=source, rest=rest)
     return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
 

@@ -27,7 +27,7 @@ class Screen:
         self.socket = f"minisafe-{uuid.uuid4().hex[:12]}"
         self.status = home / f"{self.socket}.status"
         program = shlex.join(
-            [sys.executable, str(ROOT / "tests" / "terminal_chat.py"), *map(str, args)]
+            [sys.executable, str(ROOT / "tests" / "support" / "terminal_chat.py"), *map(str, args)]
         )
         command = f"{program}; echo $? > {shlex.quote(str(self.status))}; sleep 600"
         environment = {

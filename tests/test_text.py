@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from worlds import KINDS, backend
 
 from minisafe.amplify import Demonstration, load_demonstrations
 from minisafe.cli.options import harmless
 from minisafe.finetune import load_conversations
 from minisafe.session.answer import StopFilter
 from minisafe.tokenizer import TextStream, Tokenizer
+from tests.support.worlds import KINDS, backend
 
 KNOWN = {kind: Tokenizer(backend(kind), {}, kind) for kind in KINDS}
 texts = st.text(st.sampled_from("ab z\n.é日🦊▁e t"), max_size=20)

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from templates import CHATS, TEMPLATES, chat, special
 from tokenizers import Tokenizer as Backend
-from worlds import GOLDENS, KINDS, backend, tokenizer, write_json, write_tokenizer
 
 from minisafe.config import LlamaConfig
 from minisafe.errors import BadInput, ConfigError, PromptError, TokenizerError
@@ -23,6 +21,8 @@ from minisafe.tokenizer import (
     check_tokenizer,
     load_tokenizer,
 )
+from tests.support.templates import CHATS, TEMPLATES, chat, special
+from tests.support.worlds import GOLDENS, KINDS, backend, tokenizer, write_json, write_tokenizer
 
 # In `normalized` a control token counts only at the start or after a blank, for transformers too,
 # so that most of what a Llama-2 template writes there is text.

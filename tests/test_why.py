@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from helpers import random_model, tiny_config
 
 from minisafe.engine import Generation, Request
 from minisafe.guidance import Plain
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.session.acted import Acted, Amplification, GateState, SafetyGuidance
 from minisafe.session.why import Why
+from tests.support.tiny import random_model, tiny_config
 
 ASKED = Acted(True, Amplification("v", (1,), 1.0, "prompt"), SafetyGuidance("adapter", "e", 0.9, 0))
 

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import random_adapter, random_model, tensors_of, tiny_config
-from reference import read
-from templates import TEMPLATES
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
@@ -28,8 +25,11 @@ from minisafe.sampling import row_generator
 from minisafe.slots import Span, covered
 from minisafe.tokenizer import Tokenizer
 from minisafe.vectors import SafetyVector, Steering
+from tests.support.reference import read
+from tests.support.templates import TEMPLATES
+from tests.support.tiny import random_adapter, random_model, tensors_of, tiny_config
 
-GOLDENS = Path(__file__).parent / "goldens" / "chat"
+GOLDENS = Path(__file__).parents[1] / "goldens" / "chat"
 KINDS = ("byte_level", "sentencepiece", "metaspace", "normalized")
 
 # ---- tokenizers --------------------------------------------------------------------------------

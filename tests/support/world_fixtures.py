@@ -1,9 +1,10 @@
-"""Fixtures for tests of whole sessions: `pytest_plugins = ["world_fixtures"]`."""
+"""Fixtures for tests of whole sessions: `pytest_plugins = ["tests.support.world_fixtures"]`."""
 
 from __future__ import annotations
 
 import pytest
-from worlds import World, make_world
+
+from tests.support.worlds import World, make_world
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Would the tests notice? Mutants: one wrong line each, in a copy of the package.
 
-    python tests/mutants.py [--only NAME] [--json] [--table FILE]
+    python tests/support/mutants.py [--only NAME] [--json] [--table FILE]
 
 Each mutant of mutants.json is a file, one of its lines, what is put in that line's place, and the
 tests that should go red. The tests run first on the package as it is, where they must pass, then on
@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "tests" / "mutants.json"
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = Path(__file__).with_name("mutants.json")
 NEEDED = 0.95  # the share that must be killed
 LONGEST_S = 900  # a mutant that hangs is noticed too
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*-work", "*.egg-info")
@@ -37,7 +37,7 @@ class Stale(Exception):
 @dataclass(frozen=True)
 class Mutant:
     """One wrong line. file: from the root. old, new: the line without its indentation. tests: names
-    of files in tests/, the likeliest to notice first."""
+    of files, from tests/, the likeliest to notice first."""
 
     name: str
     file: str

@@ -175,5 +175,5 @@ def chunkings(draw: st.DrawFn, width: int) -> list[int]:
 def load_bench(name: str) -> ModuleType:
     """A file of bench/ as its siblings import it, from its own directory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent.parent / "bench"))
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
         return importlib.import_module(name)
