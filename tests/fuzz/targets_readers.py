@@ -41,10 +41,10 @@ from minisafe.session.profile import load_profile
 from minisafe.session.settings import resolve
 from minisafe.tokenizer import load_tokenizer
 from minisafe.vectors import SafetyVector
+from tests.checkpoint.test_arrays import AS_BF16, VALUES, gguf, one
 from tests.support.templates import TEMPLATES
 from tests.support.tiny import random_adapter, random_model, tiny_config
 from tests.support.worlds import tokenizer, write_json, write_tokenizer
-from tests.test_arrays import AS_BF16, VALUES, gguf, one
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)

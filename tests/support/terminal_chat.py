@@ -1,4 +1,4 @@
-"""Run by `test_terminal.py` in a real terminal: the program, with answers that take a while.
+"""Run by cli/chat/test_terminal.py in a real terminal: the program, with answers that take a while.
 
 `python terminal_chat.py SECONDS ARGS...`: so many seconds a token; the rest is for `minisafe`.
 """
