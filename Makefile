@@ -17,7 +17,7 @@ fuzz: setup-dev
 
 # would the tests notice? each mutant is one wrong line in a copy of the package: about an hour
 mutants: setup-dev
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python tests/support/mutants.py
 
 # docs/api.md anew, from signatures and docstrings, and the table of settings in docs/profile.md
 api: setup

@@ -2,8 +2,9 @@
 
     python docs/make_house.py [--check]
 
-`HOUSE` is the table: tests/test_house.py holds every import of the package to it, and this script
-writes it into the page. With --check it writes nothing and exits with 1 where the page is another.
+`HOUSE` is the table: tests/project/test_house.py holds every import of the package to it, and this
+script writes it into the page. With --check it writes nothing and exits with 1 where the page is
+another.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import random_model, tiny_config
 from hypothesis import HealthCheck, Phase, settings
 
 from minisafe.checkpoint import save_model
 from minisafe.model import Llama
+from tests.support.tiny import random_model, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 

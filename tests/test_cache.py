@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import chunkings, random_ids, random_model, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from minisafe.cache import CACHE_DTYPES, KVCache, Placement, bytes_per_token
 from minisafe.errors import OutOfMemory, PromptError, SettingError
+from tests.support.tiny import chunkings, random_ids, random_model, tiny_config
 
 CONFIG = tiny_config(n_layers=2, n_kv_heads=2, head_dim=4, max_positions=40)
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from helpers import models, random_adapter, random_model, tiny_config
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from worlds import E, Run, published, run, same, slow_log_probs
 
 from minisafe.engine import Event, Generation, Request
 from minisafe.errors import NonFiniteError, PromptError, SlotError
@@ -24,6 +22,8 @@ from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
 from minisafe.sampling import Sampling, row_generator, sample
 from minisafe.vectors import POSITIONS, Steering
+from tests.support.tiny import models, random_adapter, random_model, tiny_config
+from tests.support.worlds import E, Run, published, run, same, slow_log_probs
 
 EXPERTS = ("adapter", "system prompt", "checkpoint")
 prompts = st.lists(st.integers(0, 66), min_size=1, max_size=12)

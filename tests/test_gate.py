@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import random_adapter, random_model, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from minisafe.gate import Calibration, Gate, conformal_threshold
 from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.vectors import Steering
+from tests.support.tiny import random_adapter, random_model, tiny_config
 
 PROMPTS = ((5, 9, 2, 31), (7, 7, 1), (40, 3, 12, 8, 60, 2), (11, 12))
 LENGTH = 8

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from helpers import random_adapter, random_model, tiny_config
 
 from minisafe.linear import Linear
 from minisafe.lora import Applied
+from tests.support.tiny import random_adapter, random_model, tiny_config
 
 
 def test_a_delta_acts_on_its_rows_alone() -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import TOLERANCE, configs, models, random_adapter, random_model, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import slow_log_probs
 
 from minisafe.cache import CACHE_DTYPES
 from minisafe.config import LlamaConfig
@@ -17,6 +15,8 @@ from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
 from minisafe.slots import Add, Record
 from minisafe.vectors import Steering
+from tests.support.tiny import TOLERANCE, configs, models, random_adapter, random_model, tiny_config
+from tests.support.worlds import slow_log_probs
 
 ids = st.integers(0, 66)
 texts = st.lists(ids, min_size=1, max_size=9)

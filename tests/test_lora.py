@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import torch
-from helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.model import Llama
+from minisafe.slots import Add
+from tests.support.reference import read
+from tests.support.tiny import (
     TOLERANCE,
     cache_for,
     chunkings,
@@ -12,14 +20,6 @@ from helpers import (
     random_ids,
     tensors_of,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference import read
-from torch import Tensor
-
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
-from minisafe.model import Llama
-from minisafe.slots import Add
 
 ROWS, WIDTH = 3, 10
 ENDINGS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minisafe.config import RopeScaling
+from minisafe.errors import PromptError
+from minisafe.model import Llama
+from minisafe.rotary import inverse_frequencies
+from tests.support.reference import frequency, read
+from tests.support.tiny import (
     TOLERANCE,
     cache_for,
     chunkings,
@@ -14,15 +23,6 @@ from helpers import (
     tensors_of,
     tiny_config,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference import frequency, read
-from torch import Tensor
-
-from minisafe.config import RopeScaling
-from minisafe.errors import PromptError
-from minisafe.model import Llama
-from minisafe.rotary import inverse_frequencies
 
 seeds = st.integers(0, 1000)
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random_adapter
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import World, base_model
 
 import minisafe
 from minisafe.engine import Generation, Request
@@ -24,8 +22,10 @@ from minisafe.gate import Gate
 from minisafe.guidance import RULES, SGDS, Plain
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.policy import Policy, Seen
+from tests.support.tiny import random_adapter
+from tests.support.worlds import World, base_model
 
-pytest_plugins = ["world_fixtures"]
+pytest_plugins = ["tests.support.world_fixtures"]
 rules = st.sampled_from([*(make() for make in RULES.values()), Plain()]).flatmap(
     lambda rule: (
         st.just(rule)

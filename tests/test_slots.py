@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minisafe.cache import Placement
+from minisafe.errors import SlotError
+from minisafe.model import Llama
+from minisafe.slots import Add, BoundSlots, Patch, Record, Slot, Span, covered
+from tests.support.reference import read
+from tests.support.tiny import (
     TOLERANCE,
     cache_for,
     chunkings,
@@ -17,15 +26,6 @@ from helpers import (
     tensors_of,
     tiny_config,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from reference import read
-from torch import Tensor
-
-from minisafe.cache import Placement
-from minisafe.errors import SlotError
-from minisafe.model import Llama
-from minisafe.slots import Add, BoundSlots, Patch, Record, Slot, Span, covered
 
 ROWS, WIDTH = 3, 12
 seeds = st.integers(0, 1000)

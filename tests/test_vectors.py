@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from spoil import refuses
 
 from minisafe.checkpoint.vectors import load_vector, save_gguf, save_npy, save_vector
 from minisafe.errors import SettingError, VectorError
 from minisafe.slots import covered
 from minisafe.vectors import POSITIONS, SafetyVector, Steering, check_vector
+from tests.support.spoil import refuses
 
 METADATA = {
     "sa_scale": 1.5, "sa_positions": "last", "heads": [[3, 1], [0, 2]], "n_layers": 4,

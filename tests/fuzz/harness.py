@@ -32,7 +32,7 @@ from traceback import extract_tb, print_exception
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from mutate import mutate  # noqa: E402
 from target import Target  # noqa: E402

@@ -12,17 +12,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-from helpers import random_adapter, random_model, tiny_config
 from mutate import LFS
 from safetensors.torch import save_file
 from target import Target
-from templates import TEMPLATES
-from test_arrays import AS_BF16, VALUES, gguf, one
-from worlds import tokenizer, write_json, write_tokenizer
 
 from minisafe.checkpoint import (
     ADAPTER_CONFIG,
@@ -45,6 +41,10 @@ from minisafe.session.profile import load_profile
 from minisafe.session.settings import resolve
 from minisafe.tokenizer import load_tokenizer
 from minisafe.vectors import SafetyVector
+from tests.checkpoint.test_arrays import AS_BF16, VALUES, gguf, one
+from tests.support.templates import TEMPLATES
+from tests.support.tiny import random_adapter, random_model, tiny_config
+from tests.support.worlds import tokenizer, write_json, write_tokenizer
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)

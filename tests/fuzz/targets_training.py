@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from helpers import random_adapter, random_model, tensors_of, tiny_config
 from safetensors.torch import load_file, save_file
-from small_chat import VOCAB_SIZE, byte_tokenizer
 from target import Target
 
 from minisafe.amplify import PromptMaker, load_demonstrations
@@ -25,6 +23,8 @@ from minisafe.checkpoint import ADAPTER_WEIGHTS, load_adapter, save_adapter
 from minisafe.cli.edit import chosen_edits, read_lines
 from minisafe.finetune import Trainer, Training, encode_all, encode_examples, load_conversations
 from minisafe.finetune.state import read_state
+from tests.support.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
+from tests.support.tiny import random_adapter, random_model, tensors_of, tiny_config
 
 ROOT = Path(tempfile.mkdtemp(prefix="fuzz-training-"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)

@@ -6,8 +6,8 @@ Needs transformers. Writes beside itself
 
     chat/tokenizers/NAME.json   tiny tokenizers: byte-level, and three SentencePiece-like ones that
                                 treat the blank at the start of a text each in their own way
-    chat/NAME.json              for every chat of tests/templates.py under one template: the text
-                                and ids of `apply_chat_template`, or that the template refuses
+    chat/NAME.json              for every chat of tests/support/templates.py under one template: the
+                                text and ids of `apply_chat_template`, or that the template refuses
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
 HERE = Path(__file__).resolve().parent / "chat"
-sys.path.insert(0, str(HERE.parent.parent))
+sys.path.insert(0, str(HERE.parents[2]))
 
-from templates import CHATS, TEMPLATES  # noqa: E402
+from tests.support.templates import CHATS, TEMPLATES  # noqa: E402
 
 TEXT = [
     "Once there was a small fox who lived in the old wood near the river.",

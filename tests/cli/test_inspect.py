@@ -1,0 +1,92 @@
+"""`inspect` shows what strangers wrote: no name or value commands the terminal or forges a line."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minisafe.cli import main
+from minisafe.cli.inspect import MOST_LETTERS, MOST_LINES, as_lines
+from minisafe.files.display import CONTROLS
+from tests.support.spoil import respell
+
+HOSTILE = "a\x1b]0;title\x07\x1b[2J\nkind: forged\rforged\u2028kind: x\u202e\x9b\x7f"
+Run = Callable[..., tuple[int, str, str]]  # exit code, standard output, standard error
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main changes it
+        monkeypatch.setattr("sys.argv", ["minisafe", "inspect", *map(str, args)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return call
+
+
+def test_foreign_text_is_single_harmless_lines(run: Run, tmp_path: Path) -> None:
+    metadata = {HOSTILE: "1", "about": HOSTILE, "long": "x" * 1_000_000}
+    save_file({"layer.1": torch.ones(2)}, tmp_path / "v.safetensors", metadata)
+    code, out, _ = run(tmp_path / "v.safetensors")
+    lines = out.splitlines()
+    assert code == 0
+    assert CONTROLS.search(out) is None
+    assert [line for line in lines if line.startswith("kind:")] == ["kind: safety vector"]
+    assert len(lines) == 7  # kind, path, hidden, norms and three of metadata
+    assert max(map(len, lines)) < 2 * MOST_LETTERS
+    code, exact, _ = run(tmp_path / "v.safetensors", "--json")
+    assert json.loads(exact)["metadata.about"] == HOSTILE
+    assert CONTROLS.search(exact) is None
+
+
+def test_many_lines_are_counted() -> None:
+    lines = as_lines({f"name{n}": n for n in range(MOST_LINES + 407)})
+    assert len(lines) == MOST_LINES + 1
+    assert lines[-1] == "... and 407 more (--json has all)"
+
+
+def test_a_nested_name_cannot_pass_for_an_outer_one() -> None:
+    lines = as_lines({"base": {"kind\nkind": "model", "  expert": {"a\n": 1}}})
+    assert lines == ["base:", "  kind kind: model", "  expert:", "    a: 1"]
+
+
+def test_errors_are_one_harmless_line(run: Run, directory: Path, tmp_path: Path) -> None:
+    save_file({HOSTILE + "x" * 100_000: torch.ones(2)}, tmp_path / "v.safetensors")
+    respell(directory, model_type=HOSTILE * 1000)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({HOSTILE: HOSTILE}))
+    for path in (tmp_path / "v.safetensors", directory, tmp_path / "adapter"):
+        code, out, err = run(path)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert CONTROLS.search(err.rstrip("\n")) is None
+        assert len(err) < 4200
+
+
+def test_a_model_is_described_by_its_headers(run: Run, directory: Path) -> None:
+    """Nothing is mapped: a file cut short is refused all the same."""
+    code, out, _ = run(directory, "--json")
+    assert code == 0
+    assert json.loads(out)["dtypes"] == ["float32"]
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = run(directory)
+    assert code == 2
+    assert "not a whole safetensors file" in err
+
+
+def test_a_directory_of_adapters_is_told_by_its_parts(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "unsafe").mkdir()
+    (tmp_path / "unsafe" / "adapter_config.json").write_text("{}")
+    code, _, err = run(tmp_path)
+    assert code == 2
+    assert "it holds LoRA adapters, give one of them: unsafe" in err
