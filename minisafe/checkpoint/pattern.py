@@ -27,6 +27,7 @@ CATEGORIES: dict[str, Callable[[str], bool]] = {
     "CATEGORY_SPACE": str.isspace,
     "CATEGORY_WORD": lambda character: character.isalnum() or character == "_",
 }
+EMPTY_IS_INSIDE = re.fullmatch(r"\B", "") is not None  # as Python means it since 3.14
 Node = tuple[Any, Any]  # an operator of Python's parser and its argument
 Ends = frozenset[int]
 
@@ -154,6 +155,8 @@ class Matcher:
             return self.text[place:] in ("", "\n")
         if name == "AT_END_STRING":
             return place == len(self.text)
+        if not self.text:
+            return name == "AT_NON_BOUNDARY" and EMPTY_IS_INSIDE
         word = CATEGORIES["CATEGORY_WORD"]
         left, right = self.text[max(0, place - 1) : place], self.text[place : place + 1]
         return (word(left) != word(right)) == (name == "AT_BOUNDARY")

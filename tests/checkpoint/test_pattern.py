@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minisafe.checkpoint.pattern import Pattern, PatternError
@@ -65,6 +65,8 @@ sources = st.recursive(
 
 
 @given(sources, st.text("ab.1 \n", max_size=7))
+@example(r"\B", "")
+@example(r"\b", "")
 def test_any_pattern_means_what_re_says(source: str, text: str) -> None:
     assert Pattern(source).fullmatch(text) == (re.fullmatch(source, text) is not None), source
 
