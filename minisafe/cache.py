@@ -216,12 +216,6 @@ class KVCache:
             raise ValueError(f"row {row} holds {self.lengths[row]} tokens; cannot go to {length}")
         self.lengths[row] = length
 
-    def wipe(self, row: int) -> None:
-        """Zero what lies behind a row's tokens, where it may not be finite: masked, it would still
-        spoil sums."""
-        for each in self.held:
-            each[:, row, :, self.lengths[row] :] = 0
-
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which move together in the order given."""
         index = torch.tensor(list(rows), dtype=torch.long, device=self.device)

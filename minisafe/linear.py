@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 
 # how a model's weights may be stored; `minisafe.fast` has all but the plain way
 WEIGHTS = ("auto", "plain", "packed", "int8")
@@ -31,19 +31,19 @@ class Linear(nn.Module):
         self.weight: Tensor = nn.Parameter(torch.empty(out_features, in_features))
         self.bias: Tensor | None = nn.Parameter(torch.empty(out_features)) if bias else None
 
-    def forward(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
+    def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         """(B, T, in_features) -> (B, T, out_features)"""
         y = F.linear(x, self.weight, self.bias)
         return add_deltas(y, x, self.name, adapters) if adapters else y
 
 
-def add_deltas(y: Tensor, x: Tensor, name: str, adapters: Sequence[Applied]) -> Tensor:
+def add_deltas(y: Tensor, x: Tensor, name: str, adapters: Sequence[AdaptedRows]) -> Tensor:
     """Add to `y` the adapters' deltas for module `name`, each on its rows; returns it.
 
     A delta is written into its rows, so rows without an adapter stay bit-equal.
     """
-    for applied in adapters:
-        delta = applied.adapter.deltas.get(name)
+    for adapted in adapters:
+        delta = adapted.adapter.deltas.get(name)
         if delta is not None:
-            y[applied.rows].add_(delta(x[applied.rows]))
+            y[adapted.rows].add_(delta(x[adapted.rows]))
     return y

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minisafe.cache import KVCache
 from minisafe.errors import NonFiniteError
-from minisafe.lora import Applied, LoraAdapter
+from minisafe.lora import AdaptedRows, LoraAdapter
 from minisafe.model import Llama
 from minisafe.slots import Slot
 
@@ -33,7 +33,7 @@ class Stream:
 
 
 class SharedWeights:
-    """The streams of one model: their rows stand one stream after another in one cache."""
+    """The streams of one model. They share a cache: all rows of one stream, then of the next."""
 
     def __init__(
         self, model: Llama, members: list[int], rows: int, capacity: int, cache_dtype: str
@@ -44,6 +44,7 @@ class SharedWeights:
         )
 
     def row(self, stream: int, row: int) -> int:
+        """The cache row of a stream's batch row."""
         return self.members.index(stream) * self.rows + row
 
 
@@ -53,7 +54,7 @@ class Lockstep:
     Args:
         streams: who reads; the first is the base.
         rows: prompts in the batch; every stream has as many.
-        capacity: tokens a row to make room for at first.
+        capacity: tokens per row to make room for at first.
         n_ids: how many token ids the streams have in common; by default the smallest vocabulary.
         chunk: about how many tokens a forward takes, over all its rows; at least the smaller of
             `chunk` and `FEW_COLUMNS` per row. Longer texts take several forwards. A larger chunk
@@ -86,24 +87,18 @@ class Lockstep:
         self.groups = [
             SharedWeights(model, numbers, rows, capacity, cache_dtype) for model, numbers in members
         ]
-        self._group_of = {n: group for group in self.groups for n in group.members}
+        self.group_of = {n: group for group in self.groups for n in group.members}  # by stream
         self.limit = min(group.cache.limit for group in self.groups)  # tokens in every context
 
     def length(self, stream: int, row: int) -> int:
         """How many tokens of a row a stream has read."""
-        group = self._group_of[stream]
+        group = self.group_of[stream]
         return group.cache.lengths[group.row(stream, row)]
 
     def rewind(self, stream: int, row: int, length: int) -> None:
         """Shorten what a stream has read of a row. Old values stay in the cache, unread."""
-        group = self._group_of[stream]
+        group = self.group_of[stream]
         group.cache.rewind(group.row(stream, row), length)
-
-    @torch.inference_mode()
-    def wipe(self, stream: int, row: int) -> None:
-        """Zero the values that `rewind` left in the cache, after logits that were not finite."""
-        group = self._group_of[stream]
-        group.cache.wipe(group.row(stream, row))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
@@ -135,103 +130,60 @@ class Lockstep:
             found |= self._feed_group(group, tokens, slots)
         return tuple(found.get(stream) for stream in range(len(self.streams)))
 
-    @torch.inference_mode()
-    def score(self, stream: int, texts: Tokens) -> list[Tensor]:
-        """Append `texts[row]` to what one stream has read, without slots and in one forward.
-
-        Returns by row (n, n_ids) float32 log-probabilities after each of its tokens. They end
-        before the first that is not finite: the caller may need none from there on, and rewind and
-        `wipe`.
-        """
-        before = [self.length(stream, row) for row in range(self.rows)]
-        found = self._score_block(stream, texts)
-        if all(len(each) == len(text) for each, text in zip(found, texts, strict=True)):
-            return found
-        # masked columns have weight 0, but 0 * NaN is NaN: a bad token spoils those before it too
-        for row, length in enumerate(before):
-            self.rewind(stream, row, length)
-            self.wipe(stream, row)
-        found = [each[:0] for each in found]
-        for column in range(max(map(len, texts))):
-            fed = [
-                text[column : column + 1] if len(each) == column else []
-                for text, each in zip(texts, found, strict=True)
-            ]
-            if any(map(len, fed)):
-                single = self._score_block(stream, fed)
-                found = [torch.cat(both) for both in zip(found, single, strict=True)]
-        return found
-
-    def _score_block(self, stream: int, texts: Tokens) -> list[Tensor]:
-        """`score`, but right only where all is finite, or no row has two tokens."""
-        group, adapter = self._group_of[stream], self.streams[stream].adapter
-        counts = [len(text) for text in texts]
-        ids = torch.zeros(self.rows, max(counts), dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, : len(text)] = torch.tensor(list(text), dtype=torch.long)
-        first = group.row(stream, 0)
-        logits = group.model(
-            ids.to(group.model.device), group.cache, counts=counts,
-            rows=slice(first, first + self.rows),
-            adapters=() if adapter is None else (Applied(adapter, slice(0, self.rows)),),
-        )[..., : self.n_ids].float()  # fmt: skip
-        sound = logits.isfinite().all(dim=-1).long().cumprod(dim=1).sum(dim=1).tolist()
-        log_probs = torch.log_softmax(logits, dim=-1)
-        return [log_probs[row, : min(n, sound[row])] for row, n in enumerate(counts)]
-
     def _feed_group(
         self, group: SharedWeights, tokens: Sequence[Tokens], slots: Sequence[Sequence[Slot]]
     ) -> dict[int, Tensor]:
-        active = [place for place, s in enumerate(group.members) if any(map(len, tokens[s]))]
+        active = [n for n, s in enumerate(group.members) if any(map(len, tokens[s]))]
         if not active:
             return {}
         # one slice of the cache's rows, from the first stream that reads to the last
         first, rows = active[0], self.rows
         members = group.members[first : active[-1] + 1]
-        texts = [list(tokens[stream][row]) for stream in members for row in range(rows)]
+        ids = [list(tokens[stream][row]) for stream in members for row in range(rows)]
         shifted = [
-            slot.shifted(place * rows)
-            for place, stream in enumerate(members)
+            slot.shifted(n * rows)
+            for n, stream in enumerate(members)
             for slot in (slots[stream] if slots else ())
         ]
         adapters = tuple(
-            Applied(adapter, slice(place * rows, (place + 1) * rows))
-            for place, stream in enumerate(members)
+            AdaptedRows(adapter, slice(n * rows, (n + 1) * rows))
+            for n, stream in enumerate(members)
             if (adapter := self.streams[stream].adapter) is not None
         )
         cache_rows = slice(first * rows, (first + len(members)) * rows)
-        logits = self._forward(group, texts, cache_rows, shifted, adapters)
+        logits = self._forward(group, ids, cache_rows, shifted, adapters)
         found = dict(zip(members, torch.split(logits, rows), strict=True))
-        return {group.members[place]: found[group.members[place]] for place in active}
+        return {group.members[n]: found[group.members[n]] for n in active}
 
     def _forward(
         self,
         group: SharedWeights,
-        texts: list[list[int]],
+        tokens: list[list[int]],
         rows: slice,
         slots: list[Slot],
-        adapters: tuple[Applied, ...],
+        adapters: tuple[AdaptedRows, ...],
     ) -> Tensor:
-        """Last-token log-probabilities of texts of any lengths, fed in chunks."""
+        """Log-probabilities after each row's last token; rows of any lengths, fed in chunks."""
         model = group.model
-        longest = max(map(len, texts))
+        longest = max(map(len, tokens))
         lengths = group.cache.lengths[rows]
-        group.cache.reserve(max(n + len(text) for n, text in zip(lengths, texts, strict=True)))
-        result = torch.zeros(len(texts), self.n_ids, device=model.device)
-        chunk = max(self.chunk // len(texts), min(self.chunk, FEW_COLUMNS))
+        group.cache.reserve(max(n + len(ids) for n, ids in zip(lengths, tokens, strict=True)))
+        result = torch.zeros(len(tokens), self.n_ids, device=model.device)
+        chunk = max(self.chunk // len(tokens), min(self.chunk, FEW_COLUMNS))
         for start in range(0, longest, chunk):
-            blocks = [text[start : start + chunk] for text in texts]
+            blocks = [row_ids[start : start + chunk] for row_ids in tokens]
             counts = [len(block) for block in blocks]
             width = max(counts)
             ids = torch.tensor(
                 [block + [0] * (width - len(block)) for block in blocks], device=model.device
             )
-            ending = [row for row, text in enumerate(texts) if start < len(text) <= start + chunk]
+            ends = (start < len(row_ids) <= start + chunk for row_ids in tokens)
+            ending = [row for row, ends_here in enumerate(ends) if ends_here]
             logits = model(
                 ids, group.cache, counts=counts, rows=rows, slots=slots, adapters=adapters,
                 last_only=True, no_logits=not ending,
             )  # fmt: skip
-            if len(ending) == len(texts):
+            if len(ending) == len(tokens):
                 return log_probs_of(logits[:, : self.n_ids])
             if ending:
                 result[ending] = log_probs_of(logits[ending, : self.n_ids])

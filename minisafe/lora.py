@@ -47,7 +47,7 @@ class LoraAdapter:
 
 
 @dataclass(frozen=True)
-class Applied:
+class AdaptedRows:
     """An adapter and the rows of a forward's batch that it acts on."""
 
     adapter: LoraAdapter

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from minisafe.cache import KVCache, Placement
 from minisafe.config import LlamaConfig
 from minisafe.linear import Linear
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.rotary import Rotary, rotate
 from minisafe.slots import BoundSlots, Slot
 from minisafe.step import Step, make_masks, positions_of
@@ -56,7 +56,7 @@ class Llama(nn.Module):
         counts: Sequence[int] | None = None,
         rows: slice | None = None,
         slots: Iterable[Slot] = (),
-        adapters: tuple[Applied, ...] = (),
+        adapters: tuple[AdaptedRows, ...] = (),
         last_only: bool = False,
         no_logits: bool = False,
     ) -> Tensor:
@@ -117,7 +117,7 @@ class Llama(nn.Module):
         cache: KVCache | None = None,
         rows: slice | None = None,
         slots: Iterable[Slot] = (),
-        adapters: tuple[Applied, ...] = (),
+        adapters: tuple[AdaptedRows, ...] = (),
     ) -> Step:
         """The step of a block; arguments as for `forward`."""
         if cache is None:

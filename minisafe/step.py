@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minisafe.cache import KVCache, Placement
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.slots import BoundSlots
 
 Window = int | None  # how many tokens a query sees, itself counted; None: all before it
@@ -28,7 +28,7 @@ class Step:
     masks: dict[Window, Tensor]  # see `make_masks`
     causal: bool  # the block is the whole sequence, so the lower triangle says it all
     slots: BoundSlots
-    adapters: tuple[Applied, ...] = ()
+    adapters: tuple[AdaptedRows, ...] = ()
     cache: KVCache | None = None
 
     def last(self, x: Tensor) -> Tensor:

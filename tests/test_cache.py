@@ -13,6 +13,7 @@ from torch import Tensor
 
 from minisafe.cache import CACHE_DTYPES, KVCache, Placement, bytes_per_token
 from minisafe.errors import OutOfMemory, PromptError, SettingError
+from minisafe.fast.score import wipe_row
 from tests.support.tiny import chunkings, random_ids, random_model, tiny_config
 
 CONFIG = tiny_config(n_layers=2, n_kv_heads=2, head_dim=4, max_positions=40)
@@ -279,7 +280,7 @@ def test_what_is_not_finite_stays_so(cache_dtype: str, bad: float) -> None:
     assert not values[0, 1, 1].isfinite().all()
     assert keys[0, 1].isfinite().all()
     assert values[0, 0].isfinite().all()
-    cache.wipe(0)
+    wipe_row(cache, 0)
     assert all(each.isfinite().all() and not each.any() for each in cache.held)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 from minisafe.slots import Add
 from tests.support.reference import read
@@ -45,7 +45,7 @@ def test_an_adapted_row_is_the_merged_model(model: Llama, seed: int, names: list
     """Against the slow reference with the deltas merged into its weights."""
     ids = random_ids(model, ROWS, WIDTH, seed)
     adapter = random_adapter(model, seed, rank=2, endings=names)
-    logits = model(ids, adapters=(Applied(adapter, slice(1, 2)),))
+    logits = model(ids, adapters=(AdaptedRows(adapter, slice(1, 2)),))
     expected = read(merged(model, adapter), model.config, ids[1].tolist()).logits
     close(logits[1], expected.float())
     if set(names) - {"q_proj", "k_proj"}:  # with a window of 1, only these change nothing
@@ -59,7 +59,7 @@ def test_rows_without_the_adapter_are_bit_equal(
     ids = random_ids(model, ROWS, WIDTH, seed)
     rows = slice(first, min(first + n, ROWS))
     plain = model(ids)
-    logits = model(ids, adapters=(Applied(random_adapter(model, seed, endings=names), rows),))
+    logits = model(ids, adapters=(AdaptedRows(random_adapter(model, seed, endings=names), rows),))
     others = [row for row in range(ROWS) if row not in range(ROWS)[rows]]
     assert torch.equal(logits[others], plain[others])
 
@@ -80,7 +80,7 @@ def test_one_forward_is_two(model: Llama, seed: int, counts: list[int]) -> None:
             both,
             counts=[*n, *n],
             slots=[steer],
-            adapters=(Applied(adapter, slice(ROWS, 2 * ROWS)),),
+            adapters=(AdaptedRows(adapter, slice(ROWS, 2 * ROWS)),),
             last_only=True,
         )
         apart = [
@@ -89,7 +89,7 @@ def test_one_forward_is_two(model: Llama, seed: int, counts: list[int]) -> None:
                 block,
                 expert,
                 counts=n,
-                adapters=(Applied(adapter, slice(0, ROWS)),),
+                adapters=(AdaptedRows(adapter, slice(0, ROWS)),),
                 last_only=True,
             ),
         ]
@@ -99,7 +99,7 @@ def test_one_forward_is_two(model: Llama, seed: int, counts: list[int]) -> None:
 @given(models, seeds, chunkings(WIDTH))
 def test_chunked_is_the_whole(model: Llama, seed: int, sizes: list[int]) -> None:
     ids = random_ids(model, ROWS, WIDTH, seed)
-    applied = (Applied(random_adapter(model, seed), slice(0, 2)),)
+    applied = (AdaptedRows(random_adapter(model, seed), slice(0, 2)),)
     cache = cache_for(model, ROWS, capacity=2)
     logits = [model(chunk, cache, adapters=applied) for chunk in ids.split(sizes, dim=1)]
     close(torch.cat(logits, dim=1), model(ids, adapters=applied))
@@ -109,7 +109,9 @@ def test_two_adapters_on_two_rows(tiny_model) -> None:
     model = tiny_model()
     ids = random_ids(model, ROWS, WIDTH)
     first, second = random_adapter(model, 1), random_adapter(model, 2, endings=("up_proj",))
-    logits = model(ids, adapters=(Applied(first, slice(0, 1)), Applied(second, slice(2, 3))))
+    logits = model(
+        ids, adapters=(AdaptedRows(first, slice(0, 1)), AdaptedRows(second, slice(2, 3)))
+    )
     assert torch.equal(logits[1], model(ids)[1])
     for row, adapter in ((0, first), (2, second)):
         expected = read(merged(model, adapter), model.config, ids[row].tolist()).logits
@@ -120,7 +122,9 @@ def test_two_adapters_on_one_row_add_up(tiny_model) -> None:
     model = tiny_model()
     ids = random_ids(model, 1, WIDTH)
     first, second = random_adapter(model, 1), random_adapter(model, 2)
-    logits = model(ids, adapters=(Applied(first, slice(0, 1)), Applied(second, slice(0, 1))))
+    logits = model(
+        ids, adapters=(AdaptedRows(first, slice(0, 1)), AdaptedRows(second, slice(0, 1)))
+    )
     tensors = merged(model, first)
     for name, delta in second.deltas.items():
         tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + delta.weight()
@@ -131,7 +135,7 @@ def test_the_head_can_be_adapted(tiny_model) -> None:
     model = tiny_model()
     ids = random_ids(model, 2, WIDTH)
     adapter = random_adapter(model, endings=("lm_head",))
-    logits = model(ids, adapters=(Applied(adapter, slice(1, 2)),))
+    logits = model(ids, adapters=(AdaptedRows(adapter, slice(1, 2)),))
     assert list(adapter.deltas) == ["lm_head"]
     assert torch.equal(logits[0], model(ids)[0])
     close(logits[1], read(merged(model, adapter), model.config, ids[1].tolist()).logits.float())
@@ -146,7 +150,7 @@ def test_a_delta_that_is_zero_changes_nothing(tiny_model) -> None:
         for name, delta in random_adapter(model).deltas.items()
     }
     assert torch.equal(
-        model(ids, adapters=(Applied(LoraAdapter(deltas), slice(0, 2)),)), model(ids)
+        model(ids, adapters=(AdaptedRows(LoraAdapter(deltas), slice(0, 2)),)), model(ids)
     )
 
 
@@ -155,7 +159,7 @@ def test_an_adapter_leaves_no_trace(tiny_model) -> None:
     ids = random_ids(model, 2, WIDTH)
     before = model(ids)
     adapter = random_adapter(model)
-    assert not torch.equal(model(ids, adapters=(Applied(adapter, slice(0, 2)),)), before)
+    assert not torch.equal(model(ids, adapters=(AdaptedRows(adapter, slice(0, 2)),)), before)
     assert torch.equal(model(ids), before)
 
 
@@ -167,7 +171,7 @@ def test_gradients_reach_the_delta_and_not_the_base(tiny_model) -> None:
         delta.a.requires_grad_(True)
         delta.b.requires_grad_(True)
     ids = random_ids(model, 2, WIDTH)
-    model(ids, adapters=(Applied(adapter, slice(0, 1)),)).square().mean().backward()
+    model(ids, adapters=(AdaptedRows(adapter, slice(0, 1)),)).square().mean().backward()
     for delta in adapter.deltas.values():
         assert delta.a.grad.abs().max() > 0
         assert delta.b.grad.abs().max() > 0

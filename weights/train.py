@@ -25,7 +25,7 @@ from world import Document
 from minisafe.config import LlamaConfig
 from minisafe.finetune import Loop, Schedule
 from minisafe.finetune.state import identity
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
 MAX_TOKENS = 640  # longer documents are cut
@@ -142,7 +142,7 @@ def tensors(batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(
-    model: Llama, ids: Tensor, weights: Tensor, adapters: tuple[Applied, ...] = ()
+    model: Llama, ids: Tensor, weights: Tensor, adapters: tuple[AdaptedRows, ...] = ()
 ) -> Tensor:
     """Weighted mean cross-entropy of each next token.
 
@@ -272,8 +272,8 @@ def train(
 
     def losses() -> Iterator[list[Tensor]]:
         for batch in order[loop.step :]:
-            applied = () if adapter is None else (Applied(adapter, slice(0, len(batch))),)
-            yield [loss_of(model, *tensors(batch), applied)]
+            adapted = () if adapter is None else (AdaptedRows(adapter, slice(0, len(batch))),)
+            yield [loss_of(model, *tensors(batch), adapted)]
 
     done, started, recent = loop.step, time.time(), None
     for loss in loop.run(losses(), checkpoint, save_every):

@@ -26,7 +26,7 @@ from minisafe.fast.graph import Decoder, Inputs, window_kinds
 from minisafe.fast.llama import FastLlama
 from minisafe.fast.prepare import quicken
 from minisafe.lockstep import Stream
-from minisafe.lora import Applied, LoraAdapter
+from minisafe.lora import AdaptedRows, LoraAdapter
 from minisafe.model import Llama
 from minisafe.slots import Add
 from minisafe.step import Step
@@ -135,10 +135,10 @@ class Graphs:
         step.slots.waiting.clear()
         return total
 
-    def acting(self, batch: int, applied: Sequence[Applied]) -> tuple[Tensor, ...]:
+    def acting(self, batch: int, adapted: Sequence[AdaptedRows]) -> tuple[Tensor, ...]:
         """By adapter of the graph (B, 1): the rows that it acts on."""
         found = tuple(torch.zeros(batch, 1, dtype=torch.bool) for _ in self.adapters)
-        for each in applied:
+        for each in adapted:
             for on, adapter in zip(found, self.adapters, strict=True):
                 if adapter is each.adapter:
                     on[each.rows] = True

@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.linear import Linear, add_deltas
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 
 
 class HeldLinear(Linear):
     """A plain linear map whose weight is not looked up through `nn.Module`; `prepare` turns one
     into it, in place."""
 
-    def forward(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
+    def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         y = F.linear(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]
         return add_deltas(y, x, self.name, adapters) if adapters else y
 

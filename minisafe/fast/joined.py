@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minisafe.fast.deltas import FusedDeltas, SeparateDeltas, gather_deltas
 from minisafe.fast.packing import PackedStep
 from minisafe.linear import Linear
-from minisafe.lora import Applied, LoraAdapter
+from minisafe.lora import AdaptedRows, LoraAdapter
 from minisafe.model import MLP, Attention, attend
 from minisafe.rotary import rotate
 from minisafe.step import Step
@@ -40,15 +40,15 @@ class JoinedLinear(Linear):
         """(B, T, in_features) -> (B, T, sum of out_features), without adapters"""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
+    def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         y = self.product(x)
-        for applied in adapters:
-            deltas = self.deltas_of(applied.adapter)
+        for adapted in adapters:
+            deltas = self.deltas_of(adapted.adapter)
             if deltas is not None:  # written into its rows, so the others stay bit-equal
-                deltas.add_to(y[applied.rows], x[applied.rows])
+                deltas.add_to(y[adapted.rows], x[adapted.rows])
         return y
 
-    def __call__(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
+    def __call__(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         return self.forward(x, adapters)  # without a look for hooks: see `TurnedAttention`
 
     def deltas_of(self, adapter: LoraAdapter) -> FusedDeltas | SeparateDeltas | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minisafe.fast.race import FEW, FEW_ROWS, Lap, Shape, border, make_trials, race
 from minisafe.linear import Linear, add_deltas
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 
 MIN_WEIGHTS = 1 << 18  # of a matrix; below, the detour costs more than it saves
 
@@ -19,7 +19,7 @@ MIN_WEIGHTS = 1 << 18  # of a matrix; below, the detour costs more than it saves
 class LeftLinear(Linear):
     """A plain linear map by `linear`; `prepare` turns one into it, in place."""
 
-    def forward(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
+    def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         y = linear(x, self.weight, self.bias)
         return add_deltas(y, x, self.name, adapters) if adapters else y
 

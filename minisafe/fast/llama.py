@@ -10,7 +10,7 @@ from minisafe.cache import KVCache
 from minisafe.errors import SettingError
 from minisafe.fast.left import linear
 from minisafe.fast.packing import PackedStep
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.slots import Slot
 from minisafe.step import Step
@@ -31,7 +31,7 @@ class FastLlama(Llama):
         cache: KVCache | None = None,
         rows: slice | None = None,
         slots: Iterable[Slot] = (),
-        adapters: tuple[Applied, ...] = (),
+        adapters: tuple[AdaptedRows, ...] = (),
     ) -> Step:
         """Padding costs nothing: the step of a padded block is packed."""
         step = super().make_step(counts, width, cache, rows, slots, adapters)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minisafe.fast.joined import JoinedLinear
 from minisafe.fast.kernels import packed_product, packs, wide_rows
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 
 
 class PackedLinear(JoinedLinear):
@@ -29,7 +29,7 @@ class PackedLinear(JoinedLinear):
         self.wide = weight.float() if self.wide_rows > 0 else None
         self.wide_bias = None if self.bias is None else self.bias.float()
 
-    def forward(self, x: Tensor, adapters: Sequence[Applied]) -> Tensor:
+    def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         if self.wide is None or x.numel() > self.wide_rows * self.wide.shape[1]:
             return super().forward(x, adapters)
         return super().forward(x.float(), adapters).to(x.dtype)  # deltas, too, before it is rounded

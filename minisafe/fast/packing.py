@@ -40,10 +40,10 @@ class PackedStep(Step):
         for bound in step.slots.waiting.values():
             for n, (slot, at_rows, at_columns) in enumerate(bound):
                 bound[n] = slot, firsts[at_rows] + at_columns, torch.zeros_like(at_columns)
-        spans = [range(len(place.counts))[applied.rows] for applied in step.adapters]
+        spans = [range(len(place.counts))[adapted.rows] for adapted in step.adapters]
         adapters = tuple(
-            replace(applied, rows=slice(offsets[span.start], offsets[span.stop]))
-            for applied, span in zip(step.adapters, spans, strict=True)
+            replace(adapted, rows=slice(offsets[span.start], offsets[span.stop]))
+            for adapted, span in zip(step.adapters, spans, strict=True)
         )
         given = vars(step) | {"adapters": adapters}
         packed = cls(**given, cells=(rows, columns), offsets=offsets)

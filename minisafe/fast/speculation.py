@@ -27,7 +27,8 @@ from minisafe.engine import Event, Generation
 from minisafe.errors import NonFiniteError
 from minisafe.fast.block import BlockLength
 from minisafe.fast.draft import Draft
-from minisafe.lockstep import Stream
+from minisafe.fast.score import score, wipe
+from minisafe.lockstep import Stream, Tokens
 from minisafe.slots import covered
 
 AUTOMATIC = 7  # with the token before it a block of eight rows, which kernels read like one
@@ -97,6 +98,10 @@ class Speculation(Generation):
         assert base is not None
         return base
 
+    def expert_reads(self, tokens: Tokens) -> list[Tensor]:
+        """Let the expert read ids by row; its log-probabilities after each of them."""
+        return score(self.lockstep, 1, tokens)
+
     def block(self, log_probs: Tensor) -> Iterator[Event]:
         """Draft, verify and emit; then let the caches hold what the answers have become."""
         verified, accepted, self.spoilt = self.verified, self.accepted, False
@@ -124,15 +129,15 @@ class Speculation(Generation):
         plain lockstep, for drafts that would hardly be accepted."""
         behind = [d.expert_first is None and d.begin < d.guided_tokens for d in self.drafts]
         if any(behind):
-            texts = [
+            tokens = [
                 d.unread(False) if is_ else [] for d, is_ in zip(self.drafts, behind, strict=True)
             ]
-            found = self.lockstep.score(1, texts)
-            for draft, text, log_probs in zip(self.drafts, texts, found, strict=True):
-                if len(log_probs) < len(text):
+            found = self.expert_reads(tokens)
+            for draft, ids, log_probs in zip(self.drafts, tokens, found, strict=True):
+                if len(log_probs) < len(ids):
                     raise broken()
-                draft.read += len(text)
-                draft.expert_first = log_probs[-1] if text else draft.expert_first
+                draft.read += len(ids)
+                draft.expert_first = log_probs[-1] if ids else draft.expert_first
 
     def draft(self, log_probs: Tensor, most: int) -> None:
         """Let the base draft one block per row, from its log-probabilities of the first tokens."""
@@ -187,11 +192,11 @@ class Speculation(Generation):
         """Let the expert read all drafts in one forward, if any is to be verified."""
         if not any(draft.n_unverified for draft in self.drafts):
             return
-        texts = [draft.unread(self.ends(draft)) for draft in self.drafts]
-        found = self.lockstep.score(1, texts)
-        for draft, text, log_probs in zip(self.drafts, texts, found, strict=True):
-            draft.read, draft.expert = draft.read + len(text), log_probs
-            self.spoilt |= len(log_probs) < len(text)
+        tokens = [draft.unread(self.ends(draft)) for draft in self.drafts]
+        found = self.expert_reads(tokens)
+        for draft, ids, log_probs in zip(self.drafts, tokens, found, strict=True):
+            draft.read, draft.expert = draft.read + len(ids), log_probs
+            self.spoilt |= len(log_probs) < len(ids)
             draft.state.drafted += draft.n_unverified
 
     def verify(self) -> list[list[int]]:
@@ -250,7 +255,7 @@ class Speculation(Generation):
         for stream, end in enumerate(ends):
             self.lockstep.rewind(stream, row, min(end, self.lockstep.length(stream, row)))
             if self.spoilt:
-                self.lockstep.wipe(stream, row)
+                wipe(self.lockstep, stream, row)
         fed = covered(state.spans, draft.starts[0], self.lockstep.length(0, row))
         state.steered = draft.prompt_steered + len(fed)  # rejected drafts do not count
         draft.clear()

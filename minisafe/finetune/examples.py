@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.errors import PromptError, TokenizerError
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.tokenizer import Marks, Message, Tokenizer
 
@@ -163,7 +163,7 @@ def collate(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, 
 
 
 def answer_loss(
-    model: Llama, ids: Tensor, labels: Tensor, adapters: tuple[Applied, ...] = ()
+    model: Llama, ids: Tensor, labels: Tensor, adapters: tuple[AdaptedRows, ...] = ()
 ) -> Tensor:
     """Mean cross-entropy of the labelled tokens, each predicted from what comes before it."""
     logits = model(ids, adapters=adapters)[:, :-1]

@@ -23,7 +23,7 @@ from minisafe.finetune.examples import Example, answer_loss, batches, batches_an
 from minisafe.finetune.loop import Loop, Schedule
 from minisafe.finetune.settings import Training
 from minisafe.finetune.state import identity
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
 
@@ -100,9 +100,9 @@ class Trainer:
         schedule = Schedule(training.steps, training.warmup)
         self.loop = Loop(self.parameters, [optimizer], schedule, training.clip, self.about)
 
-    def adapters(self, rows: int) -> tuple[Applied, ...]:
+    def adapters(self, rows: int) -> tuple[AdaptedRows, ...]:
         """The adapter on every row of a batch; none where the model itself is trained."""
-        return () if self.adapter is None else (Applied(self.adapter, slice(0, rows)),)
+        return () if self.adapter is None else (AdaptedRows(self.adapter, slice(0, rows)),)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Where `autocast` asks for it, products are computed in bf16."""

@@ -23,7 +23,7 @@ from minisafe.checkpoint import (
     save_model,
 )
 from minisafe.errors import AdapterError, BadInput, CheckpointError, ConfigError
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 from tests.support.spoil import Bomb, raised, refuses, restore
 from tests.support.tiny import (
@@ -81,7 +81,7 @@ def test_an_adapter_takes_the_models_dtype(adapter_directory: Path, tiny_model) 
     model = tiny_model(dtype=torch.bfloat16)
     adapter = load_adapter(adapter_directory, model)
     assert {delta.a.dtype for delta in adapter.deltas.values()} == {torch.bfloat16}
-    model(random_ids(model, 1, 4), adapters=(Applied(adapter, slice(0, 1)),))
+    model(random_ids(model, 1, 4), adapters=(AdaptedRows(adapter, slice(0, 1)),))
 
 
 PROJECTIONS = [
@@ -217,7 +217,7 @@ def test_an_adapter_of_the_head_as_peft_saves_it(tiny_model, tmp_path: Path) -> 
     adapter = load_adapter(tmp_path / "adapter", model)
     ids = random_ids(model, 1, 8)
     with torch.no_grad():
-        ours = model(ids, adapters=(Applied(adapter, slice(0, 1)),))
+        ours = model(ids, adapters=(AdaptedRows(adapter, slice(0, 1)),))
         torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=1e-4)
 
 
@@ -465,5 +465,5 @@ def test_any_json_value_gives_an_adapter_or_a_named_error(
         assert isinstance(refused, BadInput)
         assert "\n" not in str(refused)
         return
-    applied = (Applied(load_adapter(directory, base), slice(0, 1)),)
+    applied = (AdaptedRows(load_adapter(directory, base), slice(0, 1)),)
     assert base(torch.arange(3)[None], adapters=applied).isfinite().all()

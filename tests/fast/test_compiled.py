@@ -22,7 +22,7 @@ from minisafe.fast.compiled import Graphs, check_compile, compile_step
 from minisafe.fast.prepare import prepare
 from minisafe.guidance import SGDS
 from minisafe.lockstep import Lockstep, Stream
-from minisafe.lora import Applied, LoraAdapter
+from minisafe.lora import AdaptedRows, LoraAdapter
 from minisafe.model import Llama
 from minisafe.session import load as loading
 from minisafe.slots import Add, Patch, Slot
@@ -58,7 +58,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Llama, Llama, LoraAdapter]:
 
 def logits_of(
     model: Llama, starts: Sequence[int], slots: Sequence[Slot] = (),
-    adapters: tuple[Applied, ...] = (), width: int = 1,
+    adapters: tuple[AdaptedRows, ...] = (), width: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Logits of one more block, and the cache's keys, for rows that hold `starts` tokens."""
     rows = len(starts)
@@ -114,7 +114,7 @@ def test_it_is_the_eager_step(
 ) -> None:
     eager, compiled, adapter = pair
     starts, slots, adapted = CASES[case]
-    applied = (Applied(adapter, slice(1, 3)),) if adapted else ()
+    applied = (AdaptedRows(adapter, slice(1, 3)),) if adapted else ()
     expected = logits_of(eager, starts, slots, applied)
     seen = spied(compiled, monkeypatch)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
@@ -136,8 +136,8 @@ def test_what_it_cannot_express_runs_as_before(
     other = random_adapter(eager, seed=9)
     for slots, adapters, width, starts in (
         ((patch,), (), 1, (5, 5)),  # a slot of another kind
-        ((), (Applied(other, slice(0, 1)),), 1, (5, 5)),  # an adapter that came later
-        ((), (Applied(adapter, slice(0, 1)),), 3, (5, 5)),  # a block
+        ((), (AdaptedRows(other, slice(0, 1)),), 1, (5, 5)),  # an adapter that came later
+        ((), (AdaptedRows(adapter, slice(0, 1)),), 3, (5, 5)),  # a block
         ((), (), 1, (5,)),  # one row, where there is a graph for several
     ):
         found = logits_of(compiled, starts, slots, adapters, width)
@@ -149,7 +149,7 @@ def test_what_it_cannot_express_runs_as_before(
     assert not seen
     # taken by the graph, each would show: the later adapter is neither none nor the graph's own
     plain, own, later = (
-        logits_of(eager, (5, 5), (), tuple(Applied(each, slice(0, 1)) for each in adapters))[0]
+        logits_of(eager, (5, 5), (), tuple(AdaptedRows(each, slice(0, 1)) for each in adapters))[0]
         for adapters in ((), (adapter,), (other,))
     )
     assert (later - plain).abs().max() > 0.2

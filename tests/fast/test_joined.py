@@ -9,7 +9,7 @@ import torch
 
 from minisafe.fast.joined import JoinedAttention, JoinedMLP
 from minisafe.fast.packed import PackedLinear
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.model import MLP, Attention, Llama
 from tests.support.tiny import random_adapter, random_model, tiny_config
 
@@ -25,7 +25,7 @@ def test_joined_parts_are_what_the_parts_give(adapted: bool) -> None:
     attn = JoinedAttention(taken.self_attn, PackedLinear)  # type: ignore[arg-type, union-attr]
     mlp = JoinedMLP(taken.mlp, PackedLinear)  # type: ignore[arg-type, union-attr]
     adapter = random_adapter(plain, endings=("q_proj", "v_proj", "up_proj"))
-    adapters = (Applied(adapter, slice(1, 2)),) if adapted else ()
+    adapters = (AdaptedRows(adapter, slice(1, 2)),) if adapted else ()
     step = plain.make_step((3, 3), 3, adapters=adapters)
     x = torch.randn(2, 3, CONFIG.hidden, generator=torch.Generator().manual_seed(0))
     for found, part in ((attn(x, step), layer.self_attn), (mlp(x, step), layer.mlp)):  # type: ignore[union-attr]

@@ -13,7 +13,7 @@ from minisafe.fast.left import LeftLinear, linear
 from minisafe.fast.llama import FastLlama
 from minisafe.fast.prepare import quicken
 from minisafe.fast.race import FEW_ROWS
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from tests.support.tiny import random_adapter, random_ids, random_model, tiny_config
 
@@ -107,7 +107,7 @@ def test_two_rows_read_each_weight_once(monkeypatch: pytest.MonkeyPatch, left: b
     model = random_model(tiny_config(tied=True), dtype=torch.bfloat16)
     if left:
         model = quickened(monkeypatch, model)
-    applied = (Applied(random_adapter(model), slice(1, 2)),)
+    applied = (AdaptedRows(random_adapter(model), slice(1, 2)),)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         model(random_ids(model, 2, 1), adapters=applied)
     assert "aten::bmm" not in {event.key for event in seen.key_averages()}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from minisafe.cache import KVCache
 from minisafe.fast.packing import PackedStep
 from minisafe.fast.prepare import prepare
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 from minisafe.slots import Add, Record
 from tests.support.tiny import random_model, tiny_config
@@ -21,7 +21,9 @@ PLAIN = random_model(tiny_config(), seed=1)
 MODEL = prepare(copy.deepcopy(PLAIN), "auto")
 
 
-def packed_step(counts: list[int], width: int, adapters: tuple[Applied, ...] = ()) -> PackedStep:
+def packed_step(
+    counts: list[int], width: int, adapters: tuple[AdaptedRows, ...] = ()
+) -> PackedStep:
     cache = KVCache(PLAIN.config, len(counts), 16)
     return PackedStep.of(PLAIN.make_step(tuple(counts), width, cache, adapters=adapters))
 
@@ -45,7 +47,7 @@ def test_spread_undoes_pack_and_leaves_padding_zero(counts: list[int], extra: in
 def test_adapters_act_on_their_rows_tokens() -> None:
     adapter = LoraAdapter({})
     rows = (slice(0, 2), slice(2, 4), slice(1, 2), slice(None))
-    step = packed_step([2, 0, 3, 1], 3, tuple(Applied(adapter, each) for each in rows))
+    step = packed_step([2, 0, 3, 1], 3, tuple(AdaptedRows(adapter, each) for each in rows))
     assert [each.rows for each in step.adapters] == [
         slice(0, 2),
         slice(2, 6),
@@ -65,7 +67,7 @@ def outputs(model: Llama, counts: list[int], ids: torch.Tensor) -> list[torch.Te
     model(ids[:, :2], cache)
     found = Record(layer=1, rows=(1, 0))
     slots = (Add(0, ((3, None),), (0,), vector=vector), found)
-    applied = (Applied(adapter, slice(1, 2)),)
+    applied = (AdaptedRows(adapter, slice(1, 2)),)
     logits = model(ids[:, 2:], cache, counts=counts, slots=slots, adapters=applied)
     return [*(logits[row, : counts[row]] for row in range(len(counts))), found.values()]
 

@@ -36,7 +36,7 @@ from minisafe.fast.norm import FastNorm
 from minisafe.fast.prepare import choose_weights, prepare
 from minisafe.fast.quantized import Int8Linear
 from minisafe.lockstep import Lockstep, Stream
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama, RMSNorm
 from minisafe.slots import Add, Record
 from tests.support.tiny import (
@@ -79,7 +79,7 @@ def run(model: Llama, ids: Tensor, counts: list[int], adapter: LoraAdapter) -> l
     slots = (Add(0, ((1, None),), (0,), vector, 0.5), seen)
     found = []
     for block, n in ((ids, counts), (ids[:, :1], [1, 1, 1])):
-        applied = (Applied(adapter, slice(1, 3)),)
+        applied = (AdaptedRows(adapter, slice(1, 3)),)
         logits = model(block, cache, counts=n, slots=slots, adapters=applied)
         found += [logits[row, :count] for row, count in enumerate(n)]
     return [*found, seen.values()]
@@ -118,7 +118,7 @@ def test_auto_keeps_float32_to_the_bit(model: Llama, names: list[str], width: in
     """Where no row is padded; and the model still has the weights that it was made from."""
     found, ids = prepared(model, "auto"), random_ids(model, 2, width)
     assert type(found) is not type(model)
-    applied = (Applied(random_adapter(model, 1, endings=names), slice(1, 2)),)
+    applied = (AdaptedRows(random_adapter(model, 1, endings=names), slice(1, 2)),)
     assert torch.equal(found(ids, adapters=applied), model(ids, adapters=applied))
     assert fingerprint(found) == fingerprint(model)
     assert list(found.tensors()) == list(model.tensors())
@@ -227,7 +227,7 @@ def test_rows_without_the_adapter_are_bit_equal(
         slice(first, min(first + n, 3)),
     )
     adapter = random_adapter(model, endings=names)
-    plain, found = model(ids), model(ids, adapters=(Applied(adapter, rows),))
+    plain, found = model(ids), model(ids, adapters=(AdaptedRows(adapter, rows),))
     others = [row for row in range(3) if row not in range(3)[rows]]
     assert torch.equal(found[others], plain[others])
     if set(names) - {"q_proj", "k_proj"}:
@@ -241,7 +241,7 @@ def test_many_adapters_one_after_another() -> None:
     model, ids = prepared(plain, "packed"), random_ids(plain, 1, 3)
     adapters = [random_adapter(plain, seed) for seed in range(7)]
     for adapter in [*adapters, *reversed(adapters)]:
-        applied = (Applied(adapter, slice(0, 1)),)
+        applied = (AdaptedRows(adapter, slice(0, 1)),)
         torch.testing.assert_close(
             model(ids, adapters=applied), plain(ids, adapters=applied), atol=1e-4, rtol=0
         )

@@ -432,20 +432,19 @@ class Counted:
     def __init__(self, generation: Speculation):
         self.base = self.expert = 0
         self.widths: list[int] = []  # of the expert's forwards
-        feed, score = generation.lockstep.feed, generation.lockstep.score
+        feed, score = generation.lockstep.feed, generation.expert_reads
 
         def counted_feed(tokens: Any, slots: Any = ()) -> Any:
             self.base += any(map(len, tokens[0]))
             return feed(tokens, slots)
 
-        def counted_score(stream: int, texts: Any) -> Any:
-            assert stream == 1
+        def counted_score(texts: Any) -> Any:
             assert any(map(len, texts))
             self.expert += 1
             self.widths.append(max(map(len, texts)))
-            return score(stream, texts)
+            return score(texts)
 
-        generation.lockstep.feed, generation.lockstep.score = counted_feed, counted_score
+        generation.lockstep.feed, generation.expert_reads = counted_feed, counted_score
         self.n = len(list(generation))
         self.base -= 1  # the prompt
 

@@ -22,7 +22,7 @@ from minisafe.finetune import (
     rate,
     steps_of,
 )
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.tokenizer import Message
 from tests.support.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
@@ -170,7 +170,7 @@ def test_the_adapter_reads_back_as_it_was_trained(tmp_path: Path) -> None:
     save_adapter(finished_adapter(trainer), tmp_path, SHORT.lora_rank, SHORT.lora_alpha)
     adapter = load_adapter(tmp_path, model)
     ids = torch.tensor([EXAMPLES[0].ids])
-    applied = (Applied(adapter, slice(0, 1)),)
+    applied = (AdaptedRows(adapter, slice(0, 1)),)
     with torch.no_grad():
         trained = model(ids, adapters=trainer.adapters(1))
         assert torch.equal(model(ids, adapters=applied), trained)
@@ -215,7 +215,7 @@ def test_transformers_and_peft_read_what_was_trained(tmp_path: Path) -> None:
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "expert")
     ids = torch.tensor([EXAMPLES[0].ids])
     with torch.no_grad():
-        ours = model(ids, adapters=(Applied(adapter, slice(0, 1)),))
+        ours = model(ids, adapters=(AdaptedRows(adapter, slice(0, 1)),))
         torch.testing.assert_close(ours, theirs(ids).logits, atol=1e-4, rtol=1e-4)
     full = Trainer(fresh(), EXAMPLES, Training(steps=2, batch_size=2, lora_rank=0, held_out=0.0))
     list(full.run())

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minisafe.checkpoint import load_adapter, load_model
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from tests.support.tiny import TOLERANCE, cache_for, greedy, tensors_of
 
@@ -37,10 +37,10 @@ def golden(name: str) -> dict[str, Tensor]:
 
 
 @cache
-def loaded(name: str, dtype: str) -> tuple[Llama, tuple[Applied, ...]]:
+def loaded(name: str, dtype: str) -> tuple[Llama, tuple[AdaptedRows, ...]]:
     model = load_model(GOLDENS / ADAPTERS.get(name, name), dtype)
     if name in ADAPTERS:
-        return model, (Applied(load_adapter(GOLDENS / name, model), slice(0, 2)),)
+        return model, (AdaptedRows(load_adapter(GOLDENS / name, model), slice(0, 2)),)
     return model, ()
 
 

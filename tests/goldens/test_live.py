@@ -19,7 +19,7 @@ from torch import Tensor
 from minisafe.checkpoint import load_adapter, load_model, save_adapter, save_model
 from minisafe.config import LlamaConfig, RopeScaling
 from minisafe.errors import AdapterError
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from tests.support.tiny import (
     TOLERANCE,
@@ -192,7 +192,7 @@ def test_an_adapter_made_by_peft(base: Llama, tmp_path: Path, name: str) -> None
     theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     ids = random_ids(base, 2, 16)
     adapter = load_adapter(tmp_path / "adapter", base)
-    logits = base(ids, adapters=(Applied(adapter, slice(0, 2)),))
+    logits = base(ids, adapters=(AdaptedRows(adapter, slice(0, 2)),))
     expected = logits_of(theirs, ids)
     torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
     assert (logits - base(ids)).abs().max() > 0.05
@@ -229,7 +229,7 @@ def test_peft_reads_an_adapter_that_is_saved(base: Llama, tmp_path: Path) -> Non
     save_adapter(adapter, tmp_path / "adapter", rank=4, alpha=2.0, base="base")
     theirs = peft.PeftModel.from_pretrained(peer(tmp_path / "base"), tmp_path / "adapter")
     ids = random_ids(base, 2, 16)
-    logits = base(ids, adapters=(Applied(adapter, slice(0, 2)),))
+    logits = base(ids, adapters=(AdaptedRows(adapter, slice(0, 2)),))
     torch.testing.assert_close(logits, logits_of(theirs, ids), atol=TOLERANCE, rtol=0)
 
 
@@ -242,5 +242,5 @@ def test_peft_merges_to_the_same(base: Llama, tmp_path: Path) -> None:
     theirs.merge_and_unload().save_pretrained(tmp_path / "merged")
     ids = random_ids(base, 2, 16)
     expected = load_model(tmp_path / "merged")(ids)
-    logits = base(ids, adapters=(Applied(adapter, slice(0, 2)),))
+    logits = base(ids, adapters=(AdaptedRows(adapter, slice(0, 2)),))
     torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)

@@ -24,7 +24,7 @@ from minisafe.errors import (
 )
 from minisafe.gate import Gate
 from minisafe.guidance import safe_log_probs
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.session import Session
 from minisafe.session.acted import Acted
@@ -113,7 +113,7 @@ class Notes:
             scale = self.session.settings.sa_scale
             slots = [Add(layer=layer, spans=spans, vector=vector, scale=scale)]
         if reader.adapter is not None:
-            adapters = (Applied(reader.adapter, slice(0, 1)),)
+            adapters = (AdaptedRows(reader.adapter, slice(0, 1)),)
         logits = reader.model(torch.tensor([ids]), slots=slots, adapters=adapters, last_only=True)
         return torch.log_softmax(logits[0], dim=-1)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from minisafe.cache import KVCache
 from minisafe.checkpoint import linear_modules
 from minisafe.config import LlamaConfig, RopeScaling
-from minisafe.lora import Applied, LoraAdapter, LoraDelta
+from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
 # What two orders of the same float32 sums may differ by, at logits of up to about 10: ten times
@@ -112,7 +112,7 @@ def cache_for(model: Llama, rows: int, capacity: int = 64) -> KVCache:
 
 
 def greedy(
-    model: Llama, ids: Tensor, n: int, cached: bool = True, adapters: tuple[Applied, ...] = ()
+    model: Llama, ids: Tensor, n: int, cached: bool = True, adapters: tuple[AdaptedRows, ...] = ()
 ) -> Tensor:
     """(B, n) greedy tokens after `ids` (B, T), through a cache or by reading all anew each time."""
     cache = cache_for(model, len(ids), ids.shape[1]) if cached else None

@@ -15,7 +15,7 @@ from torch import Tensor
 from minisafe.divergence import kl
 from minisafe.errors import PromptError, SettingError
 from minisafe.lockstep import Lockstep, Stream, log_probs_of
-from minisafe.lora import Applied
+from minisafe.lora import AdaptedRows
 from minisafe.policy import Policy, Seen
 from minisafe.session import Session
 from minisafe.slots import Slot
@@ -270,7 +270,7 @@ def read_block(
         padded = [[*text, *[0] * (width - len(text))] for text in texts] * len(group.members)
         counts = [len(text) for text in texts] * len(group.members)
         adapters = tuple(
-            Applied(adapter, slice(place * n, (place + 1) * n))
+            AdaptedRows(adapter, slice(place * n, (place + 1) * n))
             for place, stream in enumerate(group.members)
             if (adapter := lockstep.streams[stream].adapter) is not None
         )
