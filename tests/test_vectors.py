@@ -275,7 +275,12 @@ def test_metadata_that_is_no_sound_json_stays_text(tmp_path: Path) -> None:
 
 
 def test_a_missing_vector_is_told_all_formats(tmp_path: Path) -> None:
-    refuses(VectorError, lambda: load_vector(tmp_path / "v.gguf"), "no such file", ".npy or .gguf")
+    refuses(
+        VectorError,
+        lambda: load_vector(tmp_path / "v.gguf"),
+        "no such file",
+        ".safetensors, .npy, .gguf",
+    )
 
 
 # ---- written whole -----------------------------------------------------------------------------

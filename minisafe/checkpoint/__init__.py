@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from minisafe.checkpoint.files import (
     unread,
 )
 from minisafe.checkpoint.plan import EMBED, HEAD, check_plan
+from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory, SettingError
 from minisafe.files import write_text
 from minisafe.model import Llama
@@ -72,12 +73,20 @@ __all__ = [
 
 
 def load_model(
-    directory: str | Path, dtype: str | torch.dtype | None = None, device: str = "cpu"
+    directory: str | Path,
+    dtype: str | torch.dtype | None = None,
+    device: str = "cpu",
+    config: LlamaConfig | None = None,
+    make: Callable[[LlamaConfig], Llama] = Llama,
 ) -> Llama:
     """Load a Hugging Face model directory.
 
-    With the checkpoint's own dtype on the CPU, the weights stay where the file is mapped. `dtype`
-    is float32, bfloat16 or float16; None keeps the checkpoint's.
+    With the checkpoint's own dtype on the CPU, the weights stay where the file is mapped.
+
+    Args:
+        dtype: float32, bfloat16 or float16; None keeps the checkpoint's.
+        config: the model's shape; by default read from the directory.
+        make: what is built of that shape, a subclass where a family differs.
 
     Raises:
         ConfigError: the shape is missing, malformed or not supported.
@@ -85,11 +94,11 @@ def load_model(
         OutOfMemory: a conversion or a device had too little room.
     """
     directory = Path(directory)
-    config = load_config(directory)
+    config = load_config(directory) if config is None else config
     wanted = as_dtype(dtype if dtype is not None else config.dtype)
     check_plan(config, stated_tensors(directory), directory, wanted, device)
     with torch.device("meta"):
-        model = Llama(config)
+        model = make(config)
     waiting: dict[str, Tensor] = dict(model.tensors())
     head: Tensor | None = None
     for name, tensor, shard in read_tensors(directory):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,12 @@ def load_vector(path: str | Path) -> SafetyVector:
 
     Raises `VectorError`.
     """
-    path = Path(path)
+    path, formats = Path(path), ", ".join(READERS)
     if not path.is_file():
-        raise VectorError(
-            f"{path}: no such file; expected a safety vector (.safetensors, .npy or .gguf)"
-        )
-    if path.suffix == ".npy":
-        vector = _read_npy(path)
-    elif path.suffix == ".safetensors":
-        vector = _read_safetensors(path)
-    elif path.suffix == ".gguf":
-        vector = _read_gguf(path)
-    else:
-        raise VectorError(f"{path}: unknown format; expected .safetensors, .npy or .gguf")
+        raise VectorError(f"{path}: no such file; expected a safety vector ({formats})")
+    if path.suffix not in READERS:
+        raise VectorError(f"{path}: unknown format; expected one of {formats}")
+    vector = READERS[path.suffix](path)
     for layer, values in vector.layers.items():
         if not bool(values.isfinite().all()):
             raise VectorError(f"{path}: the vector of layer {layer} holds NaN or infinite values")
@@ -86,6 +80,12 @@ def _read_gguf(path: Path) -> SafetyVector:
         for name, values in read_gguf(path).items()
     }
     return SafetyVector(_one_size(layers, path), {"source": path.name})
+
+
+# by the ending of a file's name
+READERS: dict[str, Callable[[Path], SafetyVector]] = {
+    ".safetensors": _read_safetensors, ".npy": _read_npy, ".gguf": _read_gguf,
+}  # fmt: skip
 
 
 def _layer(name: str, prefix: str, path: Path) -> int:

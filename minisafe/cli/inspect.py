@@ -20,7 +20,7 @@ from minisafe.checkpoint import (
 )
 from minisafe.checkpoint.config import load_config
 from minisafe.checkpoint.peft import check_adapter_config
-from minisafe.checkpoint.vectors import load_vector
+from minisafe.checkpoint.vectors import READERS, load_vector
 from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
 from minisafe.cli.options import PATH
 from minisafe.errors import BadInput, TokenizerError
@@ -69,7 +69,7 @@ def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
 
 def describe_path(path: Path) -> dict[str, Any]:
     """What a file or directory holds; raises `BadInput` where it is none of ours."""
-    if path.suffix in (".npy", ".safetensors", ".gguf") and path.is_file():
+    if path.suffix in READERS and path.is_file():
         return describe_vector(path)
     if path.suffix == ".json" and path.is_file():
         return describe_profile(path)
