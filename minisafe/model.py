@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
 from minisafe.cache import KVCache, Placement
 from minisafe.config import LlamaConfig
@@ -20,7 +19,7 @@ from minisafe.linear import Linear
 from minisafe.lora import AdaptedRows
 from minisafe.rotary import Rotary, rotate
 from minisafe.slots import BoundSlots, Slot
-from minisafe.step import Step, make_masks, positions_of
+from minisafe.step import Step, Window, make_masks, positions_of
 
 
 class Llama(nn.Module):
@@ -37,7 +36,6 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         head = None if config.tied else Linear(config.hidden, config.vocab_size, False, "lm_head")
         self.lm_head = head
-        self.recompute = False  # activation checkpointing, for training
         self.rotary = Rotary(config)
 
     @property
@@ -89,12 +87,9 @@ class Llama(nn.Module):
 
     def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
         """The layers and the head; arguments and result as for `forward`."""
-        x: Tensor = self.embed_tokens(ids)
-        for layer in self.layers:  # x: (B, T, hidden)
-            if self.recompute and torch.is_grad_enabled():
-                x = recompute(layer, x, step, use_reentrant=False)
-            else:
-                x = layer(x, step)
+        x: Tensor = self.embed_tokens(ids)  # (B, T, hidden)
+        for layer in self.layers:
+            x = layer(x, step)
         step.slots.finish()
         if no_logits:
             return x.new_empty(len(step.place.counts), 0)
@@ -128,18 +123,19 @@ class Llama(nn.Module):
         n = width if cache is None else place.stop
         positions = positions_of(place, n, device)  # (B or 1, T)
         cos, sin = self.rotary.tables(n, dtype, device)
-        # a slice costs less than picking rows
-        turned = (None, slice(place.starts[0], n)) if place.uniform else positions
         return Step(
             place=place,
-            cos=cos[turned].unsqueeze(2),
-            sin=sin[turned].unsqueeze(2),
-            masks=make_masks(self.config.windows, positions, n, place, dtype),
-            causal=place.uniform and place.starts[0] == 0,
+            cos=cos[positions].unsqueeze(2),
+            sin=sin[positions].unsqueeze(2),
+            masks=self.masks(positions, n, place),
             slots=BoundSlots(slots, self.config.n_layers, place, device),
             adapters=adapters,
             cache=cache,
         )
+
+    def masks(self, positions: Tensor, n: int, place: Placement) -> dict[Window, Tensor]:
+        """What each query sees; see `make_masks`."""
+        return make_masks(self.config.windows, positions, n, self.norm.weight.dtype)
 
     # ---- parameters by the names that a checkpoint has ----
 
@@ -207,8 +203,8 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)  # (B, n_kv_heads, n, head_dim)
-        causal = step.causal and self.window not in step.masks
-        y = attend(q, k, v, step.masks.get(self.window), causal)  # (B, n_heads, T, head_dim)
+        mask = step.masks[self.window]  # (B or 1, 1, T, n)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         y = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
         return self.o_proj(y.flatten(2), step.adapters)
 
@@ -255,24 +251,3 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, hidden)"""
         return F.embedding(ids, self.weight)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Grouped-query attention. q: (B, n_heads, T, d), k and v: (B, n_kv_heads, n, d) -> as q.
-
-    A group's query heads become extra query rows of its one key-value head, so that keys and
-    values are neither copied nor expanded. Only a whole causal block expands them: there the
-    kernel skips the upper triangle, which saves more than the copy costs.
-    """
-    batch, n_heads, width, head_dim = q.shape
-    n_kv_heads = k.shape[1]
-    group = n_heads // n_kv_heads
-    if causal:
-        if group > 1:
-            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    q = q.reshape(batch, n_kv_heads, group * width, head_dim)
-    if mask is not None and group > 1 and width > 1:
-        mask = mask.repeat(1, 1, group, 1)  # (B, 1, group * T, n)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return y.reshape(batch, n_heads, width, head_dim)

@@ -91,7 +91,7 @@ def branch_step(model: Llama, prefix: KVCache, branches: int) -> Step:
     cos, sin = (table[n].view(1, 1, 1, -1) for table in tables)
     place = Placement(slice(0, 1), (n,), (branches,), branches)
     slots = BoundSlots((), model.config.n_layers, place, device)
-    return Step(place, cos, sin, masks, causal=False, slots=slots, cache=prefix)
+    return Step(place, cos, sin, masks, slots=slots, cache=prefix)
 
 
 def narrowed(whole: Step, branches: int, slots: Sequence[Slot], model: Llama) -> Step:

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisafe.fast.attention import attend_step
 from minisafe.fast.deltas import FusedDeltas, SeparateDeltas, gather_deltas
 from minisafe.fast.packing import PackedStep
 from minisafe.linear import Linear
 from minisafe.lora import AdaptedRows, LoraAdapter
-from minisafe.model import MLP, Attention, attend
+from minisafe.model import MLP, Attention
 from minisafe.rotary import rotate
 from minisafe.step import Step
 
@@ -92,8 +93,7 @@ class TurnedAttention(Attention):
         v = v.transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)
-        causal = step.causal and self.window not in step.masks
-        y = attend(q, k, v, step.masks.get(self.window), causal).transpose(1, 2)
+        y = attend_step(q, k, v, step, self.window).transpose(1, 2)
         y = step.slots.at("heads", self.layer, y if packed is None else packed.pack(y))
         return self.o_proj(y.flatten(2), step.adapters)
 

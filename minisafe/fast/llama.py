@@ -6,14 +6,15 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from minisafe.cache import KVCache
+from minisafe.cache import KVCache, Placement
 from minisafe.errors import SettingError
+from minisafe.fast.attention import needed_windows
 from minisafe.fast.left import linear
 from minisafe.fast.packing import PackedStep
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.slots import Slot
-from minisafe.step import Step
+from minisafe.step import Step, Window, make_masks
 
 
 class FastLlama(Llama):
@@ -38,6 +39,11 @@ class FastLlama(Llama):
         if cache is None or width == 1 or step.place.uniform or not any(counts):
             return step
         return PackedStep.of(step)
+
+    def masks(self, positions: Tensor, n: int, place: Placement) -> dict[Window, Tensor]:
+        """Only those that say something."""
+        windows = needed_windows(set(self.config.windows), n, place)
+        return make_masks(windows, positions, n, self.dtype) if windows else {}
 
     def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
         if not isinstance(step, PackedStep):

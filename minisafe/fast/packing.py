@@ -47,7 +47,9 @@ class PackedStep(Step):
         )
         given = vars(step) | {"adapters": adapters}
         packed = cls(**given, cells=(rows, columns), offsets=offsets)
-        return replace(packed, cos=packed.pack(step.cos), sin=packed.pack(step.sin))
+        rows_each = (len(place.counts), -1, -1, -1)  # one row may stand for all
+        cos, sin = step.cos.expand(rows_each), step.sin.expand(rows_each)
+        return replace(packed, cos=packed.pack(cos), sin=packed.pack(sin))
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (N, 1, ...)"""

@@ -21,6 +21,7 @@ from minisafe.checkpoint import linear_modules
 from minisafe.errors import PromptError, SettingError
 from minisafe.finetune.examples import Example, answer_loss, batches, batches_an_epoch, collate
 from minisafe.finetune.loop import Loop, Schedule
+from minisafe.finetune.recompute import recompute
 from minisafe.finetune.settings import Training
 from minisafe.finetune.state import identity
 from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
@@ -86,7 +87,8 @@ class Trainer:
         cut = held_out(len(examples), training)
         self.held_out = [examples[i] for i in order[:cut]]
         self.examples = [examples[i] for i in order[cut:]]
-        model.recompute = training.recompute
+        if training.recompute:
+            recompute(model)
         self.adapter: LoraAdapter | None = None
         if training.lora_rank:
             model.requires_grad_(False)
