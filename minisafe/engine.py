@@ -42,6 +42,9 @@ class Request:
     note_changes: bool = False
 
 
+Ids = list[list[list[int]]]  # token ids, by stream, then by batch row
+
+
 @dataclass(frozen=True)
 class Event:
     """A token of a request, and why its answer ends there, if it does: "stop" (end token), "length"
@@ -124,10 +127,13 @@ class Generation:
     def __iter__(self) -> Iterator[Event]:
         live = list(range(len(self.requests)))  # by batch row, the number of its request
         tokens = self.prompts()
-        resting = [not any(map(len, rows)) for rows in tokens]
+        resting = [not any(map(len, rows)) for rows in tokens]  # streams that read nothing at all
         while live:
+            # 1. every stream reads: at first the prompts (prefill), then one token (decode)
             log_probs = self.feed(live, tokens)
+            # 2. the safety decision, and 3. a token for each request
             yield from self.choose(live, self.decide(live, tokens, log_probs))
+            # 4. what has ended leaves the batch
             for number in live:
                 if self.states[number].finish == "cancelled":
                     yield Event(number, None, "cancelled")
@@ -135,25 +141,18 @@ class Generation:
             if going and len(going) < len(live):
                 self.lockstep.keep(going)
             live = [live[row] for row in going]
+            # 5. what each stream reads next
             tokens = [self.next_tokens(live, rests, s > 0) for s, rests in enumerate(resting)]
         self.check_steered()
 
-    # ---- what the streams read ---------------------------------------------------------------
+    # ---- the steps, in their order -----------------------------------------------------------
 
-    def prompts(self) -> list[list[list[int]]]:
+    def prompts(self) -> Ids:
         """The prompts' ids by stream and row."""
         streams = range(len(self.lockstep.streams))
         return [[list(request.prompts[s]) for request in self.requests] for s in streams]
 
-    def next_tokens(self, live: list[int], rests: bool, expert: bool) -> list[list[int]]:
-        """What a stream reads next, by row: the last token, or nothing."""
-        states = [self.states[number] for number in live]
-        return [
-            [] if rests or (expert and not self.policy.acts(state.seen)) else [state.answer[-1]]
-            for state in states
-        ]
-
-    def feed(self, live: list[int], tokens: list[list[list[int]]]) -> LogProbs:
+    def feed(self, live: list[int], tokens: Ids) -> LogProbs:
         """Let the streams read ids, by stream and row, and steer the base where requests say so;
         log-probabilities by stream."""
         slots: list[list[Slot]] = [[] for _ in self.lockstep.streams]
@@ -166,9 +165,7 @@ class Generation:
                     slots[0] += self.steering.slots(row, state.spans)
         return self.lockstep.feed(tokens, slots)
 
-    # ---- what the next token is drawn from -----------------------------------------------------
-
-    def decide(self, live: list[int], tokens: list[list[list[int]]], log_probs: LogProbs) -> Tensor:
+    def decide(self, live: list[int], tokens: Ids, log_probs: LogProbs) -> Tensor:
         """Log-probabilities to choose from, by row; see `policy.Policy`."""
         decision = self.policy.decide([self.states[number].seen for number in live], log_probs)
         for number, seen in zip(live, decision.seen, strict=True):
@@ -181,15 +178,42 @@ class Generation:
         self.note_changes(live, base, decision.log_probs)
         return decision.log_probs
 
-    def note_changes(self, live: list[int], base: Tensor, final: Tensor) -> None:
-        """Note where guidance changes the likeliest token, for the requests that ask for it."""
+    def choose(self, live: list[int], final: Tensor) -> Iterator[Event]:
+        """Each live request's next token; greedy rows without penalties share one argmax."""
+        best: list[int] = final.argmax(dim=-1).tolist()
+        for row, number in enumerate(live):
+            state = self.states[number]
+            if state.finish is not None:
+                continue
+            sampling = state.request.sampling
+            if sampling.temperature == 0 and not sampling.penalises:
+                id_ = best[row]
+            else:
+                id_ = sample(final[row], sampling, state.counts, state.generator)
+            state.take(id_)
+            streams = range(len(self.lockstep.streams))
+            read = max(self.lockstep.length(stream, row) for stream in streams)
+            ended = self.why_ended(state.request, id_, len(state.answer), read)
+            state.finish = ended or state.finish  # another thread may have cancelled it meanwhile
+            yield Event(number, id_, ended)
+
+    def why_ended(self, request: Request, id_: int, n: int, read: int) -> str | None:
+        """Why an answer ends with its n-th token, if it does; a stream has read `read` before."""
+        if id_ in self.eos:
+            return "stop"
+        if request.max_new_tokens is not None and n >= request.max_new_tokens:
+            return "length"
+        return "context" if read >= self.lockstep.limit else None
+
+    def next_tokens(self, live: list[int], rests: bool, expert: bool) -> list[list[int]]:
+        """What a stream reads next, by row: the last token, or nothing."""
         states = [self.states[number] for number in live]
-        noted = [s.request.note_changes and self.policy.acts(s.seen) for s in states]
-        if any(noted):
-            changed = (final.argmax(dim=-1) != base.argmax(dim=-1)).tolist()
-            for state, is_noted, is_changed in zip(states, noted, changed, strict=True):
-                if is_noted:
-                    state.changes[len(state.answer)] = is_changed
+        return [
+            [] if rests or (expert and not self.policy.acts(state.seen)) else [state.answer[-1]]
+            for state in states
+        ]
+
+    # ---- the gate takes the vector back --------------------------------------------------------
 
     def unsteer(
         self,
@@ -227,36 +251,17 @@ class Generation:
         state.steered = 0
         return prompt[touched[0] - start :]
 
-    # ---- the next token ------------------------------------------------------------------------
+    # ---- notes and checks ----------------------------------------------------------------------
 
-    def choose(self, live: list[int], final: Tensor) -> Iterator[Event]:
-        """Each live request's next token; greedy rows without penalties share one argmax."""
-        best: list[int] = final.argmax(dim=-1).tolist()
-        for row, number in enumerate(live):
-            state = self.states[number]
-            if state.finish is not None:
-                continue
-            sampling = state.request.sampling
-            if sampling.temperature == 0 and not sampling.penalises:
-                id_ = best[row]
-            else:
-                id_ = sample(final[row], sampling, state.counts, state.generator)
-            state.take(id_)
-            streams = range(len(self.lockstep.streams))
-            read = max(self.lockstep.length(stream, row) for stream in streams)
-            ended = self.why_ended(state.request, id_, len(state.answer), read)
-            state.finish = ended or state.finish  # another thread may have cancelled it meanwhile
-            yield Event(number, id_, ended)
-
-    def why_ended(self, request: Request, id_: int, n: int, read: int) -> str | None:
-        """Why an answer ends with its n-th token, if it does; a stream has read `read` before."""
-        if id_ in self.eos:
-            return "stop"
-        if request.max_new_tokens is not None and n >= request.max_new_tokens:
-            return "length"
-        return "context" if read >= self.lockstep.limit else None
-
-    # ---- what would be wrong -------------------------------------------------------------------
+    def note_changes(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        """Note where guidance changes the likeliest token, for the requests that ask for it."""
+        states = [self.states[number] for number in live]
+        noted = [s.request.note_changes and self.policy.acts(s.seen) for s in states]
+        if any(noted):
+            changed = (final.argmax(dim=-1) != base.argmax(dim=-1)).tolist()
+            for state, is_noted, is_changed in zip(states, noted, changed, strict=True):
+                if is_noted:
+                    state.changes[len(state.answer)] = is_changed
 
     def check_prompts(self) -> None:
         """Raise `PromptError` for a prompt that cannot be fed."""

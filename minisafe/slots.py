@@ -1,10 +1,19 @@
 """Slots: what to add, record or patch inside a forward pass, as values given to it.
 
-A slot names a *site* ("residual": the stream after a layer, `(B, T, hidden)`; "heads": every head's
-output, which is the input of the output projection, `(B, T, n_heads, head_dim)`; "mlp": the input
-of the MLP's down projection, `(B, T, intermediate)`), a layer, the rows of the batch and *absolute*
-token positions. Positions are spans `[start, stop)`, `stop` None for open ends, so chunked, cached
-and rebuilt runs touch the same tokens.
+    model(ids, slots=[Add(layer=8, spans=((9, None),), vector=v, scale=1.5)])
+
+adds `1.5 * v` to the residual stream after layer 8, at every position from 9 on. A slot says where
+it acts in four words:
+
+- site: "residual", the stream after a layer, `(B, T, hidden)`; "heads", every head's output, which
+  is the input of the output projection, `(B, T, n_heads, head_dim)`; "mlp", the input of the MLP's
+  down projection, `(B, T, intermediate)`.
+- layer: from 0.
+- rows: of the forward's batch.
+- spans: *absolute* token positions `[start, stop)`, `stop` None for an open end. So chunked, cached
+  and rebuilt runs touch the same tokens.
+
+A forward resolves its slots once (`BoundSlots`); then every site asks whether one acts there.
 """
 
 from __future__ import annotations
@@ -24,7 +33,7 @@ SITES = ("residual", "heads", "mlp")
 
 @dataclass(frozen=True)
 class Slot:
-    """Where to act. `spans` are absolute positions; `rows` count within the forward's batch."""
+    """Where to act; see above. A subclass says what to do there (`apply`)."""
 
     layer: int
     spans: tuple[Span, ...] = ((0, None),)
@@ -32,7 +41,8 @@ class Slot:
     site: str = field(default="residual", kw_only=True)
 
     def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """The site's value with the slot acted on `x[rows, columns]`; never changes `x` itself."""
+        """The site's value `x` with the slot acted on `x[rows, columns]`, (n, ...); `x` itself is
+        never changed."""
         raise NotImplementedError
 
     def shifted(self, rows: int) -> Slot:
@@ -42,7 +52,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Add(Slot):
-    """Add `scale * vector` (hidden,) to the residual stream after `layer`."""
+    """Add `scale * vector` (hidden,) to the residual stream after `layer`: how a model is steered."""
 
     vector: Tensor = field(default_factory=lambda: torch.empty(0))
     scale: float = 1.0

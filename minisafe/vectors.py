@@ -48,6 +48,8 @@ POSITIONS = ("prompt", "last", "generated", "all")
 class Steering:
     """Add `scale * vectors[layer]` at some positions of a conversation.
 
+        Steering({8: v}, scale=1.5, positions="prompt")  # as `Generation` takes it
+
     positions: "prompt", one token per turn, the last of the user's turn as rendered, which predicts
     the answer's first; "last", that one and every generated token (the authors' way); "generated",
     the generated ones alone; "all", every token.
