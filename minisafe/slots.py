@@ -52,7 +52,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Add(Slot):
-    """Add `scale * vector` (hidden,) to the residual stream after `layer`: how a model is steered."""
+    """Add `scale * vector` (hidden,) to the residual stream after `layer`, to steer a model."""
 
     vector: Tensor = field(default_factory=lambda: torch.empty(0))
     scale: float = 1.0
