@@ -183,14 +183,13 @@ class Tokenizer:
             ids = list(self._read(self.backend, start).ids)
             read = self._read(self.backend, start + text)
             if list(read.ids[: len(ids)]) == ids:
-                return None if self.forged(start + text, read) else list(read.ids[len(ids) :])
+                forged = self._normalizes_control and self.forged(start + text, read)
+                return None if forged else list(read.ids[len(ids) :])
         return None
 
     def forged(self, text: str, read: Encoding) -> bool:
         """Whether a control id was read where the text has no control token: normalizing made one
         of what a user wrote (fullwidth or capital letters)."""
-        if not self._normalizes_control:
-            return False
         words = {id_: token for token, (id_, _) in self.control.items()}
         return any(
             id_ in words and words[id_] not in text[start:stop]
