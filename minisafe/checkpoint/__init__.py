@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from minisafe.checkpoint.files import (
     finite,
     first_line,
     read_file,
+    read_one,
     read_tensors,
     save_tensors,
     short,
@@ -38,7 +39,8 @@ from minisafe.checkpoint.files import (
     stated_tensors,
     unread,
 )
-from minisafe.checkpoint.plan import EMBED, HEAD, check_plan
+from minisafe.checkpoint.header import Stated
+from minisafe.checkpoint.plan import EMBED, HEAD, make_plan
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory, SettingError
 from minisafe.files import write_text
@@ -96,23 +98,50 @@ def load_model(
     directory = Path(directory)
     config = load_config(directory) if config is None else config
     wanted = as_dtype(dtype if dtype is not None else config.dtype)
-    check_plan(config, stated_tensors(directory), directory, wanted, device)
+    stated = stated_tensors(directory)
+    names = make_plan(config, stated, directory, wanted, device)
+    wanted = wanted or first_dtype(directory, names)
+    check_tied(config, stated, directory, wanted)
     with torch.device("meta"):
         model = make(config)
-    waiting: dict[str, Tensor] = dict(model.tensors())
-    head: Tensor | None = None
-    for name, tensor, shard in read_tensors(directory):
-        if name in waiting:
-            wanted = wanted or tensor.dtype
-            shape = waiting.pop(name).shape
-            model.put(name, fitted(tensor, shape, name, shard, wanted, device))
-        elif name == HEAD:
-            head = tensor
-    if head is not None:
-        tie(model, waiting, head, directory, wanted, device)
-    if waiting:
+    missing = model.tensors()
+    for name, tensor in checked_tensors(directory, names, missing, wanted, device):
+        model.put(name, tensor)
+        del missing[name]
+    if missing:
         raise CheckpointError(f"{directory}: its files changed while they were read; try again")
     return model.requires_grad_(False).eval()
+
+
+def checked_tensors(
+    directory: Path,
+    names: Mapping[str, str],
+    missing: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: str,
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of what a model directory holds of `missing`: checked, in `dtype`, on
+    `device`.
+
+    Args:
+        names: the name in the model of each tensor to read, by its name in the files.
+        missing: tensors that the model has yet to get, by name; each gives the shape.
+
+    Raises `CheckpointError` for a tensor that is misshapen or not finite, `OutOfMemory` where a
+    conversion or a device had too little room.
+    """
+    for stored, tensor, file in read_tensors(directory):
+        name = names.get(stored, "")
+        if name in missing:
+            yield name, fitted(tensor, missing[name].shape, stored, file, dtype, device)
+
+
+def first_dtype(directory: Path, names: Mapping[str, str]) -> torch.dtype:
+    """The dtype of the first tensor that the files hold under the model's own name for it."""
+    found = (
+        each.dtype for stored, each, _ in read_tensors(directory) if names.get(stored) == stored
+    )
+    return next(found, torch.float32)
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -142,23 +171,21 @@ def fitted(
     return placed
 
 
-def tie(
-    model: Llama,
-    waiting: dict[str, Tensor],
-    head: Tensor,
-    directory: Path,
-    dtype: torch.dtype | None,
-    device: str,
+def check_tied(
+    config: LlamaConfig, stated: Mapping[str, Stated], directory: Path, dtype: torch.dtype
 ) -> None:
-    """Use a tied head stored as `lm_head.weight`; where both names are there they must agree."""
-    if EMBED in waiting:
-        shape = waiting.pop(EMBED).shape
-        model.put(EMBED, fitted(head, shape, HEAD, directory, dtype or head.dtype, device))
-    elif not torch.equal(model.embed_tokens.weight.to("cpu"), head.to(model.dtype)):
-        raise CheckpointError(
-            f"{directory}: the config ties the heads, but {HEAD} and {EMBED} differ; set "
-            "tie_word_embeddings to false, or remove one"
-        )
+    """Raise `CheckpointError` where a config ties the heads and the files hold two that differ in
+    `dtype`, in which they would be run."""
+    if not config.tied or not {EMBED, HEAD} <= stated.keys():
+        return
+    embed, head = read_one(stated[EMBED]), read_one(stated[HEAD])
+    if torch.equal(move(embed, EMBED, dtype, "cpu"), move(head, HEAD, dtype, "cpu")):
+        return
+    fitted(embed, embed.shape, EMBED, stated[EMBED].file, dtype, "cpu")  # NaN is the better reason
+    raise CheckpointError(
+        f"{directory}: the config ties the heads, but {HEAD} and {EMBED} differ; set "
+        "tie_word_embeddings to false, or remove one"
+    )
 
 
 def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:

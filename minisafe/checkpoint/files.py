@@ -123,6 +123,13 @@ def read_file(path: Path) -> Iterator[tuple[str, Tensor, Path]]:
             yield name, file.get_tensor(name) if alone is None else alone, path
 
 
+def read_one(stated: Stated) -> Tensor:
+    """One memory-mapped tensor; let go, it frees its pages. Raises `CheckpointError`."""
+    with opened(stated.file) as file:
+        tensor: Tensor = file.get_tensor(stated.name)
+        return tensor
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """A safetensors file as the library opens it; raises `CheckpointError` in its words."""

@@ -50,31 +50,33 @@ def tensor_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield HEAD, (config.vocab_size, hidden)
 
 
-def check_plan(
+def make_plan(
     config: LlamaConfig,
     stated: Mapping[str, Stated],
     directory: Path,
     dtype: torch.dtype | None,
     device: str,
-) -> None:
-    """Raise unless the files state exactly the tensors that the config asks for, and they fit.
+) -> dict[str, str]:
+    """The name in the model of every tensor to read, by its name in the files.
+
+    A tied head is read once: stored as `lm_head.weight` alone it is the embedding, beside the
+    embedding it is left out, as are old exports' rotary buffers.
 
     Raises `CheckpointError` for tensors that are missing, misshapen, unexpected or of a dtype that
     is not run, `OutOfMemory` where a conversion needs more memory than there is.
     """
     wanted = dict(tensor_shapes(config))
+    if config.tied and HEAD in stated and EMBED not in stated:
+        wanted[HEAD] = wanted.pop(EMBED)
     for name, tensor in stated.items():
-        tied_head = config.tied and name == HEAD
-        if name not in wanted and not tied_head and not name.endswith(ROTARY):
+        if name in wanted:
+            check_stated(tensor, wanted[name], config, stated)
+        elif not (config.tied and name == HEAD) and not name.endswith(ROTARY):
             raise CheckpointError(
                 f"{tensor.file}: unexpected tensor {name}{quantised(stated)}; the config describes "
                 f"a {config.family} model of {config.n_layers} layers"
                 f"{' with tied heads' if config.tied else ''}"
             )
-        if name in wanted:
-            check_stated(tensor, wanted[name], config, stated)
-    if config.tied and HEAD in stated and EMBED not in stated:
-        check_stated(stated[HEAD], wanted.pop(EMBED), config, stated)
     missing = sorted(wanted.keys() - stated.keys())
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
@@ -82,6 +84,7 @@ def check_plan(
             f"{directory}: missing tensors: {', '.join(missing[:NAMED])}{more}{quantised(stated)}"
         )
     check_room(stated, dtype, device)
+    return {name: EMBED if config.tied and name == HEAD else name for name in wanted}
 
 
 def check_stated(

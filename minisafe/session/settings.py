@@ -7,7 +7,7 @@ docs/profile.md are all made from these declarations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from minisafe.declared import (
     TEXT,
     WHOLE,
     Kind,
+    Setting,
     Within,
     at_least,
+    check_declared,
     declared,
     settings_of,
 )
@@ -207,6 +209,7 @@ class Settings(Sampling):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_declared(self)
         super().__post_init__()
         check_options(self.template_options)
         check_guidance(self.sgds_lambda, self.margin)  # the rules state ranges of their own
@@ -231,7 +234,24 @@ class Settings(Sampling):
         return replace(rule, common=self.common_tokens) if isinstance(rule, SafeDecoding) else rule
 
 
-SETTINGS = settings_of(Settings)
+# what a flag says of each number of `Sampling`, which has their defaults, types and ranges itself
+SAMPLING_HELP = {
+    "temperature": "How freely tokens are drawn; 0: greedy.",
+    "top_k": "Only the k likeliest tokens; 0: all.",
+    "top_p": "Only the likeliest tokens that make up p; 1: all.",
+    "min_p": "Only tokens p times as likely as the best; 0: all.",
+    "presence_penalty": "Nats off for a token that occurred.",
+    "frequency_penalty": "Nats off for each time it occurred.",
+    "seed": "Same seed, same text.",
+}
+UNSET = {"temperature": "0, unless the model says another"}
+SETTINGS = settings_of(Settings) | {
+    each.name: Setting(
+        {int: WHOLE, float: NUMBER}[type(each.default)], SAMPLING_HELP[each.name],
+        unset=UNSET.get(each.name, ""), in_chat=True, name=each.name, default=each.default,
+    )
+    for each in fields(Sampling)
+}  # fmt: skip
 PATHS = tuple(name for name, each in SETTINGS.items() if each.kind is PATH)
 SETTABLE = tuple(name for name, each in SETTINGS.items() if each.in_chat)
 DECIDES_SAFETY = tuple(name for name, each in SETTINGS.items() if each.decides_safety)
