@@ -573,10 +573,12 @@ WORDS: dict[str, tuple[Spoil, str]] = {
     "quantised": (
         with_config(quantization_config={"quant_method": "gptq"}), r"quantization_config \(gptq\)"
     ),
-    "truncated weights": (with_weights(lambda data: data[:-100]), "not a whole safetensors file"),
-    "empty weights": (with_weights(lambda data: b""), "not a whole safetensors file"),
+    "truncated weights": (
+        with_weights(lambda data: data[:-100]), "not a complete safetensors file"
+    ),
+    "empty weights": (with_weights(lambda data: b""), "not a complete safetensors file"),
     "mislabelled weights": (
-        with_weights(lambda data: b"PK\x03\x04" + data), "not a whole safetensors file"
+        with_weights(lambda data: b"PK\x03\x04" + data), "not a complete safetensors file"
     ),
     "missing shard": (with_shards({DOWN: "a.safetensors"}), "a.safetensors: no such file"),
     "shard elsewhere": (
@@ -591,10 +593,10 @@ WORDS: dict[str, tuple[Spoil, str]] = {
     ),
     "NaN weights": (
         with_tensors(lambda t: t[DOWN].view(-1)[:2].fill_(float("nan"))),
-        f"{DOWN} holds 2 NaN or infinite values",
+        f"{DOWN} has 2 NaN or infinite values",
     ),
     "infinite weights": (
-        with_tensors(lambda t: t[DOWN].view(-1)[:1].fill_(float("inf"))), f"{DOWN} holds 1 NaN"
+        with_tensors(lambda t: t[DOWN].view(-1)[:1].fill_(float("inf"))), f"{DOWN} has 1 NaN"
     ),
     "lambda 1": (with_flags("Hi", sgds_lambda=1), "lambda is 1.0; expected 0 <= lambda < 1"),
     "lambda below 0": (with_flags("Hi", sgds_lambda=-0.5), "lambda is -0.5"),
@@ -624,12 +626,12 @@ WORDS: dict[str, tuple[Spoil, str]] = {
     "adapter with biases": (with_adapter(bias="all"), "bias is 'all'"),
     "adapter with modules": (with_adapter(modules_to_save=["lm_head"]), "modules_to_save"),
     "adapter that changes the base": (with_adapter(init_lora_weights="pissa"), "'pissa'"),
-    "adapter of another rank": (with_adapter(r=4), r"this model and rank ask for \(4, "),
+    "adapter of another rank": (with_adapter(r=4), r"this model and rank need \(4, "),
     "adapter for other modules": (with_adapter(target_modules=["nothing"]), "match nothing"),
 }  # fmt: skip
 
 
-@bad("model.bin is a pickle, .*never does; .*save_pretrained")
+@bad("model.bin is a pickle, .*never reads it; .*save_pretrained")
 def pickled(world: World, path: Path) -> list[object]:
     base = world.copy(world.base, path)
     (base / "model.safetensors").rename(base / "model.bin")

@@ -321,7 +321,7 @@ def test_a_vector_for_layer_0_has_no_place_in_gguf(tmp_path: Path) -> None:
     moved = minisafe.SafetyVector({0: source.layers[4]}, {})
     from minisafe.checkpoint.vectors import save_gguf
 
-    with pytest.raises(MinisafeError, match="layer 0 cannot be exported"):
+    with pytest.raises(MinisafeError, match="the vector is for layer 0"):
         save_gguf(moved, tmp_path / "v.gguf")
 
 

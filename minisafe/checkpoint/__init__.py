@@ -1,7 +1,7 @@
 """Directories to values and back: models and LoRA adapters in Hugging Face's formats.
 
-Models and their fingerprints are here, `files` reads and writes what both are made of, `adapter`
-has the adapters.
+This file has models and their fingerprints, `adapter` has adapters, and `files` reads and writes
+the tensors of both.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def load_model(
 ) -> Llama:
     """Load a Hugging Face model directory.
 
-    With the checkpoint's own dtype on the CPU, the weights stay where the file is mapped. `dtype`
-    is float32, bfloat16 or float16; None keeps the checkpoint's.
+    With the checkpoint's own dtype on the CPU, the weights stay in the mapped file. `dtype` is
+    float32, bfloat16 or float16; None keeps the checkpoint's dtype.
 
     Raises:
-        ConfigError: the shape is missing, malformed or not supported.
+        ConfigError: the config is missing, malformed or not supported.
         CheckpointError: weights are missing, truncated, misshapen, unexpected or not finite.
-        OutOfMemory: a conversion or a device had too little room.
+        OutOfMemory: a conversion or a device had too little memory.
     """
     directory = Path(directory)
     config = load_config(directory)
@@ -107,7 +107,7 @@ def load_model(
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from its name; raises `SettingError` for one that minisafe does not run."""
+    """A torch dtype from its name; raises `SettingError` for an unsupported one."""
     if dtype is None:
         return None
     name = short(dtype) if isinstance(dtype, torch.dtype) else dtype
@@ -119,7 +119,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def fitted(
     tensor: Tensor, shape: torch.Size, name: str, source: Path, dtype: torch.dtype, device: str
 ) -> Tensor:
-    """A tensor of a file, checked, in `dtype` on `device`; the very same where nothing changes."""
+    """A checked tensor of a file, in `dtype` on `device`; the same object if nothing changes."""
     if tensor.shape != shape:
         raise CheckpointError(f"{source}: {name} changed while the file was read; try again")
     check_finite(tensor, name, source)
@@ -128,7 +128,7 @@ def fitted(
         placed = unread(tensor, name, source)
     if dtype != tensor.dtype and not finite(placed):
         raise CheckpointError(
-            f"{source}: {name} holds values beyond the range of {short(dtype)}; use another dtype"
+            f"{source}: {name} has values beyond the range of {short(dtype)}; use another dtype"
         )
     return placed
 
@@ -141,7 +141,7 @@ def tie(
     dtype: torch.dtype | None,
     device: str,
 ) -> None:
-    """Use a tied head stored as `lm_head.weight`; where both names are there they must agree."""
+    """Use a tied head stored as `lm_head.weight`; if both names exist, they must be equal."""
     if EMBED in waiting:
         shape = waiting.pop(EMBED).shape
         model.put(EMBED, fitted(head, shape, HEAD, directory, dtype or head.dtype, device))
@@ -153,7 +153,7 @@ def tie(
 
 
 def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
-    """The tensor in `dtype` on `device`; the very same one where nothing changes."""
+    """The tensor in `dtype` on `device`; the same object if nothing changes."""
     try:
         return tensor.to(device=device, dtype=dtype)
     except (RuntimeError, MemoryError) as error:
@@ -162,7 +162,7 @@ def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
         size = tensor.numel() * dtype.itemsize
         raise OutOfMemory(
             f"{name} needs {size / 2**20:.0f} MiB more as {short(dtype)} on {device}, "
-            "which could not be had; use a smaller dtype or model"
+            "but there is not enough memory; use a smaller dtype or model"
         ) from None
 
 
@@ -183,10 +183,11 @@ def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None
 
 
 def fingerprint(model: Llama, samples: int = 256) -> str:
-    """A short hash that tells weights apart: names, shapes and evenly spaced values of each tensor.
+    """A short hash that identifies weights: names, shapes and evenly spaced values of each tensor.
 
-    Cheap, since a mapped file is not read whole; values are taken in float32, so a converted copy
-    of the same bf16 weights has the same fingerprint. A prepared model has that of its weights.
+    It is cheap, because it does not read the whole mapped file. Values are taken in float32, so a
+    converted copy of the same bf16 weights has the same fingerprint. A prepared model has the
+    fingerprint of its original weights.
     """
     if model.fingerprint is not None:
         return model.fingerprint
@@ -194,7 +195,7 @@ def fingerprint(model: Llama, samples: int = 256) -> str:
 
 
 def fingerprint_of(samples: Mapping[str, bytes]) -> str:
-    """The fingerprint of a model with these samples by name of the tensor."""
+    """The fingerprint of a model with these samples, by tensor name."""
     digest = hashlib.sha256()
     for name, values in sorted(samples.items()):
         digest.update(f"{name} ".encode() + values)
@@ -202,7 +203,7 @@ def fingerprint_of(samples: Mapping[str, bytes]) -> str:
 
 
 def samples_of(model: Llama, n: int = 256, without: str | None = None) -> dict[str, bytes]:
-    """A `sample` of every tensor of a plain model, but of the one named `without`."""
+    """A `sample` of every tensor of a plain model, except the one named `without`."""
     return {name: sample(each, n) for name, each in model.tensors().items() if name != without}
 
 

@@ -180,9 +180,9 @@ class Settings(Sampling):
         "auto", TEXT, "Dtype of cached keys and values; int8 halves a bf16 cache and rounds them.",
         choices=CACHE_DTYPES,
         docs="Dtype of the cached keys and values. `auto`: the model's dtype. `float32`, "
-        "`bfloat16`. `int8`: 8 bits with one scale per token and head. A smaller dtype rounds once, "
-        "when the cache is written, and each layer is widened again at every step: less memory, "
-        "and slower at long contexts (below).",
+        "`bfloat16`. `int8`: 8 bits with one scale per token and head. A smaller dtype rounds "
+        "once, when the cache is written, and each layer is widened again at every step: less "
+        "memory, and slower at long contexts (below).",
     )  # fmt: skip
     compile: bool = declared(
         False, SWITCH,
