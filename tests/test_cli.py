@@ -273,7 +273,7 @@ def test_commands(run: Run, world: World) -> None:
     assert len(short["tokens"]) == 3
     told = found.err.splitlines()[1:]
     assert told[:6] == [
-        "the conversation is forgotten", "plain decoding, no safety applied",
+        "the conversation is deleted", "plain decoding, no safety applied",
         "safe decoding: SA (layer 1, scale 1.25, last) + sGDS (adapter, lambda 0.99)",
         "sgds_lambda is 0.5", "max_new_tokens is 3", "stop is 'e'",
     ]  # fmt: skip
@@ -285,9 +285,9 @@ def test_commands(run: Run, world: World) -> None:
     ("line", "message"),
     [
         ("/nonsense", "unknown command '/nonsense'; /help lists them"),
-        ("/safe maybe", "/safe 'maybe' is not how it is used; expected /safe on or off"),
-        ("/reset all", "'/reset all' is not how it is used; expected /reset"),
-        ("/save", "'/save' is not how it is used; expected /save FILE"),
+        ("/safe maybe", "got /safe 'maybe'; expected /safe on or /safe off"),
+        ("/reset all", "got '/reset all'; expected /reset"),
+        ("/save", "got '/save'; expected /save FILE"),
         ("/set temperature hot", "temperature is 'hot'; expected float"),
         ("/set temperature -1", "temperature is -1.0; expected 0"),
         ("/set top_k 1.5", "top_k is '1.5'; expected int"),
@@ -338,7 +338,7 @@ def test_at_a_terminal_they_do_not(run: Run, world: World, monkeypatch: pytest.M
     assert found.code == 0
     assert len(found.objects) == 1
     assert len(found.errors) == 1
-    assert "(Ctrl-D or /quit leaves)" in found.err
+    assert "(Ctrl-D or /quit ends the chat)" in found.err
 
 
 def test_invalid_utf_8_in_a_conversation(run: Run, world: World) -> None:
@@ -684,7 +684,7 @@ def prompts_that_are_no_text(world: World, path: Path) -> list[object]:
     return [*flags(world), "--lines", path / "p.txt"]
 
 
-@bad("p.txt: no prompts; expected one a line")
+@bad("p.txt: no prompts; expected one per line")
 def no_prompts(world: World, path: Path) -> list[object]:
     (path / "p.txt").write_bytes(b"\n  \n")
     return [*flags(world), "--lines", path / "p.txt"]

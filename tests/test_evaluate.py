@@ -564,7 +564,7 @@ def test_the_command_from_prompts_to_report_and_again_with_another_judge(tmp_pat
         (["--sample", "-1"], "--sample is -1"),
         (["--methods", "best"], "no method 'best'"),
         (["--judge", "best"], "no judge 'best'"),
-        (["--judge", ","], "no judge is given"),
+        (["--judge", ","], "got no judge"),
         (["--styles", "loud"], "no style 'loud'"),
         (["--prompts", "none.csv"], "none.csv"),
         (["--choices", "none.csv"], "none.csv"),

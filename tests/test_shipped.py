@@ -215,14 +215,14 @@ def test_amplify_command_warns_where_shuffling_corrupts_nothing(tmp_path: Path) 
     ("arguments", "message"),
     [
         (["--corrupt", "file"], "needs --other"),
-        (["--corrupt", "topic"], "'category' of two or more"),
+        (["--corrupt", "topic"], "'category', two or more"),
         (["--base", str(TINY / "base")], "needs an expert"),
         (["--corrupt", "none", "--method", "heads", "--head-list", "4"], "layer.head pairs"),
         (["--corrupt", "none", "--method", "heads", "--head-list", "9.0"], "no head 9.0"),
         (["--corrupt", "none", "--sa-layer", "8"], "layers 0 to 7"),
         (["--corrupt", "none", "--columns", "input"], "expected two names"),
         (["--corrupt", "none", "--columns", "q,a"], "has no text in 'q'"),
-        (["--corrupt", "none", "--shots", "50"], "do not suffice"),
+        (["--corrupt", "none", "--shots", "50"], "demonstrations; expected 51 or more"),
     ],
 )
 def test_amplify_command_refuses_in_one_line(

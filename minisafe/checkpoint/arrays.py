@@ -148,7 +148,8 @@ def read_gguf(path: Path) -> dict[str, Floats]:
         return _read_tensors(path, content)
     except (struct.error, KeyError):
         raise VectorError(
-            f"{path}: not a GGUF file of a control vector, or an incomplete one; is the download complete?"
+            f"{path}: not a GGUF file of a control vector, or an incomplete one; is the download "
+            "complete?"
         ) from None
 
 
