@@ -208,7 +208,7 @@ def test_amplify_command_warns_where_shuffling_corrupts_nothing(tmp_path: Path) 
          "--aie-prompts", "2"],
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output
-    assert "shuffling them corrupts nothing" in outcome.stderr
+    assert "shuffling corrupts nothing" in outcome.stderr
 
 
 @pytest.mark.parametrize(
