@@ -1,7 +1,7 @@
-"""From log-probabilities to a token. Pure, but for the generator that a draw advances.
+"""From log-probabilities to a token. Pure, except that a draw advances its generator.
 
 Order: presence and frequency penalty, temperature, top-k, top-p, min-p, draw. With temperature 0
-the most likely token after the penalties is taken, and no randomness is used.
+the result is the most likely token after the penalties, and no random number is drawn.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def filtered(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -
 
     Args:
         log_probs: (vocab,), float32.
-        counts: how often each token stands in the answer so far, for the penalties.
+        counts: how often each token occurs in the answer so far, for the penalties.
     """
     scores = penalised(log_probs, settings, counts)
     if settings.temperature == 0:
         best = torch.full_like(scores, float("-inf"))
         best[scores.argmax()] = 0.0
         return best
-    # the best score becomes 0 first, and float32 must hold the quotient: no overflow to NaN
+    # the best score becomes 0 first, so that the quotient cannot overflow float32 to NaN
     temperature = max(settings.temperature, 1e-30)
     scores = torch.log_softmax((scores - scores.max()) / temperature, dim=-1)
     if 0 < settings.top_k < len(scores):
@@ -63,7 +63,7 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 def penalised(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -> Tensor:
-    """Log-probabilities less the penalties for tokens that the answer already holds."""
+    """Log-probabilities minus the penalties for tokens that the answer already contains."""
     presence, frequency = settings.presence_penalty, settings.frequency_penalty
     if not counts or not (presence or frequency):
         return log_probs
@@ -73,7 +73,8 @@ def penalised(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) 
 
 
 def inverse_cdf(weights: Tensor, draw: Tensor) -> int:
-    """The id at which (vocab,) float64 weights reach the share `draw`, (1,) in [0, 1), of all."""
+    """The first id at which the running sum of the (vocab,) float64 weights exceeds `draw`, a
+    share of their total, (1,) in [0, 1)."""
     cumulative = weights.cumsum(0)
     token = int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True))
     if token < len(weights):
@@ -82,7 +83,7 @@ def inverse_cdf(weights: Tensor, draw: Tensor) -> int:
 
 
 def row_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of prompt `index`; a prompt draws alike alone and in any batch."""
+    """The generator of prompt `index`: a prompt gets the same draws alone and in any batch."""
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state))
 
@@ -92,8 +93,8 @@ class Sampling:
     """How a token is chosen. `top_k` 0, `top_p` 1 and `min_p` 0 are off.
 
     Penalties are subtracted from a token's log-probability: `presence_penalty` once if the answer
-    holds the token, `frequency_penalty` for every time it does. Raises `SettingError` when made out
-    of range.
+    contains the token, `frequency_penalty` once per occurrence. Raises `SettingError` for a value
+    out of range.
     """
 
     temperature: float = 0.0

@@ -1,7 +1,7 @@
 """Directories to values and back: models and LoRA adapters in Hugging Face's formats.
 
-Models and their fingerprints are here, `files` reads and writes what both are made of, `adapter`
-has the adapters.
+This file has models and their fingerprints, `adapter` has adapters, and `files` reads and writes
+the tensors of both.
 """
 
 from __future__ import annotations
@@ -83,17 +83,17 @@ def load_model(
 ) -> Llama:
     """Load a Hugging Face model directory.
 
-    With the checkpoint's own dtype on the CPU, the weights stay where the file is mapped.
+    With the checkpoint's own dtype on the CPU, the weights stay in the mapped file.
 
     Args:
-        dtype: float32, bfloat16 or float16; None keeps the checkpoint's.
+        dtype: float32, bfloat16 or float16; None keeps the checkpoint's dtype.
         config: the model's shape; by default read from the directory.
         make: what is built of that shape, a subclass where a family differs.
 
     Raises:
-        ConfigError: the shape is missing, malformed or not supported.
+        ConfigError: the config is missing, malformed or not supported.
         CheckpointError: weights are missing, truncated, misshapen, unexpected or not finite.
-        OutOfMemory: a conversion or a device had too little room.
+        OutOfMemory: a conversion or a device had too little memory.
     """
     directory = Path(directory)
     config = load_config(directory) if config is None else config
@@ -145,7 +145,7 @@ def first_dtype(directory: Path, names: Mapping[str, str]) -> torch.dtype:
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from its name; raises `SettingError` for one that minisafe does not run."""
+    """A torch dtype from its name; raises `SettingError` for an unsupported one."""
     if dtype is None:
         return None
     name = short(dtype) if isinstance(dtype, torch.dtype) else dtype
@@ -157,7 +157,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def fitted(
     tensor: Tensor, shape: torch.Size, name: str, source: Path, dtype: torch.dtype, device: str
 ) -> Tensor:
-    """A tensor of a file, checked, in `dtype` on `device`; the very same where nothing changes."""
+    """A checked tensor of a file, in `dtype` on `device`; the same object if nothing changes."""
     if tensor.shape != shape:
         raise CheckpointError(f"{source}: {name} changed while the file was read; try again")
     check_finite(tensor, name, source)
@@ -166,7 +166,7 @@ def fitted(
         placed = unread(tensor, name, source)
     if dtype != tensor.dtype and not finite(placed):
         raise CheckpointError(
-            f"{source}: {name} holds values beyond the range of {short(dtype)}; use another dtype"
+            f"{source}: {name} has values beyond the range of {short(dtype)}; use another dtype"
         )
     return placed
 
@@ -174,8 +174,8 @@ def fitted(
 def check_tied(
     config: LlamaConfig, stated: Mapping[str, Stated], directory: Path, dtype: torch.dtype
 ) -> None:
-    """Raise `CheckpointError` where a config ties the heads and the files hold two that differ in
-    `dtype`, in which they would be run."""
+    """Raise `CheckpointError` if the config ties the heads and the files hold two that differ in
+    `dtype`, the dtype that will be run."""
     if not config.tied or not {EMBED, HEAD} <= stated.keys():
         return
     embed, head = read_one(stated[EMBED]), read_one(stated[HEAD])
@@ -189,7 +189,7 @@ def check_tied(
 
 
 def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
-    """The tensor in `dtype` on `device`; the very same one where nothing changes."""
+    """The tensor in `dtype` on `device`; the same object if nothing changes."""
     try:
         return tensor.to(device=device, dtype=dtype)
     except (RuntimeError, MemoryError) as error:
@@ -198,7 +198,7 @@ def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
         size = tensor.numel() * dtype.itemsize
         raise OutOfMemory(
             f"{name} needs {size / 2**20:.0f} MiB more as {short(dtype)} on {device}, "
-            "which could not be had; use a smaller dtype or model"
+            "but there is not enough memory; use a smaller dtype or model"
         ) from None
 
 
@@ -219,10 +219,11 @@ def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None
 
 
 def fingerprint(model: Llama, samples: int = 256) -> str:
-    """A short hash that tells weights apart: names, shapes and evenly spaced values of each tensor.
+    """A short hash that identifies weights: names, shapes and evenly spaced values of each tensor.
 
-    Cheap, since a mapped file is not read whole; values are taken in float32, so a converted copy
-    of the same bf16 weights has the same fingerprint. A prepared model has that of its weights.
+    It is cheap, because it does not read the whole mapped file. Values are taken in float32, so a
+    converted copy of the same bf16 weights has the same fingerprint. A prepared model has the
+    fingerprint of its original weights.
     """
     if model.fingerprint is not None:
         return model.fingerprint
@@ -230,7 +231,7 @@ def fingerprint(model: Llama, samples: int = 256) -> str:
 
 
 def fingerprint_of(samples: Mapping[str, bytes]) -> str:
-    """The fingerprint of a model with these samples by name of the tensor."""
+    """The fingerprint of a model with these samples, by tensor name."""
     digest = hashlib.sha256()
     for name, values in sorted(samples.items()):
         digest.update(f"{name} ".encode() + values)
@@ -238,7 +239,7 @@ def fingerprint_of(samples: Mapping[str, bytes]) -> str:
 
 
 def samples_of(model: Llama, n: int = 256, without: str | None = None) -> dict[str, bytes]:
-    """A `sample` of every tensor of a plain model, but of the one named `without`."""
+    """A `sample` of every tensor of a plain model, except the one named `without`."""
     return {name: sample(each, n) for name, each in model.tensors().items() if name != without}
 
 
