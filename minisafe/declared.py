@@ -141,13 +141,13 @@ def declared(
 
 @cache
 def settings_of(owner: type) -> dict[str, Setting]:
-    """The declarations of a dataclass by name: its own fields first, then those it inherits."""
+    """The declarations of a dataclass by name; a field without one is not in it."""
     found = {}
     for each in fields(owner):
-        default = each.default_factory() if callable(each.default_factory) else each.default
-        found[each.name] = replace(each.metadata["setting"], name=each.name, default=default)
-    own = {name: found[name] for name in owner.__annotations__ if name in found}
-    return own | found
+        if "setting" in each.metadata:
+            default = each.default_factory() if callable(each.default_factory) else each.default
+            found[each.name] = replace(each.metadata["setting"], name=each.name, default=default)
+    return found
 
 
 def check_declared(settings: Any) -> None:

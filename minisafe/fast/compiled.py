@@ -24,7 +24,7 @@ from minisafe.cache import KVCache
 from minisafe.errors import SettingError
 from minisafe.fast.graph import Decoder, Inputs, window_kinds
 from minisafe.fast.llama import FastLlama
-from minisafe.fast.prepare import quicken
+from minisafe.fast.prepare import check_known, quicken
 from minisafe.lockstep import Stream
 from minisafe.lora import AdaptedRows, LoraAdapter
 from minisafe.model import Llama
@@ -245,6 +245,7 @@ def compile_step(model: Llama, adapters: Sequence[LoraAdapter] = (), rows: int =
     check_compile(str(model.device), model.weights)
     if model.dtype == torch.float16:
         raise SettingError("compile is for bfloat16 and float32, and dtype is float16")
+    check_known(model, "compile")
     quicken(model)
     model.__class__ = CompiledLlama
     assert isinstance(model, CompiledLlama)

@@ -1,4 +1,5 @@
-"""One request of a speculative generation: its answer, and the block of drafts after it."""
+"""One request of a speculative generation: its answer, the block of drafts after it, and the rule
+by which a draft is accepted."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from minisafe.engine import RequestState
 from minisafe.policy import Seen
-from minisafe.sampling import accept_or_redraw, filtered, inverse_cdf, penalised
+from minisafe.sampling import filtered, inverse_cdf, penalised
 
 
 class Draft:
@@ -101,3 +102,17 @@ class Draft:
         p = filtered(target, sampling, counts).exp().double().cpu()
         _, accept, again = self.uniform(place)
         return accept_or_redraw(p, self.q[place], self.ids[place], accept, again)
+
+
+def accept_or_redraw(p: Tensor, q: Tensor, draft: int, accept: Tensor, again: Tensor) -> int:
+    """A token distributed as `p`, given a draft distributed as `q`: (vocab,) float64 each.
+
+    The draft with probability min(1, p / q), else a draw from max(p - q, 0), which never gives the
+    draft (Leviathan et al., 2023, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318).
+    `accept` and `again` are uniform in [0, 1), (1,) each.
+    """
+    p, q = p / p.sum(), q / q.sum()
+    if bool(accept * q[draft] < p[draft]):
+        return draft
+    rest = (p - q).clamp(min=0)
+    return inverse_cdf(rest if bool(rest.any()) else p, again)  # p = q but for rounding

@@ -24,7 +24,7 @@ from minisafe.fast.norm import FastNorm
 from minisafe.fast.packed import PackedLinear
 from minisafe.fast.quantized import Int8Embedding, Int8Head, Int8Linear
 from minisafe.linear import WEIGHTS, Linear
-from minisafe.model import Attention, Layer, Llama
+from minisafe.model import MLP, Attention, Layer, Llama, RMSNorm
 
 MAKE: dict[str, Make] = {"packed": PackedLinear, "int8": Int8Linear}
 
@@ -48,8 +48,8 @@ def prepare(model: Llama, weights: str = "auto") -> Llama:
         "auto". A plain part is let go before the next one is made, so that weights that nobody else
         holds take up at most 1.3 times their memory, also while this runs.
 
-    Raises `SettingError` for other `weights`, or where the model's dtype, device or state does not
-    fit them.
+    Raises `SettingError` for other `weights`, if the model's dtype, device or state does not fit
+    them, or if the model has parts of another family.
     """
     if weights not in WEIGHTS:
         raise SettingError(f"weights is {weights!r}; expected one of {', '.join(WEIGHTS)}")
@@ -60,6 +60,7 @@ def prepare(model: Llama, weights: str = "auto") -> Llama:
         )
     if weights == "plain" or kind == model.weights != "plain":
         return model
+    check_known(model, weights)
     if kind == "int8" and (model.device.type != "cpu" or model.dtype == torch.float16):
         dtype = str(model.dtype).removeprefix("torch.")
         raise SettingError(
@@ -72,6 +73,18 @@ def prepare(model: Llama, weights: str = "auto") -> Llama:
     else:
         store(model, kind)
     return model
+
+
+def check_known(model: Llama, weights: str) -> None:
+    """Raise `SettingError` if a part of the model is of a class from outside this package: a fast
+    path would take its place, and lose what it does differently."""
+    for part in model.modules():
+        own = type(part).__module__.split(".")[0] in ("minisafe", "torch")
+        if isinstance(part, (Llama, Layer, Attention, MLP, Linear, RMSNorm)) and not own:
+            raise SettingError(
+                f"weights is {weights}, which would replace the model's own {type(part).__name__}; "
+                "use weights plain"
+            )
 
 
 def quicken(model: Llama) -> None:

@@ -24,16 +24,36 @@ def check_fast(device: str, weights: str, compiled: bool) -> None:
 
 def put_in(streams: Sequence[Stream], weights: str, compiled: bool) -> None:
     """Change the streams' models, in place, as the settings `weights` and `compile` ask."""
-    if compiled:
-        from minisafe.fast.compiled import compile_streams
+    FAST_PATHS["compile" if compiled else weights](streams)
 
-        compile_streams(streams)
-    elif weights != "plain":
-        from minisafe.fast.prepare import prepare
 
-        for stream in streams:
-            prepare(stream.model, weights)
+def keep_plain(streams: Sequence[Stream]) -> None:
+    """The plain models, as they are."""
 
+
+def store_as(streams: Sequence[Stream], weights: str) -> None:
+    """The models' weights stored in this way; "auto" is decided for each model."""
+    from minisafe.fast.prepare import prepare
+
+    for stream in streams:
+        prepare(stream.model, weights)
+
+
+def compile_steps(streams: Sequence[Stream]) -> None:
+    """The models' decoding step, compiled."""
+    from minisafe.fast.compiled import compile_streams
+
+    compile_streams(streams)
+
+
+# what changes the streams' models, by the value of `weights`, and by `compile`, which precedes it
+FAST_PATHS: dict[str, Callable[[Sequence[Stream]], None]] = {
+    "plain": keep_plain,
+    "auto": partial(store_as, weights="auto"),
+    "packed": partial(store_as, weights="packed"),
+    "int8": partial(store_as, weights="int8"),
+    "compile": compile_steps,
+}
 
 Engine = Callable[..., Generation]  # takes what `Generation` takes
 

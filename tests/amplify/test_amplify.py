@@ -229,7 +229,7 @@ def test_draws_hold_different_demonstrations_and_too_few_are_refused() -> None:
     maker = PromptMaker(TOKENIZER)
     for shots, query in few_shot(maker, POOL, 5, 20, 0):
         assert len({shot.input for shot in [*shots, query]}) == 6
-    with pytest.raises(SettingError, match="at least 13"):
+    with pytest.raises(SettingError, match="expected 13 or more"):
         few_shot(maker, POOL, 12, 1, 0)
 
 

@@ -27,12 +27,13 @@ from minisafe.engine import Event, Generation, Request
 from minisafe.errors import NonFiniteError, SettingError, SlotError
 from minisafe.fast import draft as draft_module
 from minisafe.fast.block import BlockLength, best_block, forwards_a_token
+from minisafe.fast.draft import accept_or_redraw
 from minisafe.fast.speculation import AUTOMATIC, Speculation
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Plain, Rule, SelfCD
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.sampling import Sampling, accept_or_redraw, filtered
+from minisafe.sampling import Sampling, filtered
 from minisafe.session.faster import block_limit, make_generation
 from minisafe.vectors import POSITIONS, Steering
 from tests.support.tiny import models, random_adapter, random_model, tensors_of, tiny_config

@@ -240,7 +240,7 @@ WAYS = {
     "a vector for a layer that is not there": Way("sa_layer is 9", lambda p: p.set(sa_layer=9)),
     "an expert of another vocabulary": Way("differ in", other_vocabulary, kinds=WEIGHTS[1:]),
     "an adapter of another shape": Way(
-        "this model and rank ask for|which this model does not have",
+        "this model and rank need|which this model does not have",
         lambda p: save_adapter(
             random_adapter(base_model(hidden=24)), p.root / "adapter", rank=3, alpha=1.5
         ),
