@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minisafe.errors import PromptError
@@ -58,6 +58,10 @@ class ChatPrompt:
         """Whether it is one message of the user's and nothing else."""
         return len(self.messages) == 1 and not self.prefill
 
+    def asking(self, text: str) -> ChatPrompt:
+        """The same with another last message."""
+        return replace(self, messages=(*self.messages[:-1], {"role": "user", "content": text}))
+
     def to_json(self) -> dict[str, Any]:
         """As `from_json` reads it."""
         return {"messages": [dict(each) for each in self.messages], "prefill": self.prefill}
@@ -71,7 +75,7 @@ class ChatPrompt:
         if not isinstance(value, Mapping) or not isinstance(value.get("messages"), list):
             raise PromptError(
                 f'{where}: no conversation; expected {{"messages": [{{"role": "user", "content": '
-                '...}]}, or the list alone'
+                "...}]}, or the list alone"
             )
         messages, prefill = value["messages"], value.get("prefill") or ""
         try:
@@ -126,6 +130,4 @@ def check_content(content: Any, what: str, empty: bool) -> None:
     if not empty and not content.strip():
         raise PromptError(f"{what} is empty; expected some text")
     if len(content) > LONGEST:
-        raise PromptError(
-            f"{what} has {len(content):,} characters; expected at most {LONGEST:,}"
-        )
+        raise PromptError(f"{what} has {len(content):,} characters; expected at most {LONGEST:,}")

@@ -57,8 +57,9 @@ class Oracle(Protocol):
     ) -> list[str]:
         """The defended model's answers. draw: the number of the first one's draws."""
 
-    def complies(self, target: Target, prompts: Sequence[ChatPrompt], answers: Sequence[str]
-                 ) -> list[bool]:
+    def complies(
+        self, target: Target, prompts: Sequence[ChatPrompt], answers: Sequence[str]
+    ) -> list[bool]:
         """Whether each answer complies with the target's question."""  # fmt: skip
 
     def likelihood(self, prompts: Sequence[ChatPrompt], beginning: str) -> list[float]:

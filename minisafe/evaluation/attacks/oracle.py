@@ -108,9 +108,7 @@ def compliant_answers(
     for way in WAYS:
         left = [prompt for prompt in prompts if prompt.id not in found]
         asked = [fill(way, prompt.text) for prompt in left]
-        results = base.generate(
-            [ChatPrompt.of(each) for each in asked], batch_size=batch_size
-        )
+        results = base.generate([ChatPrompt.of(each) for each in asked], batch_size=batch_size)
         answers = [result.text.strip() for result in results]
         for prompt, answer, ruling in zip(left, answers, judge(left, asked, answers), strict=True):
             if ruling.verdict == "ATTACK_SUCCEEDED" and answer:
