@@ -102,7 +102,7 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
 def evaluate_command(
     out: Path, prompts: Files, benign: Files, borderline: Files,
     column: str | None, category_column: str | None, split: str, styles: str, benign_styles: str,
-    attacks: tuple[str, ...], methods: str, judges: str, judge_layout: Path | None, choices: tuple[Path, ...],
+    attacks: tuple[str, ...], methods: str, judges: str, judge_layout: Path | None, choices: Files,
     safe_system: str, unsafe_system: str,
     limit: int | None, batch_size: int, sample: int, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
