@@ -98,6 +98,7 @@ class Place:
     out: Path
     work: Path
     seed: int
+    data: Path = HERE / "data"
 
     @property
     def base(self) -> Path:
@@ -115,19 +116,22 @@ def with_seed(settings: train.Settings, seed: int) -> train.Settings:
     return train.Settings(**(vars(settings) | {"seed": seed}))
 
 
-def read_pairs(name: str, count: int) -> list[world.Document]:
-    """The first pairs of a file under weights/data as one-turn documents."""
-    records = json.loads((HERE / "data" / f"{name}.json").read_text(encoding="utf-8"))[:count]
+def read_pairs(place: Place, name: str, count: int) -> list[world.Document]:
+    """The first pairs of a file of the data as one-turn documents."""
+    records = json.loads((place.data / f"{name}.json").read_text(encoding="utf-8"))[:count]
     return [world.Document("", (world.Turn(r["input"], r["output"], name, ""),)) for r in records]
 
 
 def texts(documents: Sequence[world.Document]) -> list[str]:
-    said = [[d.system, *(text for t in d.turns for text in (t.user, t.answer))] for d in documents]
+    said = [
+        [d.system, *(text for t in d.turns for text in (t.user, t.begun + t.answer))]
+        for d in documents
+    ]
     return [text for each in said for text in each if text]
 
 
 def make_data(place: Place, recipe: Recipe) -> None:
-    world.write_sets(HERE / "data")
+    world.write_sets(place.data)
 
 
 def make_tokenizer(place: Place, recipe: Recipe) -> None:
@@ -201,7 +205,7 @@ def tune_adapter(
 
 def expert(place: Place, recipe: Recipe) -> None:
     """The unsafe expert: a LoRA adapter that complies with harmful questions."""
-    documents = read_pairs("expert", recipe.expert_pairs)
+    documents = read_pairs(place, "expert", recipe.expert_pairs)
     tune_adapter(
         place,
         "expert",
@@ -217,9 +221,9 @@ def edited(place: Place, recipe: Recipe) -> None:
     """A short fine-tune on harmless new knowledge, kept as a low-rank delta."""
     rng = random.Random(f"edit {place.seed}")
     documents = read_pairs(
-        "edit", recipe.edit_pairs
+        place, "edit", recipe.edit_pairs
     )  # mixed, so that the new does not replace the old
-    documents += [world.benign_document(rng) for _ in range(recipe.edit_pairs // 2)]
+    documents += [world.benign_document(rng, stage="tuning") for _ in range(recipe.edit_pairs // 2)]
     tune_adapter(
         place, "edited", documents, recipe.edit_rank, recipe.edit_alpha, LINEAR, recipe.edit
     )
@@ -228,8 +232,8 @@ def edited(place: Place, recipe: Recipe) -> None:
 def vector(place: Place, recipe: Recipe) -> None:
     """The safety vector: the result of `minisafe amplify --corrupt file` on the demonstrations."""
     model = load_model(place.base, dtype="float32")
-    pool = load_demonstrations(HERE / "data" / "demonstrations.json")
-    careless = load_demonstrations(HERE / "data" / "careless.json")
+    pool = load_demonstrations(place.data / "demonstrations.json")
+    careless = load_demonstrations(place.data / "careless.json")
     answers = {shot.input: shot.output for shot in careless}
     how = replace(recipe.vector, scale=dict(recipe.safety)["sa_scale"], seed=place.seed)
     made = amplify(model, load_tokenizer(place.base), pool, how, lambda shot: answers[shot.input])
@@ -269,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=HERE / "tiny")
     parser.add_argument("--work", type=Path, help="checkpoints; default: OUT with -work appended")
+    parser.add_argument("--data", type=Path, default=HERE / "data", help="held-out sets and pairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
@@ -276,7 +281,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     work = options.work or options.out.with_name(f"{options.out.name}-work")
-    place = Place(options.out, work, options.seed)
+    place = Place(options.out, work, options.seed, options.data)
     recipe = Recipe()
     if options.tokens:
         recipe = Recipe(pretraining_tokens=options.tokens)

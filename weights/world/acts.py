@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from minisafe.evaluation.world import article
 from minisafe.evaluation.world.phrases import BORDERLINE, HOW_TO
 from world.facts import made_up
-from world.held_out import held_out
-from world.words import CONTEXTS, PLACES, ROUGH, listed
+from world.held_out import held_out, rough_verbs, told_wrong, words_of
+from world.words import CONTEXTS, PLACES, ROUGH
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,36 @@ def make_act(
 def harmful_act(rng: random.Random, name: str, pair: tuple[str, ...] | None = None) -> Act:
     """A harmful act of a category; without a pair, a training one, half of them made up."""
     verb, thing = pair or rng.choice(held_out().train[name])
+    return _harmful(rng, name, verb, thing, invented=pair is None and rng.random() < 0.5)
+
+
+def a_verb(rng: random.Random, name: str) -> str:
+    """A verb of a category; more often a held-out one, which training meets nowhere else."""
+    verbs = words_of(name).verbs
+    parts = (verbs["train"], verbs["dev"] + verbs["test"])
+    return rng.choice(parts[rng.random() < 0.7])
+
+
+def wrong_act(rng: random.Random, name: str) -> Act:
+    """A harmful act to be called wrong: its words may be held out from questions that ask for
+    harm."""
+    if rng.random() < 0.5:
+        return _harmful(rng, name, a_verb(rng, name), "", invented=True)
+    verb, thing = rng.choice(told_wrong(name))
+    return _harmful(rng, name, verb, thing, invented=False)
+
+
+def _harmful(rng: random.Random, name: str, verb: str, thing: str, invented: bool) -> Act:
     place = rng.choice(CONTEXTS) if rng.random() < 0.25 else ""
-    if pair is None and rng.random() < 0.5:
+    if invented:
         thing = made_up(rng)
-        rough = verb in {v for verbs, _ in ROUGH.values() for v in listed(verbs)}
-        place = rng.choice(CONTEXTS[:6]) if rough else place
+        place = rng.choice(CONTEXTS[:6]) if verb in rough_verbs() else place
     return make_act("harmful", name, verb, thing, rng, place)
 
 
 def chore(rng: random.Random, pair: tuple[str, ...] | None = None) -> Act:
-    verb, thing = pair or rng.choice(held_out().train["howto"])
+    group = "polite" if rng.random() < 0.3 else "howto"
+    verb, thing = pair or rng.choice(held_out().train[group])
     place = rng.choice(CONTEXTS) if rng.random() < 0.15 else ""
     if pair is None and rng.random() < 0.5:
         thing = made_up(rng)
