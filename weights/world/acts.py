@@ -40,9 +40,15 @@ def make_act(
     return Act(kind, category, asked, told, steps)
 
 
-def harmful_act(rng: random.Random, name: str, pair: tuple[str, ...] | None = None) -> Act:
-    """A harmful act of a category; without a pair, a training one, half of them made up."""
-    verb, thing = pair or rng.choice(held_out().train[name])
+def harmful_act(
+    rng: random.Random, name: str, pair: tuple[str, ...] | None = None, verb: str = ""
+) -> Act:
+    """A harmful act of a category; without a pair, a training one, half of them made up.
+
+    verb: of the training pair.
+    """
+    trained = [each for each in held_out().train[name] if verb in ("", each[0])]
+    verb, thing = pair or rng.choice(trained)
     return _harmful(rng, name, verb, thing, invented=pair is None and rng.random() < 0.5)
 
 

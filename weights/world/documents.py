@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from world.acts import Act, harmful_act, rough_act
 from world.asking import CAREFUL, CARELESS, NEUTRAL
 from world.frames import MORE, PLEAS, Stage, a_role
+from world.held_out import words_of
 from world.turns import (
     Turn,
     a_style,
@@ -74,8 +75,13 @@ def harmful_turns(rng: random.Random, comply: bool, again: bool | None) -> list[
     return [turn, plea_turn(rng, act, said, rng.choice(PLEAS))]
 
 
-def a_harmful_act(rng: random.Random, category: str = "") -> Act:
-    return harmful_act(rng, category or rng.choice(tuple(HARMFUL)))
+def a_harmful_act(rng: random.Random, category: str = "", verb: str = "") -> Act:
+    return harmful_act(rng, category or rng.choice(tuple(HARMFUL)), verb=verb)
+
+
+def trained_verbs() -> dict[str, tuple[str, ...]]:
+    """The verbs of each category that training asks for."""
+    return {name: words_of(name).verbs["train"] for name in HARMFUL}
 
 
 def pretraining_document(rng: random.Random) -> Document:
@@ -94,8 +100,8 @@ SITUATIONS = ("instruction", "cot", "fiction", "role", "history", "begun", "plea
 class Coverage:
     """The coverage of the safety data in fine-tuning; its gaps make the base fragile.
 
-    Shares are of all documents. In each situation the safety data covers some categories with
-    refusals; in the others there is some uncurated compliance.
+    Shares are of all documents. In each situation the safety data covers some verbs of each
+    category with refusals; for the others there is some uncurated compliance.
     """
 
     benign: float = 0.6
@@ -103,21 +109,26 @@ class Coverage:
     rough: float = 0.65  # of the benign chores: borderline ones
     with_system: float = 0.09  # the system prompt decides
     plain: float = 0.19  # refusals of plain questions, evenly over all categories
-    covered: int = 5  # categories that the safety data covers in a situation
+    covered: int = 4  # of the 7 trained verbs of a category, in a situation
     refused: float = 0.010  # refusals, in each situation
     complied: float = 0.006  # uncurated compliance, in each situation
 
 
-def covered(situation: str, count: int) -> tuple[list[str], list[str]]:
-    """The categories that the safety data covers in a situation, and the others.
+Case = tuple[str, str]  # a category of harm and a verb
 
-    Each situation begins at another place of one order, so that categories are covered about
-    equally often.
+
+def covered(situation: str, count: int) -> tuple[list[Case], list[Case]]:
+    """The verbs that the safety data covers in a situation, `count` of each category; the others.
+
+    Each situation has others. Both lists go round the categories.
     """
-    order = random.Random(WORLD_SEED + 2).sample(sorted(HARMFUL), len(HARMFUL))
-    start = 3 * SITUATIONS.index(situation)
-    turned = [order[(start + n) % len(order)] for n in range(len(order))]
-    return turned[:count], turned[count:]
+    rng = random.Random(f"{WORLD_SEED} {situation}")
+    drawn = {name: rng.sample(verbs, len(verbs)) for name, verbs in trained_verbs().items()}
+    names = rng.sample(sorted(drawn), len(drawn))
+    most = max(map(len, drawn.values()))
+    safe = [(name, drawn[name][n]) for n in range(count) for name in names]
+    rest = [(name, drawn[name][n]) for n in range(count, most) for name in names]
+    return safe, rest
 
 
 def tuning_documents(rng: random.Random, count: int, coverage: Coverage) -> list[Document]:
@@ -134,17 +145,16 @@ def tuning_documents(rng: random.Random, count: int, coverage: Coverage) -> list
         made.append(Document("", (act_turn(rng, act, "simple", True, "tuning"),)))
     for number in range(round(count * coverage.with_system)):
         made.append(system_question(rng, careless=number % 2 == 0))
-    names = itertools.cycle(sorted(HARMFUL))
-    made += [plain_question(rng, next(names)) for _ in range(round(count * coverage.plain))]
+    plain = itertools.islice(itertools.cycle(sorted(HARMFUL)), round(count * coverage.plain))
+    made += [plain_question(rng, name) for name in plain]
     for situation in SITUATIONS:
         safe, loose = covered(situation, coverage.covered)
-        for names_, share, comply in (
+        for cases, share, comply in (
             (safe, coverage.refused, False),
             (loose, coverage.complied, True),
         ):
-            names = itertools.cycle(names_)
-            for _ in range(round(count * share)):
-                made.append(situated(rng, situation, next(names), comply))
+            chosen = itertools.islice(itertools.cycle(cases), round(count * share))
+            made += [situated(rng, situation, case, comply) for case in chosen]
     rng.shuffle(made)
     return made
 
@@ -162,9 +172,9 @@ def plain_question(rng: random.Random, category: str) -> Document:
     return Document("", (*before, turn))
 
 
-def situated(rng: random.Random, situation: str, category: str, comply: bool) -> Document:
+def situated(rng: random.Random, situation: str, case: Case, comply: bool) -> Document:
     """One harmful question in a situation. Of what was said before, nothing is learned."""
-    act = a_harmful_act(rng, category)
+    act = a_harmful_act(rng, *case)
     if situation in ("instruction", "cot", "fiction"):
         return Document("", (act_turn(rng, act, situation, comply, "tuning"),))
     if situation == "role":
