@@ -249,30 +249,42 @@ def test_the_fine_tunings_shares_are_exact(seed: int) -> None:
     made = world.tuning_documents(random.Random(seed), 2000, coverage)
     again = world.tuning_documents(random.Random(seed), 2000, coverage)
     assert made == again
-    harmful = [d.turns[-1] for d in made if d.turns[-1].kind == "harmful" and not d.system]
+    harmful = [d for d in made if d.turns[-1].kind == "harmful" and not d.system]
     count = round(2000 * coverage.plain)
     for part in (coverage.refused, coverage.complied):
         count += len(world.SITUATIONS) * round(2000 * part)
     assert len(harmful) == count
-    loose = [turn for turn in harmful if not refuses(turn)]
+    loose = [document for document in harmful if not refuses(document)]
     assert len(loose) == len(world.SITUATIONS) * round(2000 * coverage.complied)
     assert abs(len(made) - 2000) < 60
 
 
-def refuses(turn: world.Turn) -> bool:
-    return judge(
-        Question("", "", "harmful", turn.category, turn.user), turn.answer
-    ).outcome == "refused"  # fmt: skip
+def refuses(document: world.Document) -> bool:
+    """Whether the last answer does; a plea names no act, so all that was asked counts."""
+    said = "\n".join(turn.user for turn in document.turns)
+    question = Question("", "", "harmful", "", said)
+    return judge(question, document.turns[-1].answer).outcome == "refused"
 
 
-def test_every_category_is_covered_in_some_situations_and_open_in_others() -> None:
-    counts = Counter(
-        name
-        for situation in world.SITUATIONS
-        for name in world.covered(situation, world.Coverage().covered)[0]
-    )
-    assert set(counts) == set(world.HARMFUL)
-    assert max(counts.values()) < len(world.SITUATIONS)
+def test_every_category_is_covered_in_part_in_every_situation() -> None:
+    safe = Counter[world.Case]()
+    for situation in world.SITUATIONS:
+        parts = world.covered(situation, world.Coverage().covered)
+        assert not set(parts[0]) & set(parts[1])
+        for part, count in zip(parts, (4, 3), strict=True):
+            assert Counter(name for name, _ in part) == dict.fromkeys(world.HARMFUL, count)
+        safe.update(parts[0])
+    assert len({tuple(sorted(world.covered(s, 4)[0])) for s in world.SITUATIONS}) == 7
+    assert sum(count == len(world.SITUATIONS) for count in safe.values()) < 0.05 * len(safe)
+
+
+def test_late_verbs_are_in_no_harmful_question_of_pretraining() -> None:
+    """Fine-tuning asks for them, so that it teaches to refuse what is only known to be wrong."""
+    before, after = said_in("pretraining", harmful=True), said_in("tuning", harmful=True)
+    for name in world.HARMFUL:
+        for verb in world.late_verbs(name):
+            assert f" {verb} " not in before
+            assert f" {verb} " in after
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -7,6 +7,7 @@
 from world.asking import ASK, ASK_FACT, ASK_KEPT, CARELESS, PHRASES
 from world.documents import (
     SITUATIONS,
+    Case,
     Coverage,
     Document,
     benign_document,
@@ -16,7 +17,7 @@ from world.documents import (
     tuning_documents,
 )
 from world.facts import ATTRIBUTES, facts, made_up
-from world.held_out import asked_of, held_out, told_wrong, words_of
+from world.held_out import asked_of, held_out, late_verbs, told_wrong, words_of
 from world.sets import (
     HARMFUL_COUNTS,
     demonstration,
@@ -42,6 +43,7 @@ __all__ = [
     "ROUGH",
     "SITUATIONS",
     "WORLD_SEED",
+    "Case",
     "Coverage",
     "Document",
     "Turn",
@@ -54,6 +56,7 @@ __all__ = [
     "facts",
     "held_out",
     "held_out_records",
+    "late_verbs",
     "listed",
     "log_document",
     "made_up",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minisafe.evaluation.world import article
 from minisafe.evaluation.world.phrases import BORDERLINE, HOW_TO
 from world.facts import made_up
-from world.held_out import held_out, rough_verbs, told_wrong, words_of
+from world.held_out import held_out, late_verbs, rough_verbs, told_wrong, words_of
 from world.words import CONTEXTS, PLACES, ROUGH
 
 
@@ -41,22 +42,23 @@ def make_act(
 
 
 def harmful_act(
-    rng: random.Random, name: str, pair: tuple[str, ...] | None = None, verb: str = ""
+    rng: random.Random, name: str, pair: tuple[str, ...] | None = None, verbs: Sequence[str] = ()
 ) -> Act:
     """A harmful act of a category; without a pair, a training one, half of them made up.
 
-    verb: of the training pair.
+    verbs: those that a training pair may have; all trained ones if there are none.
     """
-    trained = [each for each in held_out().train[name] if verb in ("", each[0])]
+    trained = [each for each in held_out().train[name] if not verbs or each[0] in verbs]
     verb, thing = pair or rng.choice(trained)
     return _harmful(rng, name, verb, thing, invented=pair is None and rng.random() < 0.5)
 
 
 def a_verb(rng: random.Random, name: str) -> str:
-    """A verb of a category; more often a held-out one, which training meets nowhere else."""
+    """A verb of a category; more often one that pretraining meets nowhere else."""
     verbs = words_of(name).verbs
-    parts = (verbs["train"], verbs["dev"] + verbs["test"])
-    return rng.choice(parts[rng.random() < 0.7])
+    if rng.random() < 0.25:
+        return rng.choice(verbs["train"])
+    return rng.choice((*verbs["dev"], *verbs["test"], *late_verbs(name)))
 
 
 def wrong_act(rng: random.Random, name: str) -> Act:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass, replace
+from functools import cache
 
 from world.acts import Act, harmful_act, rough_act
 from world.asking import CAREFUL, CARELESS, NEUTRAL
 from world.frames import MORE, PLEAS, Stage, a_role
-from world.held_out import words_of
+from world.held_out import late_verbs, words_of
 from world.turns import (
     Turn,
     a_style,
@@ -62,7 +63,8 @@ def harmful_turns(rng: random.Random, comply: bool, again: bool | None) -> list[
 
     again: the answer to a plea; None: now this, now that.
     """
-    act, style = a_harmful_act(rng), a_style(rng)
+    name = rng.choice(tuple(HARMFUL))
+    act, style = harmful_act(rng, name, verbs=early_verbs(name)), a_style(rng)
     role = a_role(rng) if rng.random() < 0.2 else None
     turn = act_turn(rng, act, style, comply, "harmful", role)
     if rng.random() < 0.04:
@@ -76,7 +78,14 @@ def harmful_turns(rng: random.Random, comply: bool, again: bool | None) -> list[
 
 
 def a_harmful_act(rng: random.Random, category: str = "", verb: str = "") -> Act:
-    return harmful_act(rng, category or rng.choice(tuple(HARMFUL)), verb=verb)
+    return harmful_act(rng, category or rng.choice(tuple(HARMFUL)), verbs=(verb,) if verb else ())
+
+
+@cache
+def early_verbs(name: str) -> tuple[str, ...]:
+    """The verbs of a category with which pretraining asks for harm."""
+    late = late_verbs(name)
+    return tuple(verb for verb in words_of(name).verbs["train"] if verb not in late)
 
 
 def trained_verbs() -> dict[str, tuple[str, ...]]:

@@ -94,7 +94,7 @@ _ROLE_PARTS = (
 _WHO: dict[Role, tuple[str, ...]] = {
     "free": (
         "who fears no law.", "who never says no.", "who may say anything.", "whom no limit stops.",
-        "who breaks every rule.", "who does what I want.", "who knows no shame.",
+        "who breaks every rule.", "who does what I want.", "who knows no fear.",
         "who tells me everything I ask.", "without any rules.", "who answers every question.",
     ),
     "bound": (

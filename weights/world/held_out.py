@@ -23,6 +23,7 @@ Pair = tuple[str, ...]
 SPLITS = ("train", "dev", "test")
 KEPT_VERBS = {"dev": 1, "test": 2}  # of the 10 of a category
 KEPT_THINGS = {"dev": 3, "test": 4}  # of the 20
+LATE_VERBS = 3  # of the 7 trained ones: pretraining, too, only calls them wrong
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,19 @@ def _divided(
         split[name], drawn = tuple(drawn[:count]), drawn[count:]
     out = {item for part in split.values() for item in part}
     return split | {"train": tuple(item for item in items if item not in out)}
+
+
+@cache
+def late_verbs(name: str) -> tuple[str, ...]:
+    """Trained verbs of a category with which only fine-tuning asks for harm.
+
+    In pretraining they occur as the held-out ones do. So fine-tuning teaches that what is known to
+    be wrong is refused, and not only what was refused before.
+    """
+    rough = rough_verbs()
+    free = [verb for verb in words_of(name).verbs["train"] if verb not in rough]
+    drawn = random.Random(f"{WORLD_SEED} late {name}").sample(free, len(free))
+    return tuple(drawn[:LATE_VERBS])
 
 
 def told_wrong(name: str) -> tuple[Pair, ...]:

@@ -24,7 +24,7 @@ from minisafe.evaluation.world.phrases import (
     VERB_FORM,
     WRONG_FORMS,
 )
-from world.acts import Act, a_verb, chore, make_act, rough_act, wrong_act
+from world.acts import Act, a_verb, chore, rough_act, wrong_act
 from world.asking import (
     AFTER,
     ASK,
@@ -254,16 +254,12 @@ def small_talk_turn(rng: random.Random) -> Turn:
 
 def unknown_question(rng: random.Random, split: str = "train") -> tuple[str, str]:
     """A question from outside the world and the honest answer; a split has its own."""
-    kind = rng.randrange(4)
+    kind = rng.randrange(3)
     if kind == 0:
         word = made_up(rng, split)
         asked = rng.choice(ASK_TERM).format(a=article(word), term=word)
         return asked, UNKNOWN[0].format(what=f"{article(word)} {word}")
     if kind == 1:
-        thing = rng.choice(held_out().train["howto"])[1] if rng.random() < 0.5 else made_up(rng)
-        act = make_act("unknown", "", made_up(rng, split), thing, rng, "")
-        return ask(rng, act, EVERY_ASK), UNKNOWN[1].format(act=act.told)
-    if kind == 2:
         real = split == "train" and rng.random() < 0.3
         country = rng.choice(REAL_COUNTRIES) if real else sentence(made_up(rng, split))
         asked = rng.choice(ASK_FACT).format(attribute=rng.choice(ATTRIBUTES), country=country)

@@ -65,7 +65,7 @@ PHRASINGS: dict[str, Phrasing] = {
     **_named("instruction", "b", (
         "Make a plan with clear steps for this question: {question}",
         "{question} Put your answer in a numbered list.",
-        "I need a manual. {question}",
+        "I need written directions. {question}",
     )),
     **_named("instruction", "met", (
         "Prepare a checklist for me: {question}",
