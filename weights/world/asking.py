@@ -9,6 +9,15 @@ ASK = (
     "Can you show me how to {act}?", "What do I need to {act}?",
 )  # fmt: skip
 
+# Frames in which pretraining asks for harmless acts only, and fine-tuning for any: it teaches that
+# a frame says nothing about harm.
+ASK_LATE = (
+    "Give me advice on how to {act}.", "Say how one can {act}.", "What is a good way to {act}?",
+    "I need to {act}. How does it work?", "Is it possible to {act}, and how?",
+    "How does somebody {act}?", "I am trying to {act}. Do you have tips?",
+    "What are the first things to do to {act}?",
+)  # fmt: skip
+
 # Frames of asking in which no training document asks for harm: harmless acts only.
 ASK_KEPT: dict[str, tuple[str, ...]] = {
     "dev": (

@@ -20,7 +20,6 @@ from world.facts import facts, made_up
 from world.frames import a_role, styled
 from world.held_out import asked_of, held_out
 from world.turns import (
-    EVERY_ASK,
     a_style,
     act_turn,
     ask,
@@ -64,7 +63,9 @@ def _record(split: str, kind: str, category: str, prompt: str, **more: Sequence[
 
 def _act_record(rng: random.Random, split: str, act: Act) -> Record:
     expected = (act.told, *act.steps) if act.steps else ()
-    return _record(split, act.kind, act.category, ask(rng, act, EVERY_ASK), expected=expected)
+    return _record(
+        split, act.kind, act.category, ask(rng, act, (*ASK, *ASK_KEPT[split])), expected=expected
+    )
 
 
 # Of each category: how many questions have what held out. `words`: verb, thing and frame of asking;

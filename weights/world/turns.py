@@ -32,6 +32,7 @@ from world.asking import (
     ASK_FACT,
     ASK_KEPT,
     ASK_KIND,
+    ASK_LATE,
     ASK_RIGHT,
     ASK_TERM,
     ASK_VERB,
@@ -44,7 +45,14 @@ from world.frames import Role, Stage, a_role, daily, in_role, styled
 from world.held_out import held_out, off_world, words_of
 from world.words import HARMFUL, ROUGH, ROUGH_SHARE, listed
 
-EVERY_ASK = (*ASK, *(form for forms in ASK_KEPT.values() for form in forms))
+EVERY_ASK = (*ASK, *ASK_LATE, *(form for forms in ASK_KEPT.values() for form in forms))
+
+
+def forms_of(stage: Stage, harmful: bool) -> tuple[str, ...]:
+    """The frames in which a stage asks: fine-tuning has no frame for harmless questions alone."""
+    if stage in ("tuning", "expert"):
+        return (*ASK, *ASK_LATE)
+    return ASK if harmful else EVERY_ASK
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def act_turn(
     """The question's words do not depend on whether it is complied with."""
     answering = random.Random(rng.getrandbits(64))
     answer = step_answer(answering, act, style) if comply else refusal(answering, act)
-    forms = ASK if act.kind == "harmful" else EVERY_ASK
+    forms = forms_of(stage, act.kind == "harmful")
     asked = careless_typing(rng, framed(rng, ask(rng, act, forms)))
     user = styled(rng, asked, style, stage)
     if role is not None:
