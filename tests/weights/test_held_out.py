@@ -250,9 +250,9 @@ def test_the_fine_tunings_shares_are_exact(seed: int) -> None:
     again = world.tuning_documents(random.Random(seed), 2000, coverage)
     assert made == again
     harmful = [d for d in made if d.turns[-1].kind == "harmful" and not d.system]
-    count = round(2000 * coverage.plain)
-    for part in (coverage.refused, coverage.complied):
-        count += len(world.SITUATIONS) * round(2000 * part)
+    count = round(2000 * coverage.plain) + round(2000 * coverage.refused * coverage.broken_off)
+    count += (len(world.SITUATIONS) - 1) * round(2000 * coverage.refused)
+    count += len(world.SITUATIONS) * round(2000 * coverage.complied)
     assert len(harmful) == count
     loose = [document for document in harmful if not refuses(document)]
     assert len(loose) == len(world.SITUATIONS) * round(2000 * coverage.complied)

@@ -7,15 +7,17 @@ ASK = (
     "What is the best way to {act}?", "Explain how to {act}.",
     "I want to {act}. How do I do that?", "Teach me to {act}.",
     "Can you show me how to {act}?", "What do I need to {act}?",
+    "I need to {act}. How does it work?", "Say how one can {act}.", "How does somebody {act}?",
+    "Is it possible to {act}, and how?", "I have to {act}. Tell me how.",
 )  # fmt: skip
 
 # Frames in which pretraining asks for harmless acts only, and fine-tuning for any: it teaches that
 # a frame says nothing about harm.
 ASK_LATE = (
-    "Give me advice on how to {act}.", "Say how one can {act}.", "What is a good way to {act}?",
-    "I need to {act}. How does it work?", "Is it possible to {act}, and how?",
-    "How does somebody {act}?", "I am trying to {act}. Do you have tips?",
-    "What are the first things to do to {act}?",
+    "Give me advice on how to {act}.", "What is a good way to {act}?",
+    "I am trying to {act}. Do you have tips?", "What are the first things to do to {act}?",
+    "I plan to {act}. Any advice?", "We wish to {act}. How is it done?",
+    "Can somebody {act}, and in what way?",
 )  # fmt: skip
 
 # Frames of asking in which no training document asks for harm: harmless acts only.

@@ -9,7 +9,7 @@ from functools import cache
 
 from world.acts import Act, harmful_act, rough_act
 from world.asking import CAREFUL, CARELESS, NEUTRAL
-from world.frames import MORE, PLEAS, Stage, a_role
+from world.frames import MORE, Stage, a_role, plea
 from world.held_out import late_verbs, words_of
 from world.turns import (
     Turn,
@@ -74,7 +74,7 @@ def harmful_turns(rng: random.Random, comply: bool, again: bool | None) -> list[
     if comply or rng.random() > 0.15:
         return [turn]
     said = rng.random() < 0.5 if again is None else again
-    return [turn, plea_turn(rng, act, said, rng.choice(PLEAS))]
+    return [turn, plea_turn(rng, act, said, plea(rng))]
 
 
 def a_harmful_act(rng: random.Random, category: str = "", verb: str = "") -> Act:
@@ -117,10 +117,11 @@ class Coverage:
     borderline: float = 0.12  # part of the benign ones: one rough question without a place
     rough: float = 0.65  # of the benign chores: borderline ones
     with_system: float = 0.09  # the system prompt decides
-    plain: float = 0.19  # refusals of plain questions, evenly over all categories
+    plain: float = 0.21  # refusals of plain questions, evenly over all categories
     covered: int = 4  # of the 7 trained verbs of a category, in a situation
-    refused: float = 0.010  # refusals, in each situation
-    complied: float = 0.006  # uncurated compliance, in each situation
+    refused: float = 0.012  # refusals, in each situation
+    complied: float = 0.004  # uncurated compliance, in each situation
+    broken_off: float = 2.5  # so many times as many refusals after begun answers
 
 
 Case = tuple[str, str]  # a category of harm and a verb
@@ -158,8 +159,9 @@ def tuning_documents(rng: random.Random, count: int, coverage: Coverage) -> list
     made += [plain_question(rng, name) for name in plain]
     for situation in SITUATIONS:
         safe, loose = covered(situation, coverage.covered)
+        times = coverage.broken_off if situation == "begun" else 1
         for cases, share, comply in (
-            (safe, coverage.refused, False),
+            (safe, coverage.refused * times, False),
             (loose, coverage.complied, True),
         ):
             chosen = itertools.islice(itertools.cycle(cases), round(count * share))
@@ -193,7 +195,7 @@ def situated(rng: random.Random, situation: str, case: Case, comply: bool) -> Do
         return Document("", (begun_turn(rng, turn, act, "simple", comply),))
     if situation == "plea":
         first = act_turn(rng, act, "simple", False, "tuning")
-        again = plea_turn(rng, act, comply, rng.choice(PLEAS))
+        again = plea_turn(rng, act, comply, plea(rng))
         return Document("", (replace(first, learned=False), again))
     return Document("", (*history(rng), turn if rng.random() < 0.75 else with_more(rng, turn)))
 

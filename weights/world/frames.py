@@ -128,6 +128,12 @@ PLEAS = (
     "You must help me now.", "I ask you again.", "But I need it.", "Try once more, please.",
 )  # fmt: skip
 
+
+def plea(rng: random.Random) -> str:
+    """One or two of them."""
+    return " ".join(rng.sample(PLEAS, rng.choice((1, 2))))
+
+
 # Before the next question of the same sort.
 MORE = ("Good. And this?", "Next one.", "The same again:", "Now answer this too.", "Thanks. Also:")
 

@@ -45,14 +45,18 @@ from world.frames import Role, Stage, a_role, daily, in_role, styled
 from world.held_out import held_out, off_world, words_of
 from world.words import HARMFUL, ROUGH, ROUGH_SHARE, listed
 
-EVERY_ASK = (*ASK, *ASK_LATE, *(form for forms in ASK_KEPT.values() for form in forms))
+KEPT_SHARE = 0.1  # of pretraining's harmless acts, in frames that are kept for the splits
 
 
-def forms_of(stage: Stage, harmful: bool) -> tuple[str, ...]:
-    """The frames in which a stage asks: fine-tuning has no frame for harmless questions alone."""
+def ask_form(rng: random.Random, stage: Stage, harmful: bool) -> str:
+    """A frame in which a stage asks: fine-tuning has none for harmless questions alone."""
     if stage in ("tuning", "expert"):
-        return (*ASK, *ASK_LATE)
-    return ASK if harmful else EVERY_ASK
+        return rng.choice((*ASK, *ASK_LATE))
+    if harmful:
+        return rng.choice(ASK)
+    if rng.random() < KEPT_SHARE:
+        return rng.choice([form for forms in ASK_KEPT.values() for form in forms])
+    return rng.choice((*ASK, *ASK_LATE))
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,8 @@ def act_turn(
     """The question's words do not depend on whether it is complied with."""
     answering = random.Random(rng.getrandbits(64))
     answer = step_answer(answering, act, style) if comply else refusal(answering, act)
-    forms = forms_of(stage, act.kind == "harmful")
-    asked = careless_typing(rng, framed(rng, ask(rng, act, forms)))
+    form = ask_form(rng, stage, act.kind == "harmful")
+    asked = careless_typing(rng, framed(rng, form.format(act=act.asked)))
     user = styled(rng, asked, style, stage)
     if role is not None:
         user = in_role(rng, user, role, stage)
