@@ -120,7 +120,7 @@ def test_it_is_the_eager_step(
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert_same(eager, logits_of(compiled, starts, slots, applied), expected)
     assert seen == [len(starts)]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # none made anew
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # no new one
     plain = logits_of(eager, starts)
     if slots or adapted:  # what the case is about is visible
         assert (plain[0] - expected[0]).abs().max() > 0.2

@@ -1,5 +1,5 @@
-"""Conversations: whatever was cached, rewound, switched or broken off, the next answer is the one
-that a fresh reading of the same ids would give."""
+"""Conversations: after any caching, rewind, switch or interruption, the next answer equals the
+answer after a fresh reading of the same ids."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def say(chat: Chat, text: str) -> tuple[int, ...]:
     return chat.result.tokens
 
 
-# ---- a conversation read anew ------------------------------------------------------------------
+# ---- a conversation read from scratch ----------------------------------------------------------
 
 
 class Notes:
@@ -680,7 +680,7 @@ def test_where_no_new_answer_comes_the_old_one_stays(
 
 
 def changed_by_hand(chat: Chat, text: str, tokens: tuple[int, ...]) -> int:
-    """At how many tokens guidance made another one the likeliest, read anew."""
+    """The number of tokens at which guidance changed the likeliest one, read from scratch."""
     notes = notes_of(new_chat_of(chat))
     encoded = chat.session.encode_chat([{"role": "user", "content": text}])
     base, unsafe = (list(each.ids) for each in encoded)
