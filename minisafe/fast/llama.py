@@ -18,7 +18,7 @@ from minisafe.step import Step, Window, make_masks
 
 
 class FastLlama(Llama):
-    """A model for decoding; `prepare` turns a plain one into it, in place."""
+    """A model for decoding; `prepare` turns a `Llama` into one, in place."""
 
     def head(self, x: Tensor, step: Step) -> Tensor:
         if self.lm_head is None:
@@ -34,14 +34,15 @@ class FastLlama(Llama):
         slots: Iterable[Slot] = (),
         adapters: tuple[AdaptedRows, ...] = (),
     ) -> Step:
-        """Padding costs nothing: the step of a padded block is packed."""
+        """As `Llama.make_step`, but the step of a padded block is packed, so padding costs
+        nothing."""
         step = super().make_step(counts, width, cache, rows, slots, adapters)
         if cache is None or width == 1 or step.place.uniform or not any(counts):
             return step
         return PackedStep.of(step)
 
     def masks(self, positions: Tensor, n: int, place: Placement) -> dict[Window, Tensor]:
-        """Only those that say something."""
+        """Only the masks that are needed; see `needed_windows`."""
         windows = needed_windows(set(self.config.windows), n, place)
         return make_masks(windows, positions, n, self.dtype) if windows else {}
 
@@ -52,10 +53,10 @@ class FastLlama(Llama):
         return logits if last_only or no_logits else step.spread(logits)
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Raises `SettingError` where the weights are stored in another way than plain."""
+        """Raises `SettingError` unless the weights are plain."""
         if self.weights != "plain":
             raise SettingError(
-                f"the model's weights are {self.weights}, for decoding only; training, "
-                "amplifying, editing and saving need it loaded with weights plain"
+                f"the model's weights are {self.weights}, for decoding only; for training, "
+                "amplifying, editing and saving, load the model with weights plain"
             )
         return super().tensors()
