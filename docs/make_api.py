@@ -30,8 +30,8 @@ the parts, for those who embed them.
 # of a part only what those call who use it, not what it is made of
 PARTS = {
     "Generation": ("cancel", "__iter__"),
-    "KVCache": ("__init__", "capacity", "n_bytes", "rows", "rewind", "keep", "wipe"),
-    "Llama": ("__init__", "dtype", "device", "forward", "tensors"),
+    "KVCache": ("__init__", "capacity", "n_bytes", "rows", "rewind", "keep"),
+    "Llama": ("__init__", "dtype", "device", "new_cache", "forward", "tensors"),
 }
 WIDTH = 88
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises)(, [a-z ]+)?:$")
