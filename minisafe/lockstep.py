@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minisafe.cache import KVCache
 from minisafe.errors import NonFiniteError
 from minisafe.lora import AdaptedRows, LoraAdapter
 from minisafe.model import Llama
@@ -39,9 +38,7 @@ class SharedWeights:
         self, model: Llama, members: list[int], rows: int, capacity: int, cache_dtype: str
     ):
         self.model, self.members, self.rows = model, members, rows
-        self.cache = KVCache(
-            model.config, rows * len(members), capacity, model.dtype, model.device, cache_dtype
-        )
+        self.cache = model.new_cache(rows * len(members), capacity, cache_dtype)
 
     def row(self, stream: int, row: int) -> int:
         """The cache row of a stream's batch row."""
@@ -60,7 +57,7 @@ class Lockstep:
             `chunk` and `FEW_COLUMNS` per row. Longer texts take several forwards. A larger chunk
             needs more memory and is hardly faster (docs/log.md).
         fuse: whether streams that share weights share forwards; False is the slow reference.
-        cache_dtype: how keys and values are stored, one of `cache.CACHE_DTYPES`.
+        cache_dtype: how keys and values are stored, one of `cache_dtype.CACHE_DTYPES`.
     """
 
     def __init__(

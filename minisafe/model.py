@@ -46,6 +46,10 @@ class Llama(nn.Module):
     def device(self) -> torch.device:
         return self.norm.weight.device
 
+    def new_cache(self, rows: int, capacity: int, cache_dtype: str = "auto") -> KVCache:
+        """An empty cache for this model; arguments and errors as for `KVCache`."""
+        return KVCache(self.config, rows, capacity, self.dtype, self.device, cache_dtype)
+
     def forward(
         self,
         ids: Tensor,

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisafe.cache import KVCache
 from minisafe.errors import SettingError
 from minisafe.fast.graph import Decoder, Inputs, window_kinds
 from minisafe.fast.llama import FastLlama
@@ -116,7 +115,7 @@ class Graphs:
             fresh(seen if mask is None else mask.expand(batch, 1, 1, n)) for mask in given
         )
         if not cache.keys.is_inference():  # torch would compile a graph per kind of tensor
-            cache.replace(tuple(each.clone() for each in cache.held))
+            cache.held = tuple(each.clone() for each in cache.held)
         keys, values = cache.keys[:, place.rows, :, :n], cache.values[:, place.rows, :, :n]
         head_dim = self.model_config.head_dim
         cos, sin = (fresh(t[:, 0].expand(batch, 1, head_dim)) for t in (step.cos, step.sin))
@@ -163,9 +162,9 @@ class Graphs:
         reason = next((line for line in str(failed).splitlines() if line.strip()), "no reason")
         raise SettingError(f"compiling failed ({reason.strip()}); use --no-compile") from failed
 
-    def warm(self, rows: int, dtype: torch.dtype, model: Llama) -> None:
+    def warm(self, rows: int, model: Llama) -> None:
         """Compile for one row or several now, by decoding a token into a temporary cache."""
-        cache = KVCache(self.model_config, rows, 64, dtype)
+        cache = model.new_cache(rows, 64)
         cache.lengths = [16] * rows
         with torch.inference_mode():
             model(torch.zeros(rows, 1, dtype=torch.long), cache, last_only=True)
@@ -252,7 +251,7 @@ def compile_step(model: Llama, adapters: Sequence[LoraAdapter] = (), rows: int =
     assert isinstance(model, CompiledLlama)
     model.graphs = Graphs(model, adapters)
     with reported("compiling the decoding step"):
-        model.graphs.warm(min(rows, 2), model.dtype, model)
+        model.graphs.warm(min(rows, 2), model)
     return model
 
 

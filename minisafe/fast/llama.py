@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from minisafe.cache import KVCache, Placement
 from minisafe.errors import SettingError
 from minisafe.fast.attention import needed_windows
+from minisafe.fast.cache import FastCache
 from minisafe.fast.left import linear
 from minisafe.fast.packing import PackedStep
 from minisafe.lora import AdaptedRows
@@ -24,6 +25,9 @@ class FastLlama(Llama):
         if self.lm_head is None:
             return linear(x, self.embed_tokens.weight, None)
         return super().head(x, step)
+
+    def new_cache(self, rows: int, capacity: int, cache_dtype: str = "auto") -> KVCache:
+        return FastCache(self.config, rows, capacity, self.dtype, self.device, cache_dtype)
 
     def make_step(
         self,

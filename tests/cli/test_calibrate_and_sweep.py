@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import minisafe
-from minisafe.cache import CACHE_DTYPES
+from minisafe.cache_dtype import CACHE_DTYPES
 from minisafe.cli import cli
 from minisafe.cli.calibrate import of_kind
 from minisafe.cli.sweep import values_of

@@ -108,7 +108,7 @@ def random_ids(model: Llama, rows: int, width: int, seed: int = 0) -> Tensor:
 
 
 def cache_for(model: Llama, rows: int, capacity: int = 64) -> KVCache:
-    return KVCache(model.config, rows, capacity, dtype=model.dtype)
+    return model.new_cache(rows, capacity)
 
 
 def greedy(
