@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import minisafe
-from minisafe.cache import CACHE_DTYPES
+from minisafe.cache_dtype import CACHE_DTYPES
 from minisafe.cli import cli
 from minisafe.cli.calibrate import of_kind
 from minisafe.cli.sweep import values_of
@@ -173,7 +173,7 @@ def test_a_calibration_of_other_weights_or_settings_is_off(profile: Path) -> Non
             minisafe.load(change(profile, calibration=good), overrides | {"gate": True})
     with pytest.raises(SafetyError, match="no calibration"):
         minisafe.load(profile, {"gate": True})
-    with pytest.raises(SafetyError, match="all positions cannot be taken back"):
+    with pytest.raises(SafetyError, match="all positions cannot be removed"):
         minisafe.load(change(profile, calibration=good), {"gate": True, "sa_positions": "all"})
     with pytest.raises(SafetyError, match="needs an expert"):
         minisafe.load(change(profile, calibration=good), {"gate": True, "sgds_lambda": 0.0})

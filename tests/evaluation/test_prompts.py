@@ -1,4 +1,4 @@
-"""Prompt sets: every layout, ids, limits, and what is said of files that are not as expected."""
+"""Prompt sets: every layout, ids, limits, and the errors for invalid files."""
 
 from __future__ import annotations
 
