@@ -51,7 +51,7 @@ def generate(
     """
     prompts = read_prompts(prompt, file, lines)
     session = load_session(common_flags())
-    click.echo(describe(session.applied), err=True)
+    click.echo(describe(session.stages), err=True)
     if as_json:
         print_json(session, prompts, chat, batch_size)
     elif len(prompts) == 1:
