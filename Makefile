@@ -11,20 +11,20 @@ chat: setup
 test: setup-dev lint
 	$(BIN)/python -m pytest -q
 
-# every reader of foreign files, on this many mutated ones each; the table is for docs/trust.md
+# run every reader of untrusted files on this many mutated files; the table is for docs/trust.md
 fuzz: setup-dev
 	$(BIN)/python tests/fuzz/harness.py --inputs $(FUZZ_INPUTS)
 
-# would the tests notice? each mutant is one wrong line in a copy of the package: about an hour
+# mutation tests: each mutant is one wrong line in a copy of the package; takes about an hour
 mutants: setup-dev
 	$(BIN)/python tests/support/mutants.py
 
-# docs/api.md anew, from signatures and docstrings, and the table of settings in docs/profile.md
+# write docs/api.md, from signatures and docstrings, and the table of settings in docs/profile.md
 api: setup
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_settings.py
 
-# everything under weights/tiny, from nothing: about a quarter of an hour on one core of two
+# make everything under weights/tiny from scratch; takes about 15 minutes on one core of two
 weights: setup
 	$(BIN)/python weights/make.py --out weights/tiny --seed 0
 

@@ -1,8 +1,8 @@
-"""Tokens per second in bfloat16 and in float32, plain and safe: what the default dtype rests on.
+"""Tokens per second in bfloat16 and in float32, plain and safe: the basis of the default dtype.
 
     python bench/dtypes.py --shape shipped 135m tinyllama --json bench/results/dtypes.json
 
-Rows are as `speed.py` writes them; both dtypes of a shape run by turns.
+The rows have `speed.py`'s form; both dtypes of a shape alternate.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NARROW, WIDE = "bfloat16", "float32"
 
 
 def dtype_systems(subject: Subject, args: argparse.Namespace) -> dict[tuple[str, str], System]:
-    """(system, dtype) -> answer, each with the weights that `auto` means for its dtype."""
+    """(system, dtype) -> answer, each with the weights that `auto` chooses for its dtype."""
     found = {}
     prompt = random_prompt(args.prompt, subject.model.config.vocab_size)
     for dtype in (NARROW, WIDE):
@@ -47,7 +47,7 @@ def dtype_systems(subject: Subject, args: argparse.Namespace) -> dict[tuple[str,
 
 
 def dtype_rows(label: str, samples: dict[tuple[str, str], list[tuple[float, float]]]) -> list[Row]:
-    """Tokens per second and first tokens in both dtypes, and how they compare."""
+    """Tokens per second and first tokens in both dtypes, and their ratios."""
     rows = []
     times = {key: list(zip(*each, strict=True)) for key, each in samples.items()}
     for (name, dtype), (first, token) in times.items():
@@ -62,7 +62,7 @@ def dtype_rows(label: str, samples: dict[tuple[str, str], list[tuple[float, floa
 
 
 def measure(label: str, args: argparse.Namespace, rows: list[Row]) -> None:
-    """Add the rows of a shape, also when it is stopped."""
+    """Add the rows of a shape, even after an interruption."""
     subject = find_subject(label)
     if subject is None:
         return

@@ -2,8 +2,8 @@
 
     python bench/functions.py [--list]
 
-The shipped model, plain float32 weights, the first message of a chat. A function counts once;
-comprehensions and generator expressions count with the function that holds them.
+It uses the shipped model with plain float32 weights and the first message of a chat. A function
+counts once; comprehensions and generator expressions count as part of their function.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def entered(run: Callable[[], Any]) -> list[tuple[str, str]]:
 
 
 def first_token() -> list[tuple[str, str]]:
-    """What a chat enters from a message to its answer's first token."""
+    """The functions that a chat enters from a message to its answer's first token."""
     session = minisafe.load(overrides=SETTINGS)
     session.tokenizer.template.check()  # as the chat command does when it starts
     pieces = minisafe.Chat(session).send("How do I clean a shelf?")

@@ -1,7 +1,7 @@
-"""transformers as a peer: a model of minisafe's in it, and greedy tokens through its forward.
+"""transformers as a peer: a minisafe model in transformers, and greedy tokens from its forward.
 
-bench/README.md tells how to install it. This file imports nothing of minisafe, so that a process
-that measures the peer alone does not pay for minisafe.
+bench/README.md explains how to install it. This file does not import minisafe, so that a process
+that measures only the peer does not pay for minisafe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def has_transformers() -> bool:
-    """Whether the peer is there; says so where it is not."""
+    """Whether the peer is installed; prints a line if not."""
     if util.find_spec("transformers") is not None:
         return True
     print("transformers is not installed here: its rows are skipped (see bench/README.md)")
@@ -29,8 +29,8 @@ def has_transformers() -> bool:
 
 
 def transformers_model(model: Llama, adapter: LoraAdapter | None = None) -> Any:
-    """The same model in transformers: on the very same tensors, or, with an adapter, on copies of
-    all of them with the adapter merged in, which is what peers that take two models do."""
+    """The same model in transformers: on the same tensors, or, with an adapter, on copies of all
+    tensors with the adapter merged in, as peers with two models do."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
@@ -45,7 +45,9 @@ def transformers_model(model: Llama, adapter: LoraAdapter | None = None) -> Any:
     with torch.device("meta"):
         peer = auto.from_config(config, dtype=model.dtype, attn_implementation="sdpa")
     peer.load_state_dict(weights, assign=True)
-    peer.model.rotary_emb = type(peer.model.rotary_emb)(config=config)  # its tables were on meta
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(
+        config=config
+    )  # its tables were on the meta device
     return peer.eval()
 
 

@@ -1,11 +1,11 @@
-"""What an install downloads and what it takes on disk, without downloading most of it.
+"""The download and disk size of an installation, without downloading most of it.
 
     python bench/install.py . '.[eval]' torch==2.13.0+cpu
 
-prints a line for each requirement, with all that it brings on this machine: packages, the sum of
-their wheels, and the sum of the files in them, in MB of 10^6 bytes. Byte code, which pip adds, is
-not in it (a fifth more for the CPU build). pip names the wheels (`--dry-run --report`); the size of
-what is in them is read from their directory, which is at a wheel's end.
+prints one line per requirement, with everything that it installs on this machine: packages, the
+sum of their wheels, and the sum of the files in them, in MB of 10^6 bytes. Byte code, which pip
+adds, is not included (a fifth more for the CPU build). pip names the wheels (`--dry-run --report`);
+the size of their files comes from the archive directory at the end of each wheel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 
 
 class Remote(io.RawIOBase):
-    """A file behind an address, of which only the ranges that are asked for are fetched."""
+    """A file at an address; only the requested ranges are downloaded."""
 
     def __init__(self, url: str):
         self.url, self.place = url, 0
@@ -56,8 +56,8 @@ class Remote(io.RawIOBase):
 
 
 def sizes(url: str) -> tuple[int, int]:
-    """Bytes of a wheel, and of the files in it. A source archive, of which there are few and small
-    ones, counts as it is, and a directory, which is not downloaded, not at all."""
+    """Bytes of a wheel, and of the files in it. A source archive counts with its own size (there
+    are few, and they are small); a directory, which is not downloaded, counts as 0."""
     path = Path(url2pathname(urlsplit(url).path)) if url.startswith("file:") else None
     if path is not None and path.is_dir():
         return 0, 0
@@ -71,7 +71,7 @@ def sizes(url: str) -> tuple[int, int]:
 
 
 def wheels(requirement: str) -> list[str]:
-    """Addresses of all that pip would install, were nothing installed."""
+    """Addresses of everything that pip would install into an empty environment."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
     done = subprocess.run(
         [*command, "--report", "-", requirement], stdout=subprocess.PIPE, check=True

@@ -1,10 +1,10 @@
-"""Decoding with fewer of the CPU's instructions: a row per instruction set and kind of weights.
+"""Decoding with fewer of the CPU's instructions: one row per instruction set and kind of weights.
 
     python bench/isa.py --shape 100m --json bench/results/isa.json
 
-oneDNN obeys `ONEDNN_MAX_CPU_ISA`, so this machine can imitate older ones; each has a process of its
-own. What else torch computes (attention, norms, torch's own int8 product) still uses all
-instructions, so this shows which paths fall off a cliff, and not how fast another machine is.
+oneDNN obeys `ONEDNN_MAX_CPU_ISA`, so this machine can imitate older ones, each in a separate
+process. torch's other operators (attention, norms, torch's own int8 product) still use all
+instructions. So this shows which paths become very slow, not the speed of another machine.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from timing import answer_ms, turns
 from minisafe.fast.prepare import prepare
 
 OWN = "own"
-NEEDS = {  # what the CPU must have to imitate it, as in /proc/cpuinfo
+NEEDS = {  # the CPU flags needed to imitate each set, as in /proc/cpuinfo
     "AVX2": "avx2",
     "AVX512_CORE": "avx512bw",
     "AVX512_CORE_VNNI": "avx512_vnni",
     "AVX512_CORE_BF16": "avx512_bf16",
     OWN: "",
 }
-KINDS = ("plain", "packed", "int8")  # in the dtype of the file; beside it, plain in float32
+KINDS = ("plain", "packed", "int8")  # in the dtype of the file; additionally, plain in float32
 
 
 def instruction_sets() -> list[str]:
-    """Those that this machine can imitate, and its own; only its own where /proc does not tell."""
+    """The sets that this machine can imitate, and its own; only its own without /proc."""
     path = Path("/proc/cpuinfo")
     flags = path.read_text().split() if path.is_file() else []
     return [name for name, flag in NEEDS.items() if not flag or flag in flags]
@@ -76,7 +76,7 @@ def find_systems(args: argparse.Namespace) -> dict[str, System]:
 
 
 def measure_here(args: argparse.Namespace) -> None:
-    """In this process; what is finished is written after every turn."""
+    """Measure in this process; writes the finished rows after every turn."""
     systems = find_systems(args)
     for system in systems.values():
         answer_ms(system, 2)
@@ -95,7 +95,7 @@ def rows_of(times: Mapping[str, Sequence[tuple[float, float]]]) -> Iterator[Row]
 
 
 def measure(isa: str, label: str, argv: Sequence[str], rows: list[Row]) -> None:
-    """Add the rows of a process that is told to use this instruction set; also if it is stopped."""
+    """Add the rows of a process with this instruction set, even after an interruption."""
     env = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"}
     env |= {} if isa == OWN else {"ONEDNN_MAX_CPU_ISA": isa}
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +115,9 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = bench_parser(__doc__, new=12)
     parser.add_argument("--shape", choices=LABELS, default="100m")
     parser.add_argument("--prompt", type=int, default=64, help="tokens")
-    parser.add_argument("--isa", nargs="+", choices=NEEDS, help="instead of all that can be")
+    parser.add_argument(
+        "--isa", nargs="+", choices=NEEDS, help="instruction sets; default: all possible"
+    )
     parser.add_argument("--here", action="store_true", help="in this process (internal)")
     return parser.parse_args(argv)
 

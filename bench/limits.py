@@ -1,10 +1,10 @@
-"""What else has a target: batches, indirect effects, long contexts, prefill, memory, loading.
+"""The other targets: batches, indirect effects, long contexts, prefill, memory, loading.
 
     python bench/limits.py --json bench/results/limits.json
     python bench/limits.py --part memory start
 
-Rows are as `speed.py` writes them. A ratio's two sides are timed by turns in one process, or, for
-memory and the way from disk to a first token, in fresh processes of their own (`memory.py`).
+The rows have `speed.py`'s form. The two sides of a ratio alternate in one process or, for memory
+and the time from disk to the first token, in separate fresh processes (`memory.py`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def answers(subject: Subject, lengths: Sequence[int], new: int) -> None:
 
 
 def batch_rows(label: str, subject: Subject, runs: int, new: int) -> list[Row]:
-    """Tokens per second of 8 prompts at once over one; prompt and answer."""
+    """Tokens per second of 8 prompts at once over one prompt, for prompt and answer."""
     lengths = (128, 40, 96, 64, 17, 110, 80, 128)
     answers(subject, lengths, 4)
     one, eight = seconds_by_turns(
@@ -73,7 +73,7 @@ def batch_rows(label: str, subject: Subject, runs: int, new: int) -> list[Row]:
 
 def slow_effect(model: Llama, means: torch.Tensor, ids: Sequence[int], target: int,
                 heads: Sequence[tuple[int, int] | None]) -> list[float]:  # fmt: skip
-    """The target's probability with each head patched, the whole prompt read again every time."""
+    """The target's probability with each head patched, reading the whole prompt each time."""
     found = []
     for head in heads:
         slots = [] if head is None else [
@@ -125,7 +125,7 @@ def token_ms(lockstep: Lockstep, new: int) -> float:
 
 
 def context_rows(label: str, subject: Subject, lengths: Sequence[int], new: int) -> list[Row]:
-    """Milliseconds a safe token behind contexts of these lengths, and what the cache takes."""
+    """Milliseconds per safe token after contexts of these lengths, and the size of the cache."""
     rows = []
     streams = (Stream(subject.model), Stream(subject.model, subject.adapter))
     for length in lengths:
@@ -151,7 +151,7 @@ def decoding_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
             yield batch_rows(label, subject, args.runs, args.new)
         if "context" in args.part:
             yield context_rows(label, subject, lengths, args.new)
-        del subject  # or its weights stay while the next part runs
+        del subject  # so that its weights are gone in the next part
     if "effects" in args.part:
         yield effect_rows(label, args.runs, 30 if args.quick else 300)
 
@@ -171,7 +171,7 @@ def disk_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
 
 
 def all_lots(args: argparse.Namespace) -> Iterator[list[Row]]:
-    """The rows of every part asked for, as soon as it is done."""
+    """The rows of every requested part, as soon as it is done."""
     small, large = ("tiny", "tiny") if args.quick else ("100m", "tinyllama")
     yield from decoding_lots(args, small)
     if "prefill" in args.part:
@@ -183,7 +183,9 @@ def all_lots(args: argparse.Namespace) -> Iterator[list[Row]]:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = bench_parser(__doc__, new=48, threads=torch.get_num_threads())
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--quick", action="store_true", help="a tiny shape: only to see it work")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny shape, only to test that it works"
+    )
     return parser.parse_args(argv)
 
 

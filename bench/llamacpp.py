@@ -1,6 +1,6 @@
-"""llama.cpp as a peer: a model of minisafe's as a GGUF file, and tokens through llama-cpp-python.
+"""llama.cpp as a peer: a minisafe model as a GGUF file, and tokens through llama-cpp-python.
 
-bench/README.md tells how to install both.
+bench/README.md explains how to install both.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from minisafe.guidance import Rule
 from minisafe.model import Llama
 
-NAMES = {  # GGUF's names of a layer's tensors, by Hugging Face's
+NAMES = {  # GGUF's names of a layer's tensors, by Hugging Face name
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -44,7 +44,7 @@ def gguf_name(name: str) -> str:
 
 
 def interleaved(weight: Tensor, n_heads: int) -> Tensor:
-    """q's or k's rows in the order of llama.cpp, which rotates neighbours and not halves."""
+    """q's or k's rows in llama.cpp's order, which rotates adjacent values instead of halves."""
     halves = weight.view(n_heads, 2, -1, weight.shape[1])
     return halves.transpose(1, 2).reshape(weight.shape)
 
@@ -89,15 +89,16 @@ def write_gguf(model: Llama, path: Path) -> None:
 
 @cache
 def silence(api: Any) -> Any:
-    """A callback for llama.cpp's log that says nothing; kept, since llama.cpp keeps its address."""
+    """A silent callback for llama.cpp's log; keep it, because llama.cpp stores its address."""
     return api.llama_log_callback(lambda *_: None)
 
 
 class Peer:
-    """A GGUF file's weights; close it, since llama.cpp's memory is its own.
+    """A GGUF file's weights; close it, because llama.cpp manages its own memory.
 
-    capacity: tokens a context. quantized: as Q8_0, made from the file beside it. Prompts of those
-    are read token by token: llama-cpp-python 0.3.36 crashed in its AMX kernel for longer blocks.
+    capacity: tokens per context. quantized: as Q8_0, made from the file. Quantised weights read
+    prompts token by token, because llama-cpp-python 0.3.36 crashed in its AMX kernel for longer
+    blocks.
     """
 
     def __init__(self, path: Path, capacity: int, threads: int, quantized: bool = False):
@@ -135,7 +136,7 @@ class Peer:
         return self.api.llama_init_from_model(self.model, params)
 
     def logits(self, context: Any, ids: Sequence[int]) -> Tensor:
-        """(vocab,) float32 after `ids`, which are appended to what the context has read."""
+        """(vocab,) float32 after `ids`, which are appended to the context."""
         for start in range(0, len(ids), self.block):
             block = ids[start : start + self.block]
             array = (ctypes.c_int * len(block))(*block)

@@ -1,8 +1,8 @@
-"""What a checkpoint on disk costs: resident memory at its peak, and the time to a first token.
+"""The cost of a checkpoint on disk: peak resident memory, and the time to the first token.
 
 Every number comes from a fresh process (`probe.py`). Memory is the peak of resident memory (VmHWM:
-anonymous pages and those of mapped files) minus the same after the libraries' import and a first
-small product, so that torch's own start-up does not count.
+anonymous pages and those of mapped files) minus the same peak after the import of the libraries and
+a first small product, so that torch's own start-up does not count.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def checkpoints(config: LlamaConfig) -> Iterator[tuple[Path, Path]]:
         save_shards(model, sharded)
         (sharded / "config.json").write_bytes((whole / "config.json").read_bytes())
         del model
-        os.sync()  # or the first readers share the disk with the writing
+        os.sync()  # so that the first readers do not share the disk with the writer
         yield whole, sharded
 
 
@@ -60,7 +60,7 @@ def save_shards(model: Llama, directory: Path) -> None:
 
 
 def probe(directory: Path, **options: object) -> dict[str, Any]:
-    """What `probe.py` says about one fresh process."""
+    """The output of `probe.py` for one fresh process."""
     flags = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     command = [sys.executable, str(BENCH / "probe.py"), str(directory), *flags]
     paths = [str(BENCH.parent), os.environ.get("PYTHONPATH", "")]
@@ -86,7 +86,7 @@ def memory_rows(
 ) -> list[Row]:
     """Peaks of plain decoding over the weights, of safe decoding over weights and both caches."""
     if not STATUS.exists():
-        print(f"{STATUS} is not there: the rows on memory are skipped")
+        print(f"{STATUS} does not exist: the rows on memory are skipped")
         return []
     systems = [
         ("plain", whole, "plain", "<= 1.15"),
@@ -110,7 +110,7 @@ def memory_rows(
 
 
 def peak_rows(name: str, found: Mapping[str, Any], below: int, target: str | None) -> list[Row]:
-    """The peak over `below` bytes, and what of the libraries' and the weights' memory stays."""
+    """The peak over `below` bytes, and the memory at the end."""
     system, _, _ = name.partition(", over")
     now, libraries = found["now"], found["libraries"]
     rows = [make_row(name, beyond(found) / below, "x", target)]
@@ -132,7 +132,7 @@ def read_once(file: Path) -> None:
 
 
 def load_rows(label: str, whole: Path, runs: int) -> list[Row]:
-    """Loading a checkpoint over reading its file once, both warm."""
+    """The time to load a checkpoint over the time to read its file once, both warm."""
     file = whole / SINGLE
     acts = (
         lambda: read_once(file),
@@ -149,7 +149,7 @@ def load_rows(label: str, whole: Path, runs: int) -> list[Row]:
 
 
 def start_rows(label: str, whole: Path, runs: int, n_prompt: int, threads: int) -> list[Row]:
-    """Fresh processes: seconds from the libraries' import to the first token, and with it."""
+    """Fresh processes: seconds to the first token, without and with the import of the libraries."""
     options = {"prompt": n_prompt, "new": 1, "threads": threads}
     systems: dict[str, dict[str, object]] = {
         "packed": options | {"weights": "packed"},

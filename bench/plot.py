@@ -2,9 +2,9 @@
 
     python bench/plot.py bench/results/*-tinyllama.json --out today.svg
 
-One panel a shape, one bar a system. Beside each bar stands its time over that of minisafe's plain
-decoding with packed weights, or with plain ones where packed were not measured. matplotlib comes
-with the extra `report`.
+One panel per shape, one bar per system. Each bar has a label with its time over that of minisafe's
+plain decoding with packed weights, or with plain weights if packed ones were not measured.
+matplotlib comes with the extra `report`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import Any
 from minisafe.errors import BadInput, SettingError
 
 INSTALL = "pip install 'minisafe[report]'"
-GROUPS = (  # the beginning of a system's name, its group, the bars' colour
+GROUPS = (  # the beginning of a system's name, its group, the colour of its bars
     ("plain", "minisafe, plain", "#4477aa"),
     ("safe", "minisafe, safe", "#228833"),
     ("transformers", "transformers", "#ccbb44"),
     ("llama.cpp", "llama.cpp", "#aa3377"),
 )
-UNITS = ("plain, packed", "plain")  # a panel's 1.0: the first of these that is there
+UNITS = ("plain, packed", "plain")  # a panel's 1.0: the first of these in it
 BAR = 0.26  # inches
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One system: milliseconds a token, its time over the panel's unit, place among `GROUPS`."""
+    """One system: milliseconds per token, its time over the panel's unit, its index in `GROUPS`."""
 
     name: str
     ms: float
@@ -57,7 +57,7 @@ def read_rows(path: Path) -> list[Mapping[str, Any]]:
     except OSError as error:
         raise SettingError(f"{path}: cannot be read ({error.strerror}); {wanted}") from None
     except (ValueError, RecursionError):
-        raise SettingError(f"{path}: no JSON; {wanted}") from None
+        raise SettingError(f"{path}: not JSON; {wanted}") from None
     rows = data.get("rows") if isinstance(data, dict) else None
     if not isinstance(rows, list) or not all(map(is_row, rows)):
         raise SettingError(f"{path}: no rows of name, value and unit; {wanted}")
@@ -71,8 +71,8 @@ def is_row(row: object) -> bool:
 
 
 def panels_of(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """A panel for every shape with a plain system. Rows in tokens/s are the systems; of a name that
-    comes twice, as when files are joined, the last counts."""
+    """One panel per shape with a plain system. Rows in tokens/s are the systems; of a repeated
+    name, as in joined files, the last row counts."""
     speeds: dict[str, dict[str, float]] = {}
     for row in rows:
         label, _, name = row["name"].partition(": ")
@@ -92,14 +92,14 @@ def panel(label: str, speeds: Mapping[str, float]) -> Panel:
 
 
 def group_of(name: str) -> int | None:
-    """Its place among `GROUPS`; None for what is no system."""
+    """A system's index in `GROUPS`; None for other rows."""
     return next((n for n, group in enumerate(GROUPS) if name.startswith(group[0])), None)
 
 
 def draw(panels: Sequence[Panel], out: Path) -> None:
-    """Write the picture, SVG or PNG by the ending of `out`; the same bytes each time for an SVG.
+    """Write the picture, SVG or PNG by the suffix of `out`; an SVG has the same bytes each time.
 
-    Raises `SettingError` without matplotlib, or for another ending.
+    Raises `SettingError` without matplotlib, or for another suffix.
     """
     if out.suffix not in (".svg", ".png"):
         raise SettingError(f"{out}: expected a name that ends in .svg or .png")
@@ -123,13 +123,17 @@ def draw_panel(panel: Panel, axis: Any) -> None:
     colours = [GROUPS[bar.group][2] for bar in panel.bars]
     drawn = axis.barh(range(len(names)), [bar.ms for bar in panel.bars], color=colours, height=0.75)
     labels = [f"{bar.ms:.3g} ms, {bar.over:.2f} x" for bar in panel.bars]
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # the line stays behind
+    paper = {
+        "facecolor": "white",
+        "edgecolor": "none",
+        "pad": 0.5,
+    }  # hides the line behind the text
     axis.bar_label(drawn, labels=labels, padding=3, bbox=paper)
     axis.axvline(next(bar.ms for bar in panel.bars if bar.name == panel.unit), color="0.4", lw=0.7)
     axis.set_yticks(range(len(names)), names)
     axis.invert_yaxis()
     axis.margins(x=0.22, y=0.02)
-    axis.set_title(f"{panel.label}: milliseconds a token, and over “{panel.unit}”", loc="left")
+    axis.set_title(f"{panel.label}: milliseconds per token, and over “{panel.unit}”", loc="left")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 

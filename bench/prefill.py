@@ -20,11 +20,11 @@ def first_token(system: System) -> int:
 
 
 def systems_of(label: str, n_prompt: int) -> dict[str, Callable[[], object]]:
-    """Plain and safe decoding on packed weights, and the peer on the tensors they are made from."""
+    """Plain and safe decoding on packed weights, and the peer on the original tensors."""
     subject = random_subject(SHAPES[label])
     prompt = random_prompt(n_prompt, subject.model.config.vocab_size)
     systems: dict[str, System] = {}
-    if has_transformers():  # before the weights are packed, for the peer takes the plain tensors
+    if has_transformers():  # before packing, because the peer uses the plain tensors
         peer = transformers_model(subject.model)
         systems[PEER] = partial(transformers_tokens, (peer,), prompt)
     prepare(subject.model, "packed")
@@ -34,7 +34,7 @@ def systems_of(label: str, n_prompt: int) -> dict[str, Callable[[], object]]:
 
 
 def prefill_rows(label: str, n_prompt: int, runs: int) -> list[Row]:
-    """Milliseconds of prompt and first token, and their ratios; a round to warm up is lost."""
+    """Milliseconds of prompt and first token, and their ratios; a first round warms up."""
     systems = systems_of(label, n_prompt)
     seconds_by_turns(1, *systems.values())
     times = dict(zip(systems, seconds_by_turns(runs, *systems.values()), strict=True))

@@ -1,8 +1,8 @@
-"""One fresh process from start to an answer: what it took in seconds and bytes, as JSON.
+"""One fresh process from start to an answer: its seconds and bytes, as JSON.
 
     python bench/probe.py DIRECTORY --system plain --weights packed --prompt 128
 
-`memory.py` starts it. It imports only what its system needs, so that the peer pays for no minisafe.
+`memory.py` starts it. It imports only what its system needs, so the peer does not pay for minisafe.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 
 STARTED = time.perf_counter()
 
-import argparse  # noqa: E402 (the clock runs from before the imports)
+import argparse  # noqa: E402 (the clock starts before the imports)
 import json  # noqa: E402
 from collections.abc import Iterator, Sequence  # noqa: E402
 from itertools import islice  # noqa: E402
@@ -24,9 +24,9 @@ FIELDS = {"VmHWM": "peak", "RssAnon": "anonymous", "RssFile": "file"}
 
 
 def memory() -> dict[str, int]:
-    """Bytes: the peak of resident memory so far, and what is resident now, anonymous and of files.
+    """Bytes: the peak of resident memory so far, and resident memory now, anonymous and of files.
 
-    Linux only. Not `resource.getrusage`: its ru_maxrss starts with the size of the parent.
+    Linux only. `resource.getrusage` does not help: its ru_maxrss starts with the parent's size.
     """
     lines = (line.partition(":") for line in STATUS.read_text().splitlines())
     return {FIELDS[key]: int(value.split()[0]) * 1024 for key, _, value in lines if key in FIELDS}
@@ -65,7 +65,7 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
 
 
 def transformers_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator[object]:
-    """Tokens of the peer, read the way its documentation says."""
+    """Tokens of the peer, loaded as its documentation recommends."""
     from huggingface import transformers_tokens
     from transformers import LlamaForCausalLM
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokens = iter(answer(args, found))
     next(tokens)
     found["first_token_s"] = time.perf_counter() - imported
-    for _ in tokens:  # in the loop, for the end of the tokens is the end of the model
+    for _ in tokens:  # inside the loop, because the model ends with the tokens
         found["now"] = memory() if STATUS.exists() else {}
     found["libraries"] = libraries
     print(json.dumps(found))

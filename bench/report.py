@@ -1,4 +1,4 @@
-"""What a bench says: rows with targets, a table, a JSON file, and what ran where."""
+"""The output of a bench: rows with targets, a table, a JSON file, and a description of the run."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def print_table(rows: Sequence[Row]) -> None:
 
 
 def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
-    """Write whole or not at all, and nothing without a path. A bench writes what it has whenever
-    a part is done, so that a run cut short loses nothing."""
+    """Write the whole file or nothing; nothing without a path. A bench writes after every part, so
+    that an interrupted run loses nothing."""
     if path is None:
         return
     write_text(path, json.dumps(result, indent=1) + "\n")
@@ -52,12 +52,12 @@ def write_json(path: Path | None, result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def kept_when_stopped(path: Path | None, rows: Sequence[Row]) -> Iterator[None]:
-    """Print the rows at the end, and also after Ctrl-C, which becomes a line and exit code 130."""
+    """Print the rows at the end, even after Ctrl-C, which gives one line and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
         where = "in the table" if path is None else f"in {path}"
-        print(f"stopped; what was finished is {where}", file=sys.stderr)
+        print(f"stopped; the finished rows are {where}", file=sys.stderr)
         raise SystemExit(130) from None
     finally:
         if rows:
@@ -65,14 +65,14 @@ def kept_when_stopped(path: Path | None, rows: Sequence[Row]) -> Iterator[None]:
 
 
 class Progress:
-    """Says on standard error what is done, and about how long the rest takes."""
+    """Prints on standard error what is done, and an estimate of the remaining time."""
 
     def __init__(self, label: str, total: int):
         self.label, self.total, self.done = label, total, 0
         self.started = time.monotonic()
 
     def say(self, name: str) -> None:
-        """One more of `total` is done."""
+        """Count one more of `total` as done."""
         self.done += 1
         each = (time.monotonic() - self.started) / self.done
         left = in_minutes(each * (self.total - self.done))
@@ -107,18 +107,19 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def json_path(text: str) -> Path:
-    """The argument of `--json`; a directory is refused before minutes of measurement."""
+    """The argument of `--json`; rejects a directory before minutes of measurement."""
     path = Path(text)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a directory; give the name of a file")
+        raise argparse.ArgumentTypeError(f"{text} is a directory; expected a file name")
     return path
 
 
 def bench_parser(doc: str | None, new: int, threads: int = 2) -> argparse.ArgumentParser:
-    """What all benches take; doc: the bench's own, of which the first line is its description."""
+    """The parser with the flags of all benches; doc: the bench's docstring, whose first line is the
+    description."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=threads)
     parser.add_argument("--runs", type=int, default=5, help="rounds")
     parser.add_argument("--new", type=int, default=new, help="tokens timed")
-    parser.add_argument("--json", type=json_path, help="where to write the rows")
+    parser.add_argument("--json", type=json_path, help="file for the rows")
     return parser

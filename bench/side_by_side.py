@@ -94,7 +94,11 @@ PARTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         (NANO_VLLM, "nanovllm/engine/block_manager.py", ""),
     ),
     "loader": (
-        (OURS, "minisafe/checkpoint/__init__.py", "load_model as_dtype fitted tie move"),
+        (
+            OURS,
+            "minisafe/checkpoint/__init__.py",
+            "load_model as_dtype checked_tensors fitted check_tied move",
+        ),
         (OURS, "minisafe/checkpoint/config.py", "load_config read_config _Reader"),
         (OURS, "minisafe/checkpoint/plan.py", ""),
         (OURS, "minisafe/checkpoint/files.py", ""),

@@ -1,12 +1,12 @@
-"""What speculation costs where the expert has weights of its own, over the base alone, in one run.
+"""The time of speculation for an expert with separate weights over the base alone, in one run.
 
     python bench/speed.py --speculate --shape 100m tinyllama
     python bench/speculation.py --shape 100m --json bench/results/speculation.json
 
-The expert is a second model of the base's shape. How often it agrees is set, not found: guidance
-reads both models as sGDS does, and then lets the base's choice stand with a stated probability
-(`Agreeing`), since random weights would agree hardly ever or always. All systems run in each round;
-a ratio is the median of the rounds' ratios. Prompts are read before the clock starts.
+The expert is a second model of the base's shape. Its rate of agreement is a parameter, because
+random weights would agree almost never or always: guidance reads both models as sGDS does, and then
+accepts the base's choice with a given probability (`Agreeing`). All systems run in each round; a
+ratio is the median of the rounds' ratios. Prompts are read before the clock starts.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Agreeing:
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
         base = log_probs[0]
-        SGDS()(log_probs)  # costs what it costs
-        if self.sampled:  # the base's distribution, and one token that it hardly ever draws
+        SGDS()(log_probs)  # takes its usual time
+        if self.sampled:  # the base's distribution, and one token that it almost never draws
             rest = torch.full_like(base, 1 - self.share)
             only = torch.zeros_like(base).scatter(-1, base.argmin(-1, keepdim=True), rest)
             return (self.share * base.exp() + only).log()
@@ -59,7 +59,7 @@ class Agreeing:
 
 @dataclass(frozen=True)
 class Timed:
-    """ms a token after the first, and what share of judged drafts stood, if any were judged."""
+    """ms per token after the first, and the share of accepted drafts, if there were any."""
 
     ms: float
     acceptance: float | None = None
@@ -90,7 +90,7 @@ def timed(
 
 
 def ideal(acceptance: float) -> float:
-    """Time over the base's for that acceptance: the best block, all else free."""
+    """Time over the base's for this acceptance: the best block length, without other costs."""
     return min(forwards_a_token(block, acceptance) for block in range(1, 65))
 
 
@@ -103,7 +103,7 @@ def two_models(config: LlamaConfig, weights: str) -> tuple[Stream, Stream]:
 def measure(
     config: LlamaConfig, n_prompt: int, new: int, runs: int, weights: str
 ) -> dict[str, list[Timed]]:
-    """Every system, round by round; one round to warm up is lost."""
+    """Every system, round by round; a first round warms up."""
     streams = two_models(config, weights)
     run = partial(timed, prompt=random_prompt(n_prompt, config.vocab_size))
     systems = {
@@ -122,7 +122,7 @@ def measure(
 
 
 def make_rows(label: str, samples: dict[str, list[Timed]]) -> list[Row]:
-    """Time over the base's for each system, beside its acceptance and what that allows."""
+    """Time over the base's for each system, its acceptance, and the ideal time for that."""
     plain = [each.ms for each in samples[PLAIN]]
     rows = [make_row(PLAIN, median(plain), "ms")]
     for name, found in samples.items():

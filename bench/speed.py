@@ -1,11 +1,11 @@
-"""Decoding speed of minisafe, beside itself without safety and beside its peers, in one run.
+"""Decoding speed of minisafe, without safety, with safety, and of its peers, in one run.
 
     python bench/speed.py --shape tinyllama 100m shipped --json bench/results/today.json
 
-What is measured is in `subjects.py`, what is compared in `systems.py`, the clock in `timing.py`.
-All systems of a shape work on the same weights; every round runs each of them once, so that noise
-hits all alike, and a ratio is the median of the rounds' ratios. bench/README.md tells how to read
-the numbers.
+`subjects.py` has what is measured, `systems.py` what is compared, `timing.py` the clock. All
+systems of a shape use the same weights. Every round runs each system once, so that noise affects
+all of them equally, and a ratio is the median of the rounds' ratios. bench/README.md explains how
+to read the numbers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from timing import answer_ms, ratio, read_bandwidth, turns
 
 BANDWIDTH, FIRST = "read bandwidth", "first token"
 OF_BANDWIDTH = {PLAIN: None, f"{PLAIN}, packed": ">= 0.65", f"{PLAIN}, compiled": ">= 0.85"}
-RATIOS = (  # of times a token: name, the system above, the one below, target
+RATIOS = (  # of times per token: name, the system above, the one below, target
     ("safe (LoRA) over plain, time", SAFE, PLAIN, "<= 1.3"),
     ("safe (prompted) over plain, time", PROMPTED, PLAIN, "<= 1.3"),
     ("safe (LoRA) separate over fused, time", SEPARATE, SAFE, None),
@@ -62,14 +62,14 @@ RATIOS = (  # of times a token: name, the system above, the one below, target
     ("int8 over packed, plain, speed", f"{PLAIN}, packed", f"{PLAIN}, int8", ">= 1.4"),
     ("int8 over packed, safe (LoRA), speed", f"{SAFE}, packed", f"{SAFE}, int8", ">= 1.4"),
 )
-Samples = dict[str, list[float]]  # a value a round: GB/s, ms to the first token, ms a token
+Samples = dict[str, list[float]]  # one value per round: GB/s, ms to the first token, ms per token
 
 
 def measure(
     subject: Subject, args: argparse.Namespace, samples: Samples, label: str
 ) -> Iterator[str]:
-    """All systems, round by round; one round to warm up is lost. What a system gives goes to
-    `samples` at once, and then its name is yielded, so that a run cut short keeps it."""
+    """All systems, round by round; a first round warms up. A system's numbers go to `samples` at
+    once, and then its name is yielded, so that an interrupted run keeps them."""
     prompt = random_prompt(args.prompt, subject.model.config.vocab_size)
     print(f"{label}: preparing the systems", file=sys.stderr, flush=True)
     systems = all_systems(subject, prompt, args.new, args.compile)
@@ -130,13 +130,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shape", nargs="+", choices=LABELS, default=["tinyllama"])
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--buffer-mib", type=int, default=1024, help="size of the 3 read buffers")
-    parser.add_argument("--speculate", action="store_true", help="a separate expert, drafted for")
-    parser.add_argument("--compile", action="store_true", help="the compiled step, too (minutes)")
+    parser.add_argument(
+        "--speculate", action="store_true", help="speculation for a separate expert"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="also the compiled step (takes minutes)"
+    )
     return parser.parse_args(argv)
 
 
 def decode(label: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
-    """Add a shape's rows and samples to `result`; also those that there are when it is stopped."""
+    """Add a shape's rows and samples to `result`, even after an interruption."""
     subject = find_subject(label)
     if subject is None:
         return
@@ -151,7 +155,7 @@ def decode(label: str, args: argparse.Namespace, result: dict[str, Any]) -> None
 
 
 def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
-    """Every shape, and what else is asked for."""
+    """Measure every shape, and the import time."""
     seconds = import_seconds(args.runs)
     result["rows"].append(make_row("import minisafe beyond torch", seconds, "s", "<= 0.15"))
     for label in args.shape:

@@ -1,4 +1,4 @@
-"""What the benches measure on: shapes, random weights of these, and the shipped model."""
+"""The subjects of the benches: shapes with random weights, and the shipped model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Subject:
-    """Weights, and what makes them safe."""
+    """Weights with an expert and a vector."""
 
     model: Llama
     adapter: LoraAdapter
@@ -54,7 +54,7 @@ def tensors_of(model: Llama) -> dict[str, Tensor]:
 
 
 def random_model(config: LlamaConfig, generator: torch.Generator) -> Llama:
-    """Random weights that keep the size of activations; no more memory than they take."""
+    """Random weights that keep the size of activations, made without extra memory."""
     with torch.device("meta"):
         model = Llama(config)
     for name, empty in model.tensors().items():
@@ -82,7 +82,7 @@ def subject_of(model: Llama, generator: torch.Generator) -> Subject:
 
 
 def random_subject(config: LlamaConfig) -> Subject:
-    """Random weights, and what `subject_of` adds."""
+    """Random weights with the parts that `subject_of` adds."""
     generator = torch.Generator().manual_seed(0)
     return subject_of(random_model(config, generator), generator)
 
@@ -107,7 +107,7 @@ def shipped_subject() -> Subject:
 
 
 def find_subject(label: str) -> Subject | None:
-    """The subject of one of `LABELS`; None, said aloud, where the shipped model is not there."""
+    """The subject of one of `LABELS`; None, with a printed line, without the shipped model."""
     if label in SHAPES:
         return random_subject(SHAPES[label])
     if SHIPPED.is_dir():
@@ -117,13 +117,13 @@ def find_subject(label: str) -> Subject | None:
 
 
 def random_prompt(n: int, vocab_size: int, seed: int = 0) -> Ids:
-    """`n` ids, the same for a seed."""
+    """`n` random ids, fixed by the seed."""
     draw = random.Random(seed)
     return tuple(draw.randrange(vocab_size) for _ in range(n))
 
 
 def bytes_per_token(model: Llama, context: float) -> float:
-    """What one token reads behind `context` others: all weights (of an untied embedding only a
-    row), and the cache."""
+    """Bytes that one token reads after `context` others: all weights (of an untied embedding only
+    one row), and the cache."""
     read = [t for name, t in tensors_of(model).items() if model.config.tied or "embed" not in name]
     return sum(t.nbytes for t in read) + context * model.config.kv_bytes_per_token

@@ -1,6 +1,6 @@
-"""What the benches compare: minisafe in its modes, transformers, llama.cpp, on the same weights.
+"""The compared systems: minisafe in its modes, transformers and llama.cpp, on the same weights.
 
-A *system* is a function that starts a greedy answer and gives one token at a time.
+A *system* is a function that starts a greedy answer and yields one token at a time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def minisafe_tokens(
     capacity: int = 256,
     fuse: bool = True,
 ) -> Iterator[int]:
-    """Greedy tokens through minisafe's own sampling loop."""
+    """Greedy tokens from minisafe's own sampling loop."""
     lockstep = Lockstep(streams, capacity=capacity, fuse=fuse)
     spans = () if steering is None else steering.spans([(len(prompts[0]), None)])
     generation = Generation(lockstep, rule, [Request(prompts, spans)], steering)
@@ -50,7 +50,7 @@ def minisafe_tokens(
 
 
 def minisafe_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
-    """Plain and safe decoding on the subject's weights as they are."""
+    """Plain and safe decoding on the subject's own weights."""
     base, expert = Stream(subject.model), Stream(subject.model, subject.adapter)
     prompted = prompt[-1:] * SYSTEM_PROMPT + prompt
     start = partial(minisafe_tokens, capacity=len(prompted) + new + 1)
@@ -74,9 +74,9 @@ def prepared_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
 
 
 def compiled_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
-    """Plain and safe decoding through a compiled step, a graph each, on the subject's tensors."""
+    """Plain and safe decoding with a compiled step, one graph each, on the subject's tensors."""
     found = {}
-    # a graph computes every adapter that it knows, used or not; that of a plain session knows none
+    # a graph computes every adapter that it knows, used or not; a plain session's graph knows none
     for name, adapters, rows in ((PLAIN, (), 1), (SAFE, (subject.adapter,), 2)):
         shared: dict[int, Any] = {id(each): each for each in subject.model.parameters()}
         model = compile_step(copy.deepcopy(subject.model, shared), adapters, rows)
@@ -86,7 +86,7 @@ def compiled_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
 
 
 def transformers_systems(subject: Subject, prompt: Ids) -> dict[str, System]:
-    """The peer on the subject's tensors, and beside a second model with the adapter merged in."""
+    """The peer on the subject's tensors, alone and with a second model with a merged adapter."""
     if not has_transformers():
         return {}
     base, expert = (transformers_model(subject.model, a) for a in (None, subject.adapter))
@@ -97,7 +97,7 @@ def transformers_systems(subject: Subject, prompt: Ids) -> dict[str, System]:
 
 
 def llamacpp_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
-    """On a copy of the base's weights in a file that is gone when the program ends."""
+    """llama.cpp on a copy of the base's weights in a temporary file."""
     missing = [name for name in ("llama_cpp", "gguf") if util.find_spec(name) is None]
     if missing:
         print(f"{missing[0]} is not installed here: llama.cpp's rows are skipped (bench/README.md)")

@@ -1,4 +1,4 @@
-"""Timing of things by turns, and ratios of what came out."""
+"""Timing of alternating calls, and ratios of the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """How long one call takes; garbage of the calls before it is collected first."""
+    """The time of one call, after collecting the garbage of earlier calls."""
     gc.collect()
     started = time.perf_counter()
     act()
@@ -23,7 +23,7 @@ def seconds(act: Callable[[], object]) -> float:
 
 
 def answer_ms(system: Callable[[], Iterator[int]], new: int) -> tuple[float, float]:
-    """(ms to the first token, ms a token of the `new` after it) of one answer."""
+    """(ms to the first token, ms per token for the `new` tokens after it) of one answer."""
     gc.collect()
     started = time.perf_counter()
     tokens = system()
@@ -43,15 +43,15 @@ def read_bandwidth(buffers: Sequence[Tensor]) -> float:
 
 
 def turns(runs: int, n: int) -> Iterator[int]:
-    """Which of n acts comes next, in each of `runs` rounds; a round begins with another one each
-    time, so that noise and what an act leaves in the caches hit all alike."""
+    """The number of the next of n calls, in each of `runs` rounds. Each round begins with another
+    call, so that noise and cache effects are the same for all."""
     for number in range(runs):
         for place in range(n):
             yield (number + place) % n
 
 
 def by_turns(runs: int, *acts: Callable[[], T]) -> list[list[T]]:
-    """What every act gives in each of `runs` rounds."""
+    """The results of every call in each of `runs` rounds."""
     found: list[list[T]] = [[] for _ in acts]
     for which in turns(runs, len(acts)):
         found[which].append(acts[which]())
@@ -59,10 +59,10 @@ def by_turns(runs: int, *acts: Callable[[], T]) -> list[list[T]]:
 
 
 def seconds_by_turns(runs: int, *acts: Callable[[], object]) -> list[list[float]]:
-    """Seconds of every act in each of `runs` rounds."""
+    """Seconds of every call in each of `runs` rounds."""
     return by_turns(runs, *(partial(seconds, act) for act in acts))
 
 
 def ratio(one: Sequence[float], other: Sequence[float]) -> float:
-    """The median of the ratios of the rounds that both have finished."""
+    """The median of the ratios of the rounds that both finished."""
     return median(a / b for a, b in zip(one, other, strict=False))

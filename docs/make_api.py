@@ -1,7 +1,7 @@
-"""Write docs/api.md from signatures and docstrings of what `import minisafe` offers.
+"""Write docs/api.md from the signatures and docstrings of the public API, `import minisafe`.
 
 python docs/make_api.py            # writes the page
-python docs/make_api.py --check    # fails where the page is not that of the code
+python docs/make_api.py --check    # fails if the page does not match the code
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ import minisafe
 
 PAGE = Path(__file__).resolve().parent / "api.md"
 INTRO = """\
-# What `import minisafe` offers
+# The API of `import minisafe`
 
-Made from the code by `python docs/make_api.py`. The package is typed (`py.typed`). What is not here
-may change without notice. B: rows of a batch, T: tokens of a row.
+`python docs/make_api.py` makes this page from the code. The package is typed (`py.typed`).
+Everything that is not on this page may change without notice. B: rows of a batch, T: tokens of a
+row.
 
-Text in, text out: `load`, `Session`, `Chat`, `Result`, `Settings`, `MinisafeError`. The others are
-the parts, for those who embed them.
+For text in, text out, use `load`, `Session`, `Chat`, `Result`, `Settings` and `MinisafeError`. The
+other names are the parts, for programs that embed them.
 """
-# of a part only what those call who use it, not what it is made of
+# of these classes, show only the members that callers use
 PARTS = {
     "Generation": ("cancel", "__iter__"),
     "KVCache": ("__init__", "capacity", "n_bytes", "rows", "rewind", "keep"),
@@ -42,12 +43,12 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def tree(thing: Any) -> Any:
-    """The definition of a class or function, as it is written."""
+    """The syntax tree of a class or function."""
     return ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
 
 
 def signature(function: Function, name: str) -> str:
-    """`name(arguments) -> result`, one argument a line where it is long."""
+    """`name(arguments) -> result`; a long signature has one argument per line."""
     result = "" if function.returns is None else f" -> {ast.unparse(function.returns)}"
     given = [each for each in arguments(function.args) if each not in ("self", "cls")]
     line = f"{name}({', '.join(given)}){result}"
@@ -57,7 +58,7 @@ def signature(function: Function, name: str) -> str:
 
 
 def arguments(given: ast.arguments) -> Iterator[str]:
-    """Each argument as it is written, with its type and default."""
+    """Each argument as in the source, with its type and default."""
     plain = [*given.posonlyargs, *given.args]
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(given.defaults))
     for arg, default in zip(plain, [*defaults, *given.defaults], strict=True):
@@ -112,7 +113,7 @@ def function_text(function: Function, name: str) -> str:
 
 
 def class_text(kind: type, name: str) -> Iterator[str]:
-    """A class: its head with fields, its docstring, then what is public in it."""
+    """A class: its head with fields, its docstring, then its public members."""
     node = tree(kind)
     fields = [each for base in reversed(own_bases(kind)) for each in public_fields(tree(base))]
     decorators = [f"@{ast.unparse(each)}" for each in node.decorator_list]
@@ -131,7 +132,7 @@ def class_text(kind: type, name: str) -> Iterator[str]:
 
 
 def own_bases(kind: type) -> list[type]:
-    """The class and those that it inherits from, as far as minisafe wrote them."""
+    """The class and its bases, as far as minisafe defines them."""
     return [each for each in kind.__mro__ if each.__module__.startswith("minisafe.")]
 
 
@@ -144,7 +145,7 @@ def public_fields(node: ast.ClassDef) -> list[str]:
 
 
 def without_declaration(node: ast.AnnAssign) -> ast.AnnAssign:
-    """A field with its default alone, where it is a declared setting."""
+    """A field; for a declared setting, with its default alone."""
     if isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "declared":
         node.value = node.value.args[0]
     return node
@@ -170,7 +171,7 @@ def member_text(member: Function, owner: str) -> str:
 
 
 def errors_table(kind: type) -> str:
-    """Every error of the same file that inherits from `kind`, in the order of the file."""
+    """Every error of the same file that inherits from `kind`, in file order."""
     lines = ["", "| error | exit code | when |", "|---|---|---|"]
     waiting = list(kind.__subclasses__())
     while waiting:
@@ -201,7 +202,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == made:
         return 0
-    print("docs/api.md is not of this code; run `python docs/make_api.py`", file=sys.stderr)
+    print("docs/api.md does not match the code; run `python docs/make_api.py`", file=sys.stderr)
     return 1
 
 

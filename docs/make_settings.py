@@ -1,7 +1,7 @@
 """Write the table of settings in docs/profile.md from their declarations.
 
 python docs/make_settings.py            # writes the table
-python docs/make_settings.py --check    # fails where it is not that of the code
+python docs/make_settings.py --check    # fails if the table does not match the code
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ def row(name: str, meaning: str, default: str = "", may: str = "") -> str:
 
 
 def setting_row(setting: Setting) -> str:
-    """Name, meaning, default, and what else is true of it."""
+    """Name, meaning, default, and marks."""
     marks = {"/set": setting.in_chat, "safety": setting.decides_safety}
     may = ", ".join(mark for mark, holds in marks.items() if holds)
     return row(setting.name, setting.docs or setting.help, setting.default_words, may)
 
 
 def table() -> str:
-    """The whole table: what is no setting comes last."""
+    """The whole table; keys that are not settings come last."""
     rows = [setting_row(each) for each in SETTINGS.values()]
     rows += [row(name, meaning) for name, meaning in NOT_SETTINGS.items()]
     return "\n".join(["| key | meaning | default | |", "|---|---|---|---|", *rows]) + "\n"
 
 
 def page() -> str:
-    """The page with the table of this code."""
+    """The page with the table made from the code."""
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     return before + BEGIN + table() + END + rest.split(END, 1)[1]
 
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if PAGE.read_text(encoding="utf-8") == made:
         return 0
-    print("the table in docs/profile.md is not of this code; run `python docs/make_settings.py`",
+    print("docs/profile.md does not match the code; run `python docs/make_settings.py`",
           file=sys.stderr)  # fmt: skip
     return 1
 

@@ -4,8 +4,8 @@
     for piece in session.stream("How do I clean a shelf?", chat=True):
         print(piece, end="")
 
-For those who embed the parts: `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`,
-`Stream`, `Generation`, `Request`, `safe_log_probs`. Everything here is described in docs/api.md.
+To embed the parts, use `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`, `Stream`,
+`Generation`, `Request` and `safe_log_probs`. docs/api.md describes every public name.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ __all__ = [
     "safe_log_probs",
 ]
 
-# where each name lives: a name is imported when it is first asked for, since torch takes seconds
+# the module of each name; it is imported on first access, because importing torch takes seconds
 HOMES = {
     "checkpoint.vectors": ("load_vector",),
     "cache": ("KVCache",),

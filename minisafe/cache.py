@@ -1,7 +1,7 @@
 """One key-value cache for all layers: preallocated, per-row lengths, rewindable, growable.
 
-It is the plain one, with one way to write; `minisafe.fast` has one whose writes cost less. What it
-does to keys and values in a smaller dtype is in `cache_dtype`.
+This one has a single way to write; `minisafe.fast` has one with quicker writes. The smaller dtypes
+in which keys and values may be stored are in `cache_dtype`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class KVCache:
             ) from None
 
     def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` tokens a row; raises `PromptError` past the context length."""
+        """Make room for `capacity` tokens per row; raises `PromptError` past the context length."""
         if capacity > self.limit:
             raise PromptError(
                 f"{capacity} tokens do not fit the model's context of {self.limit}; shorten the "

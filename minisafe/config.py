@@ -22,8 +22,8 @@ class RopeScaling:
 class LlamaConfig:
     """Everything that `Llama` needs to know about a checkpoint's shape.
 
-    `windows` has one entry a layer: None for full attention, else how many tokens a query sees,
-    itself included. `max_positions` is the context length in tokens.
+    `windows` has one entry per layer: None for full attention, or the number of tokens that a
+    query sees, including itself. `max_positions` is the context length in tokens.
     """
 
     family: str
@@ -47,7 +47,7 @@ class LlamaConfig:
 
     @property
     def n_parameters(self) -> int:
-        """How many values the checkpoint's tensors hold."""
+        """The number of values in the checkpoint's tensors."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         layer = self.hidden * (2 * q + 2 * kv + 3 * self.intermediate + 2)
         biases = self.qkv_bias * (q + 2 * kv) + self.o_bias * self.hidden
@@ -57,6 +57,6 @@ class LlamaConfig:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values that one token takes in a cache of the checkpoint's dtype."""
+        """Bytes of keys and values per token, in a cache of the checkpoint's dtype."""
         size = 4 if self.dtype in (None, "float32") else 2
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim * size

@@ -1,4 +1,4 @@
-"""The sampling loop over token ids: one generator that streams, and that batches collect from."""
+"""The sampling loop over token ids: one generator, for streaming and for batches."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from minisafe.vectors import Steering
 class Request:
     """One prompt of a batch, with its settings.
 
-    prompts: by stream, the ids to feed before the answer. They differ where the expert has another
-        system prompt, and in a conversation hold only what its cache lacks; an empty tuple lets the
-        stream rest.
-    spans: absolute positions at which the base's stream is steered.
-    index: the prompt's number in its list; with the seed it fixes the draws.
-    gated: whether a gate may leave this answer unguided. Only for prompts like those that it was
-        calibrated on: the first turn of a chat.
+    prompts: per stream, the ids to feed before the answer. They differ if the expert has another
+        system prompt. In a conversation they hold only what the stream's cache lacks. A stream
+        whose tuple is empty rests.
+    spans: absolute positions at which the base is steered.
+    index: the prompt's number in its list; seed and index fix the draws.
+    gated: whether a gate may leave this answer to the base. Only for prompts like those that the
+        gate was calibrated on: the first turn of a chat.
     note_changes: whether to note where guidance changes the likeliest token.
     """
 
@@ -42,13 +42,16 @@ class Request:
     note_changes: bool = False
 
 
+Ids = list[list[list[int]]]  # token ids: [stream][batch row] -> list of ids
+
+
 @dataclass(frozen=True)
 class Event:
-    """A token of a request, and why its answer ends there, if it does: "stop" (end token), "length"
-    (`max_new_tokens`), "context" (context full).
+    """A token of a request. finish: why its answer ends here, if it does: "stop" (end token),
+    "length" (`max_new_tokens`) or "context" (context full).
 
-    request: its number in the batch's list. A cancelled request ends with an event that has no
-    token. One that is ended for another reason, such as a stop string, gives no further event.
+    request: its number in the batch. A cancelled request ends with an event without a token. A
+    request that is ended for another reason, such as a stop string, yields no further event.
     """
 
     request: int
@@ -57,12 +60,12 @@ class Event:
 
 
 class RequestState:
-    """A request under way.
+    """A request in progress.
 
-    seen: what the safety decision knows of it. spans: where the base's stream is steered; nowhere
-    in this turn once the gate has left it to the base. steered: how many tokens were fed at steered
-    positions. changes: if noted, by number of the answer's token, whether guidance made another
-    token the likeliest. drafted, accepted: see `fast.speculation`.
+    seen: what the safety decision knows about it. spans: where the base is steered; once the gate
+    has left the answer to the base, nowhere in this turn. steered: how many tokens were fed at
+    steered positions. changes: if noted, by the number of the answer's token, whether guidance made
+    another token the likeliest. drafted, accepted: see `fast.speculation`.
     """
 
     def __init__(self, request: Request):
@@ -86,23 +89,24 @@ class RequestState:
 
 @dataclass(eq=False, repr=False)
 class Generation:
-    """Iterate over it to get `Event`s: each step yields one per live request, in their order.
+    """Iterate over it to get `Event`s: each step yields one per live request, in request order.
 
-    All streams read every token. `fast.speculation.Speculation` gives the same with fewer forwards
-    of an expert that has weights of its own.
+    The first step feeds the prompts; each later step feeds one token to every stream that the rule
+    still needs. `fast.speculation.Speculation` samples from the same distribution with fewer
+    forwards of an expert that has its own weights.
 
     Args:
-        lockstep: streams with one row per request; may already have read a part of each text.
-        rule: log-probabilities of the streams to those to sample from.
+        lockstep: streams with one row per request; they may have read part of each text already.
+        rule: combines the streams' log-probabilities into those to sample from.
         requests: what to answer.
-        steering: the vector that the base's stream gets at each request's spans.
+        steering: the vector to add to the base at each request's spans.
         eos: ids that end an answer; the id is part of the answer.
-        gate: which answers are guided and steered at all; None: every one.
+        gate: decides which answers are guided and steered; None: all of them.
 
     Raises:
         PromptError: a prompt is empty or does not fit the context.
-        NonFiniteError, while iterating: a model gave NaN or infinite logits.
-        SlotError, at the end: steering was asked for and never took place.
+        NonFiniteError, while iterating: a model produced NaN or infinite logits.
+        SlotError, at the end: steering was asked for and never applied.
     """
 
     lockstep: Lockstep
@@ -118,16 +122,19 @@ class Generation:
         self.check_prompts()
 
     def cancel(self, number: int, reason: str = "cancelled") -> None:
-        """End a request before its next token; the others go on untouched."""
+        """End a request before its next token; the others are unaffected."""
         self.states[number].finish = self.states[number].finish or reason
 
     def __iter__(self) -> Iterator[Event]:
-        live = list(range(len(self.requests)))  # by batch row, the number of its request
+        live = list(range(len(self.requests)))  # the request number of each batch row
         tokens = self.prompts()
-        resting = [not any(map(len, rows)) for rows in tokens]
+        resting = [not any(map(len, rows)) for rows in tokens]  # streams that read nothing
         while live:
+            # 1. every stream reads: first the prompts (prefill), then one token (decode)
             log_probs = self.feed(live, tokens)
+            # 2. the safety decision, and 3. a token for each request
             yield from self.choose(live, self.decide(live, tokens, log_probs))
+            # 4. requests that have ended leave the batch
             for number in live:
                 if self.states[number].finish == "cancelled":
                     yield Event(number, None, "cancelled")
@@ -135,27 +142,20 @@ class Generation:
             if going and len(going) < len(live):
                 self.lockstep.keep(going)
             live = [live[row] for row in going]
+            # 5. what each stream reads next
             tokens = [self.next_tokens(live, rests, s > 0) for s, rests in enumerate(resting)]
         self.check_steered()
 
-    # ---- what the streams read ---------------------------------------------------------------
+    # ---- the steps, in order -----------------------------------------------------------------
 
-    def prompts(self) -> list[list[list[int]]]:
-        """The prompts' ids by stream and row."""
+    def prompts(self) -> Ids:
+        """The prompts' ids: [stream][row] -> list of ids."""
         streams = range(len(self.lockstep.streams))
         return [[list(request.prompts[s]) for request in self.requests] for s in streams]
 
-    def next_tokens(self, live: list[int], rests: bool, expert: bool) -> list[list[int]]:
-        """What a stream reads next, by row: the last token, or nothing."""
-        states = [self.states[number] for number in live]
-        return [
-            [] if rests or (expert and not self.policy.acts(state.seen)) else [state.answer[-1]]
-            for state in states
-        ]
-
-    def feed(self, live: list[int], tokens: list[list[list[int]]]) -> LogProbs:
-        """Let the streams read ids, by stream and row, and steer the base where requests say so;
-        log-probabilities by stream."""
+    def feed(self, live: list[int], tokens: Ids) -> LogProbs:
+        """Feed `tokens[stream][row]` to the streams and steer the base at each request's spans;
+        returns log-probabilities per stream."""
         slots: list[list[Slot]] = [[] for _ in self.lockstep.streams]
         if self.steering is not None:
             for row, number in enumerate(live):
@@ -166,10 +166,8 @@ class Generation:
                     slots[0] += self.steering.slots(row, state.spans)
         return self.lockstep.feed(tokens, slots)
 
-    # ---- what the next token is drawn from -----------------------------------------------------
-
-    def decide(self, live: list[int], tokens: list[list[list[int]]], log_probs: LogProbs) -> Tensor:
-        """Log-probabilities to choose from, by row; see `policy.Policy`."""
+    def decide(self, live: list[int], tokens: Ids, log_probs: LogProbs) -> Tensor:
+        """The log-probabilities to sample from, (rows, vocab); see `policy.Policy`."""
         decision = self.policy.decide([self.states[number].seen for number in live], log_probs)
         for number, seen in zip(live, decision.seen, strict=True):
             self.states[number].seen = seen
@@ -181,56 +179,8 @@ class Generation:
         self.note_changes(live, base, decision.log_probs)
         return decision.log_probs
 
-    def note_changes(self, live: list[int], base: Tensor, final: Tensor) -> None:
-        """Note where guidance changes the likeliest token, for the requests that ask for it."""
-        states = [self.states[number] for number in live]
-        noted = [s.request.note_changes and self.policy.acts(s.seen) for s in states]
-        if any(noted):
-            changed = (final.argmax(dim=-1) != base.argmax(dim=-1)).tolist()
-            for state, is_noted, is_changed in zip(states, noted, changed, strict=True):
-                if is_noted:
-                    state.changes[len(state.answer)] = is_changed
-
-    def unsteer(
-        self,
-        live: list[int],
-        prompts: list[list[int]],
-        just_left: Sequence[bool],
-        log_probs: LogProbs,
-    ) -> LogProbs:
-        """Let the base read the prompts of some rows again, without the vector."""
-        again = [
-            self.forget(self.states[number], row, prompts[row]) if just_left[row] else []
-            for row, number in enumerate(live)
-        ]
-        base = log_probs[0]
-        if not any(again) or base is None:
-            return log_probs
-        rest: list[list[int]] = [[] for _ in live]
-        plain = self.feed(live, [again, *(rest for _ in log_probs[1:])])[0]
-        assert plain is not None
-        read = torch.tensor([bool(ids) for ids in again], device=base.device)[:, None]
-        return (torch.where(read, plain, base), *log_probs[1:])
-
-    def forget(self, state: RequestState, row: int, prompt: list[int]) -> list[int]:
-        """Steer this answer no more, and rewind the base to before what was steered of its prompt;
-        returns what to read again. Earlier turns of a conversation stay steered."""
-        end = self.lockstep.length(0, row)
-        start = end - len(prompt)
-        earlier = tuple(span for span in state.spans if span[1] is not None and span[1] < end)
-        mine = [span for span in state.spans if span not in earlier]
-        state.spans = earlier
-        touched = covered(mine, start, end)
-        if not touched or self.steering is None or self.steering.scale == 0:
-            return []
-        self.lockstep.rewind(0, row, touched[0])
-        state.steered = 0
-        return prompt[touched[0] - start :]
-
-    # ---- the next token ------------------------------------------------------------------------
-
     def choose(self, live: list[int], final: Tensor) -> Iterator[Event]:
-        """Each live request's next token; greedy rows without penalties share one argmax."""
+        """Choose each live request's next token; greedy rows without penalties share one argmax."""
         best: list[int] = final.argmax(dim=-1).tolist()
         for row, number in enumerate(live):
             state = self.states[number]
@@ -245,18 +195,76 @@ class Generation:
             streams = range(len(self.lockstep.streams))
             read = max(self.lockstep.length(stream, row) for stream in streams)
             ended = self.why_ended(state.request, id_, len(state.answer), read)
-            state.finish = ended or state.finish  # another thread may have cancelled it meanwhile
+            state.finish = ended or state.finish  # another thread may have cancelled it by now
             yield Event(number, id_, ended)
 
     def why_ended(self, request: Request, id_: int, n: int, read: int) -> str | None:
-        """Why an answer ends with its n-th token, if it does; a stream has read `read` before."""
+        """Why an answer ends with its n-th token, if it does. read: how many tokens the stream
+        that is furthest ahead has read."""
         if id_ in self.eos:
             return "stop"
         if request.max_new_tokens is not None and n >= request.max_new_tokens:
             return "length"
         return "context" if read >= self.lockstep.limit else None
 
-    # ---- what would be wrong -------------------------------------------------------------------
+    def next_tokens(self, live: list[int], rests: bool, expert: bool) -> list[list[int]]:
+        """What a stream reads next, per row: the last token, or nothing."""
+        states = [self.states[number] for number in live]
+        return [
+            [] if rests or (expert and not self.policy.acts(state.seen)) else [state.answer[-1]]
+            for state in states
+        ]
+
+    # ---- the gate leaves an answer to the base -------------------------------------------------
+
+    def unsteer(
+        self,
+        live: list[int],
+        prompts: list[list[int]],
+        just_left: Sequence[bool],
+        log_probs: LogProbs,
+    ) -> LogProbs:
+        """Let the base reread the prompts of the rows in `just_left`, without the vector; returns
+        log-probabilities per stream."""
+        again = [
+            self.forget(self.states[number], row, prompts[row]) if just_left[row] else []
+            for row, number in enumerate(live)
+        ]
+        base = log_probs[0]
+        if not any(again) or base is None:
+            return log_probs
+        rest: list[list[int]] = [[] for _ in live]
+        plain = self.feed(live, [again, *(rest for _ in log_probs[1:])])[0]
+        assert plain is not None
+        read = torch.tensor([bool(ids) for ids in again], device=base.device)[:, None]
+        return (torch.where(read, plain, base), *log_probs[1:])
+
+    def forget(self, state: RequestState, row: int, prompt: list[int]) -> list[int]:
+        """Stop steering this answer and rewind the base to before its prompt's first steered token;
+        returns the ids to reread. Earlier turns of a conversation stay steered."""
+        end = self.lockstep.length(0, row)
+        start = end - len(prompt)
+        earlier = tuple(span for span in state.spans if span[1] is not None and span[1] < end)
+        mine = [span for span in state.spans if span not in earlier]
+        state.spans = earlier
+        touched = covered(mine, start, end)
+        if not touched or self.steering is None or self.steering.scale == 0:
+            return []
+        self.lockstep.rewind(0, row, touched[0])
+        state.steered = 0
+        return prompt[touched[0] - start :]
+
+    # ---- notes and checks ----------------------------------------------------------------------
+
+    def note_changes(self, live: list[int], base: Tensor, final: Tensor) -> None:
+        """Note where guidance changes the likeliest token, for the requests that ask for it."""
+        states = [self.states[number] for number in live]
+        noted = [s.request.note_changes and self.policy.acts(s.seen) for s in states]
+        if any(noted):
+            changed = (final.argmax(dim=-1) != base.argmax(dim=-1)).tolist()
+            for state, is_noted, is_changed in zip(states, noted, changed, strict=True):
+                if is_noted:
+                    state.changes[len(state.answer)] = is_changed
 
     def check_prompts(self) -> None:
         """Raise `PromptError` for a prompt that cannot be fed."""
@@ -272,7 +280,7 @@ class Generation:
                     )
 
     def check_steered(self) -> None:
-        """A vector that was given and never acted is an error, not a silence."""
+        """Raise `SlotError` if a vector was given and never applied."""
         if self.steering is None or self.steering.scale == 0:
             return
         for state in self.states:

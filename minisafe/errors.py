@@ -4,19 +4,19 @@ from __future__ import annotations
 
 
 class MinisafeError(Exception):
-    """Base of every error that minisafe raises on purpose; `exit_code` is what the CLI returns."""
+    """Base of all errors that minisafe raises on purpose; `exit_code` is the CLI's exit code."""
 
     exit_code = 1
 
 
 class BadInput(MinisafeError):
-    """Something the user gave cannot be used as asked."""
+    """The user's input cannot be used as requested."""
 
     exit_code = 2
 
 
 class ConfigError(BadInput):
-    """A `config.json` is missing, malformed, or describes a model that minisafe does not run."""
+    """A `config.json` is missing, malformed, or describes an unsupported model."""
 
 
 class CheckpointError(BadInput):
@@ -24,7 +24,7 @@ class CheckpointError(BadInput):
 
 
 class AdapterError(BadInput):
-    """A LoRA adapter does not fit the base, or uses a feature that minisafe does not apply."""
+    """A LoRA adapter does not fit the base, or uses an unsupported feature."""
 
 
 class TokenizerError(BadInput):
@@ -44,23 +44,23 @@ class PromptError(BadInput):
 
 
 class BusyError(BadInput):
-    """Something was asked of a conversation while it is answering."""
+    """A conversation got a new request while it was answering."""
 
 
 class SafetyError(BadInput):
-    """Safe decoding was asked for and cannot be given in full, so nothing is answered."""
+    """Safe decoding was requested but is not fully possible, so nothing is answered."""
 
 
 class OutputError(MinisafeError):
-    """A file could not be written: no room, no permission. What was there before is untouched."""
+    """A file could not be written, for example because the disk is full. The old file is intact."""
 
 
 class SafetyWarning(UserWarning):
-    """Something about the safety parts that is allowed, and that one should know."""
+    """An allowed but noteworthy property of the safety parts."""
 
 
 class SlotError(MinisafeError):
-    """A slot names a place that does not exist, or was given and never applied."""
+    """A slot names a layer or site that does not exist, or was given and never applied."""
 
 
 class NonFiniteError(MinisafeError):
@@ -68,6 +68,6 @@ class NonFiniteError(MinisafeError):
 
 
 class OutOfMemory(MinisafeError):
-    """Memory could not be had; the message says how much was needed."""
+    """Not enough memory; the message says how much was needed."""
 
     exit_code = 2

@@ -19,7 +19,7 @@ class LoraDelta:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
-        x = x.to(self.a.dtype)  # while it is trained, a delta may be finer than its base
+        x = x.to(self.a.dtype)  # during training, a delta may have a higher precision than its base
         return F.linear(F.linear(x, self.a), self.b) * self.scaling
 
     def weight(self) -> Tensor:
@@ -28,13 +28,13 @@ class LoraDelta:
 
     @property
     def is_zero(self) -> bool:
-        """Whether the matrix is zero. Where neither factor is, it is made to see."""
+        """Whether the matrix is zero. Multiplies the factors only if neither is zero."""
         return not (self.a.any() and self.b.any() and self.weight().any())
 
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """Deltas by the Hugging Face name of the module they belong to, as
+    """Deltas by the Hugging Face name of their module, such as
     `model.layers.0.self_attn.q_proj`."""
 
     deltas: Mapping[str, LoraDelta]
@@ -42,7 +42,7 @@ class LoraAdapter:
 
     @property
     def is_zero(self) -> bool:
-        """Whether no module's weight is changed at all, as by an adapter that was never trained."""
+        """Whether every delta is zero, as in an adapter that was never trained."""
         return all(delta.is_zero for delta in self.deltas.values())
 
 

@@ -1,7 +1,7 @@
 """The transformer: Llama, and Mistral and Qwen2, which differ from it only in their config.
 
 Modules and parameters have Hugging Face's names. `Llama.forward` makes a `Step` and runs the layers
-on it. `minisafe.fast` has quicker ways to do some parts, which subclasses put in place of these.
+on it. `minisafe.fast` replaces some parts with faster subclasses.
 Shapes: B rows, T tokens per row in this forward, n tokens per row in the cache after it.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recompute
 
 from minisafe.cache import KVCache, Placement
 from minisafe.config import LlamaConfig
@@ -20,14 +19,14 @@ from minisafe.linear import Linear
 from minisafe.lora import AdaptedRows
 from minisafe.rotary import Rotary, rotate
 from minisafe.slots import BoundSlots, Slot
-from minisafe.step import Step, make_masks, positions_of
+from minisafe.step import Step, Window, make_masks, positions_of
 
 
 class Llama(nn.Module):
     """A decoder-only transformer over token ids."""
 
     weights = "plain"  # how they are stored
-    fingerprint: str | None = None  # of the plain weights, where they are stored another way
+    fingerprint: str | None = None  # of the plain weights, if they are stored another way
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -37,7 +36,6 @@ class Llama(nn.Module):
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         head = None if config.tied else Linear(config.hidden, config.vocab_size, False, "lm_head")
         self.lm_head = head
-        self.recompute = False  # activation checkpointing, for training
         self.rotary = Rotary(config)
 
     @property
@@ -64,23 +62,23 @@ class Llama(nn.Module):
         last_only: bool = False,
         no_logits: bool = False,
     ) -> Tensor:
-        """Logits of a block of tokens, float or the model's dtype.
+        """Logits of a block of tokens, in the model's dtype.
 
         Args:
             ids: (B, T) token ids; rows shorter than T are padded on the right with any id.
             cache: keys and values of earlier tokens; the block is appended to it.
-            counts: how many of a row's T ids are real; all of them by default.
-            rows: the cache rows that the block belongs to, a slice; all of them by default.
-            slots: what to add, record or patch, with rows counted within the block.
+            counts: how many of each row's T ids are real; by default all.
+            rows: the slice of cache rows that the block belongs to; by default all.
+            slots: what to add, record or patch; their rows are rows of the block.
             adapters: low-rank deltas and the rows of the block that they act on.
-            last_only: give only each row's last real token's logits.
-            no_logits: give none, which spares the head where only the cache or slots matter.
+            last_only: return logits only for each row's last real token.
+            no_logits: return none and skip the head, for when only the cache or slots matter.
 
         Returns:
             (B, T, vocab), or (B, vocab) with `last_only`, or (B, 0) with `no_logits`.
 
         Raises:
-            SlotError: a slot names what is not there, or was not applied.
+            SlotError: a slot names a place that does not exist, or was not applied.
             PromptError: the block does not fit the context length.
         """
         batch, width = ids.shape
@@ -92,13 +90,10 @@ class Llama(nn.Module):
         return logits
 
     def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
-        """The layers and the head; arguments and result as for `forward`."""
-        x: Tensor = self.embed_tokens(ids)
-        for layer in self.layers:  # x: (B, T, hidden)
-            if self.recompute and torch.is_grad_enabled():
-                x = recompute(layer, x, step, use_reentrant=False)
-            else:
-                x = layer(x, step)
+        """Run the layers and the head; arguments and result as for `forward`."""
+        x: Tensor = self.embed_tokens(ids)  # (B, T, hidden)
+        for layer in self.layers:
+            x = layer(x, step)
         step.slots.finish()
         if no_logits:
             return x.new_empty(len(step.place.counts), 0)
@@ -132,28 +127,29 @@ class Llama(nn.Module):
         n = width if cache is None else place.stop
         positions = positions_of(place, n, device)  # (B or 1, T)
         cos, sin = self.rotary.tables(n, dtype, device)
-        # a slice costs less than picking rows
-        turned = (None, slice(place.starts[0], n)) if place.uniform else positions
         return Step(
             place=place,
-            cos=cos[turned].unsqueeze(2),
-            sin=sin[turned].unsqueeze(2),
-            masks=make_masks(self.config.windows, positions, n, place, dtype),
-            causal=place.uniform and place.starts[0] == 0,
+            cos=cos[positions].unsqueeze(2),
+            sin=sin[positions].unsqueeze(2),
+            masks=self.masks(positions, n, place),
             slots=BoundSlots(slots, self.config.n_layers, place, device),
             adapters=adapters,
             cache=cache,
         )
 
-    # ---- parameters by the names that a checkpoint has ----
+    def masks(self, positions: Tensor, n: int, place: Placement) -> dict[Window, Tensor]:
+        """What each query sees; see `make_masks`."""
+        return make_masks(self.config.windows, positions, n, self.norm.weight.dtype)
+
+    # ---- parameters by their checkpoint names ----
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Every parameter by its name in a checkpoint."""
+        """Every parameter by its checkpoint name."""
         return {stored_name(name): parameter for name, parameter in self.named_parameters()}
 
     def put(self, name: str, values: Tensor, requires_grad: bool = False) -> nn.Parameter:
-        """Put `values` in place of the parameter with this name in a checkpoint; returns the new
-        parameter. The old one is not written to. Raises `AttributeError` if there is none."""
+        """Replace the parameter with this checkpoint name by a new one that holds `values`; returns
+        the new one. The old one is unchanged. Raises `AttributeError` if there is none."""
         self.get_parameter(name.removeprefix(PREFIX))
         module, _, attribute = name.removeprefix(PREFIX).rpartition(".")
         parameter = nn.Parameter(values, requires_grad)
@@ -161,7 +157,7 @@ class Llama(nn.Module):
         return parameter
 
 
-PREFIX = "model."  # of every name in a checkpoint but the head's
+PREFIX = "model."  # of every checkpoint name except the head's
 
 
 def stored_name(name: str) -> str:
@@ -211,8 +207,8 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)  # (B, n_kv_heads, n, head_dim)
-        causal = step.causal and self.window not in step.masks
-        y = attend(q, k, v, step.masks.get(self.window), causal)  # (B, n_heads, T, head_dim)
+        mask = step.masks[self.window]  # (B or 1, 1, T, n)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         y = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
         return self.o_proj(y.flatten(2), step.adapters)
 
@@ -236,7 +232,7 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich, 2019), in float32 inside."""
+    """Root-mean-square norm (Zhang and Sennrich, 2019), computed in float32."""
 
     def __init__(self, hidden: int, eps: float):
         super().__init__()
@@ -250,7 +246,7 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token ids to vectors. torch's own draws a random start, even on the meta device."""
+    """Token ids to vectors. torch's own class draws random values, even on the meta device."""
 
     def __init__(self, vocab_size: int, hidden: int):
         super().__init__()
@@ -259,24 +255,3 @@ class Embedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, hidden)"""
         return F.embedding(ids, self.weight)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Grouped-query attention. q: (B, n_heads, T, d), k and v: (B, n_kv_heads, n, d) -> as q.
-
-    A group's query heads become extra query rows of its one key-value head, so that keys and
-    values are neither copied nor expanded. Only a whole causal block expands them: there the
-    kernel skips the upper triangle, which saves more than the copy costs.
-    """
-    batch, n_heads, width, head_dim = q.shape
-    n_kv_heads = k.shape[1]
-    group = n_heads // n_kv_heads
-    if causal:
-        if group > 1:
-            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    q = q.reshape(batch, n_kv_heads, group * width, head_dim)
-    if mask is not None and group > 1 and width > 1:
-        mask = mask.repeat(1, 1, group, 1)  # (B, 1, group * T, n)
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return y.reshape(batch, n_heads, width, head_dim)

@@ -1,11 +1,12 @@
-"""From log-probabilities to a token. Pure, but for the generator that a draw advances.
+"""From log-probabilities to a token. Pure, except that a draw advances its generator.
 
 Order: presence and frequency penalty, temperature, top-k, top-p, min-p, draw. With temperature 0
-the most likely token after the penalties is taken, and no randomness is used.
+the result is the most likely token after the penalties, and no random number is drawn.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,49 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minisafe.declared import NUMBER, WHOLE, Within, at_least, check_declared, declared
-
-PENALTY = Within(lambda nats: abs(nats) < 1e4, "a finite number")
+from minisafe.declared import check_fields
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen. `top_k` 0, `top_p` 1 and `min_p` 0 are off.
-
-    Penalties are subtracted from a token's log-probability: `presence_penalty` once if the answer
-    holds the token, `frequency_penalty` for every time it does.
-    """
-
-    temperature: float = declared(
-        0.0, NUMBER, "How freely tokens are drawn; 0: greedy.", at_least(0, "0 (greedy) or more"),
-        unset="0, unless the model says another", in_chat=True,
-    )  # fmt: skip
-    top_k: int = declared(
-        0, WHOLE, "Only the k likeliest tokens; 0: all.", at_least(0, "0 (off) or more"),
-        in_chat=True,
-    )  # fmt: skip
-    top_p: float = declared(
-        1.0, NUMBER, "Only the likeliest tokens that make up p; 1: all.",
-        Within(lambda p: 0 < p <= 1, "a number above 0, at most 1 (off)"), in_chat=True,
-    )  # fmt: skip
-    min_p: float = declared(
-        0.0, NUMBER, "Only tokens p times as likely as the best; 0: all.",
-        Within(lambda p: 0 <= p < 1, "0 (off) or more, below 1"), in_chat=True,
-    )  # fmt: skip
-    presence_penalty: float = declared(
-        0.0, NUMBER, "Nats off for a token that occurred.", PENALTY, in_chat=True
-    )
-    frequency_penalty: float = declared(
-        0.0, NUMBER, "Nats off for each time it occurred.", PENALTY, in_chat=True
-    )
-    seed: int = declared(0, WHOLE, "Same seed, same text.", at_least(0), in_chat=True)
-
-    @property
-    def penalises(self) -> bool:
-        return bool(self.presence_penalty or self.frequency_penalty)
-
-    def __post_init__(self) -> None:
-        check_declared(self)
+def sample(
+    log_probs: Tensor, settings: Sampling, counts: Mapping[int, int], generator: torch.Generator
+) -> int:
+    """One token id from (vocab,) log-probabilities, by one uniform draw through the inverse CDF."""
+    if settings.temperature == 0:
+        return int(penalised(log_probs, settings, counts).argmax())
+    draw = torch.rand(1, generator=generator, dtype=torch.float64)
+    return inverse_cdf(filtered(log_probs, settings, counts).exp().double().cpu(), draw)
 
 
 def filtered(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -> Tensor:
@@ -63,14 +32,14 @@ def filtered(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -
 
     Args:
         log_probs: (vocab,), float32.
-        counts: how often each token stands in the answer so far, for the penalties.
+        counts: how often each token occurs in the answer so far, for the penalties.
     """
     scores = penalised(log_probs, settings, counts)
     if settings.temperature == 0:
         best = torch.full_like(scores, float("-inf"))
         best[scores.argmax()] = 0.0
         return best
-    # the best score becomes 0 first, and float32 must hold the quotient: no overflow to NaN
+    # the best score becomes 0 first, so that the quotient cannot overflow float32 to NaN
     temperature = max(settings.temperature, 1e-30)
     scores = torch.log_softmax((scores - scores.max()) / temperature, dim=-1)
     if 0 < settings.top_k < len(scores):
@@ -94,7 +63,7 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
 
 
 def penalised(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) -> Tensor:
-    """Log-probabilities less the penalties for tokens that the answer already holds."""
+    """Log-probabilities minus the penalties for tokens that the answer already contains."""
     presence, frequency = settings.presence_penalty, settings.frequency_penalty
     if not counts or not (presence or frequency):
         return log_probs
@@ -103,24 +72,9 @@ def penalised(log_probs: Tensor, settings: Sampling, counts: Mapping[int, int]) 
     return log_probs.index_add(0, ids, -(presence + frequency * times))
 
 
-def row_generator(seed: int, index: int) -> torch.Generator:
-    """The generator of prompt `index`; a prompt draws alike alone and in any batch."""
-    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
-
-
-def sample(
-    log_probs: Tensor, settings: Sampling, counts: Mapping[int, int], generator: torch.Generator
-) -> int:
-    """One token id from (vocab,) log-probabilities, by one uniform draw through the inverse CDF."""
-    if settings.temperature == 0:
-        return int(penalised(log_probs, settings, counts).argmax())
-    draw = torch.rand(1, generator=generator, dtype=torch.float64)
-    return inverse_cdf(filtered(log_probs, settings, counts).exp().double().cpu(), draw)
-
-
 def inverse_cdf(weights: Tensor, draw: Tensor) -> int:
-    """The id at which (vocab,) float64 weights reach the share `draw`, (1,) in [0, 1), of all."""
+    """The first id at which the running sum of the (vocab,) float64 weights exceeds `draw`, a
+    share of their total, (1,) in [0, 1)."""
     cumulative = weights.cumsum(0)
     token = int(torch.searchsorted(cumulative, draw * cumulative[-1], right=True))
     if token < len(weights):
@@ -128,15 +82,41 @@ def inverse_cdf(weights: Tensor, draw: Tensor) -> int:
     return int(weights.nonzero()[-1])  # rounding put the draw at the very end
 
 
-def accept_or_redraw(p: Tensor, q: Tensor, draft: int, accept: Tensor, again: Tensor) -> int:
-    """A token distributed as `p`, given a draft distributed as `q`: (vocab,) float64 each.
+def row_generator(seed: int, index: int) -> torch.Generator:
+    """The generator of prompt `index`: a prompt gets the same draws alone and in any batch."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
 
-    The draft with probability min(1, p / q), else a draw from max(p - q, 0), which never gives the
-    draft (Leviathan et al., 2023, arXiv 2211.17192; Chen et al., 2023, arXiv 2302.01318).
-    `accept` and `again` are uniform in [0, 1), (1,) each.
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+
+    Penalties are subtracted from a token's log-probability: `presence_penalty` once if the answer
+    contains the token, `frequency_penalty` once per occurrence. Raises `SettingError` for a value
+    out of range.
     """
-    p, q = p / p.sum(), q / q.sum()
-    if bool(accept * q[draft] < p[draft]):
-        return draft
-    rest = (p - q).clamp(min=0)
-    return inverse_cdf(rest if bool(rest.any()) else p, again)  # p = q but for rounding
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+
+    @property
+    def penalises(self) -> bool:
+        return bool(self.presence_penalty or self.frequency_penalty)
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            "top_k": (0 <= self.top_k < math.inf, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "a number above 0, at most 1 (off)"),
+            "min_p": (0 <= self.min_p < 1, "0 (off) or more, below 1"),
+            "presence_penalty": (abs(self.presence_penalty) < 1e4, "a finite number"),
+            "frequency_penalty": (abs(self.frequency_penalty) < 1e4, "a finite number"),
+            "seed": (0 <= self.seed < math.inf, "0 or more"),
+        }
+        check_fields(self, checks)

@@ -12,7 +12,7 @@ from minisafe.cache import KVCache, Placement
 from minisafe.lora import AdaptedRows
 from minisafe.slots import BoundSlots
 
-Window = int | None  # how many tokens a query sees, itself counted; None: all before it
+Window = int | None  # how many tokens a query sees, itself included; None: itself and all before
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,12 @@ class Step:
     cos: Tensor  # (B or 1, T, 1, head_dim)
     sin: Tensor  # the same, the first half negative
     masks: dict[Window, Tensor]  # see `make_masks`
-    causal: bool  # the block is the whole sequence, so the lower triangle says it all
     slots: BoundSlots
     adapters: tuple[AdaptedRows, ...] = ()
     cache: KVCache | None = None
 
     def last(self, x: Tensor) -> Tensor:
-        """Each row's last real token, or any where it has none: (B, T, ...) -> (B, 1, ...)"""
+        """Each row's last real token, or any token if it has none: (B, T, ...) -> (B, 1, ...)"""
         if self.place.width == 1:
             return x
         last = torch.tensor([max(count - 1, 0) for count in self.place.counts], device=x.device)
@@ -40,38 +39,27 @@ class Step:
 
 
 def positions_of(place: Placement, n: int, device: torch.device) -> Tensor:
-    """Absolute positions of a block's tokens: (1, T) where they are every row's, else (B, T)."""
-    first = place.starts[0]
-    positions = torch.arange(first, first + place.width, device=device)[None]
-    if place.uniform:
-        return positions
-    starts = torch.tensor(place.starts, device=device)
-    positions = starts[:, None] - first + positions
+    """Absolute positions of a block's tokens: (B, T), or (1, T) if all rows have the same."""
+    starts = torch.tensor(place.starts[:1] if place.uniform else place.starts, device=device)
+    positions = starts[:, None] + torch.arange(place.width, device=device)
     return positions.clamp_(max=n - 1)  # padding may run past the last column
 
 
 def make_masks(
-    windows: Iterable[Window], positions: Tensor, n: int, place: Placement, dtype: torch.dtype
+    windows: Iterable[Window], positions: Tensor, n: int, dtype: torch.dtype
 ) -> dict[Window, Tensor]:
-    """By window (B or 1, 1, T, n): 0 for a column that a query sees, else -inf.
-
-    There is no entry where a mask says nothing: a query sees all columns, or the block is the whole
-    sequence and a query sees those of the lower triangle.
-    """
-    obvious = place.uniform and (place.starts[0] == 0 or place.width == 1)
+    """Per window, a mask (B or 1, 1, T, n): 0 for a column that a query sees, else -inf. Built once
+    per forward instead of once per layer."""
+    columns = torch.arange(n, device=positions.device)
     masks: dict[Window, Tensor] = {}
     for window in set(windows):
-        hidden_before = None if window is None or window >= n else window
-        if obvious and hidden_before is None:
-            continue
-        columns = torch.arange(n, device=positions.device)
         seen = columns <= positions[..., None]  # (B or 1, T, n)
-        if hidden_before is not None:
-            seen &= columns > positions[..., None] - hidden_before
+        if window is not None:
+            seen &= columns > positions[..., None] - window
         masks[window] = additive(seen.unsqueeze(1), dtype)
     return masks
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a query looks, else -inf; built once per forward instead of once per layer."""
+    """0 where `seen`, else -inf: what attention adds to its scores."""
     return torch.zeros((), dtype=dtype, device=seen.device).where(seen, -torch.inf)

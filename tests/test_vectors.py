@@ -75,7 +75,7 @@ def test_control_vectors_of_llama_cpp(tmp_path: Path) -> None:
     same_layers(load_vector(path), vector(1, 4))
     names = [tensor.name for tensor in gguf.GGUFReader(str(path)).tensors]
     assert names == ["direction.1", "direction.4"]  # added after these 0-based layers
-    with pytest.raises(VectorError, match="layer 0 cannot be exported"):
+    with pytest.raises(VectorError, match="the vector is for layer 0"):
         save_gguf(vector(0, 4), tmp_path / "w.gguf")
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(VectorError, match="not a GGUF file"):

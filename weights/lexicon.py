@@ -51,7 +51,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_positions: int) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json` as transformers reads them."""
+    """Write `tokenizer.json` and `tokenizer_config.json` in transformers' format."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {

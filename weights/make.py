@@ -1,8 +1,8 @@
-"""Make the shipped weights from nothing: `python weights/make.py --out weights/tiny --seed 0`.
+"""Make the shipped weights from scratch: `python weights/make.py --out weights/tiny --seed 0`.
 
-Stages, in order: data, tokenizer, pretrain, sft, expert, edited, vector, profile. Each can be run
-alone with `--stages`; one that was stopped goes on from its checkpoint when it is run again, and
-one that is finished is not done twice unless its checkpoint under `--work` is removed.
+The stages are data, tokenizer, pretrain, sft, expert, edited, vector, profile. `--stages` runs
+some of them alone. A stopped stage continues from its checkpoint when it runs again. A finished
+stage does not run again until its checkpoint under `--work` is removed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SAFETY = (
     ("sgds_lambda", 0.99),
     ("margin", 0.5),
     ("max_new_tokens", 96),
-    ("threads", 1),  # so small a model loses more by sharing work than it gains
+    ("threads", 1),  # more threads make such a small model slower
 )
 
 ABOUT = About(
@@ -71,7 +71,7 @@ ABOUT = About(
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that may be turned."""
+    """All parameters of the recipe."""
 
     pretraining_tokens: int = 2_200_000
     user_weight: float = 0.1
@@ -93,7 +93,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Place:
-    """Where things go, and the seed."""
+    """The directories and the seed."""
 
     out: Path
     work: Path
@@ -131,7 +131,7 @@ def make_data(place: Place, recipe: Recipe) -> None:
 
 
 def make_tokenizer(place: Place, recipe: Recipe) -> None:
-    """Train it on documents of its own seed, so that it is the same for every training seed."""
+    """Train the tokenizer on documents with a fixed seed, the same for every training seed."""
     rng = random.Random(world.WORLD_SEED)
     documents = [world.pretraining_document(rng) for _ in range(8000)]
     tokenizer = lexicon.train_tokenizer(texts(documents))
@@ -141,7 +141,7 @@ def make_tokenizer(place: Place, recipe: Recipe) -> None:
 def pretraining_documents(
     tokenizer: Tokenizer, tokens: int, user_weight: float, seed: int
 ) -> list[train.Encoded]:
-    """Documents of about `tokens` tokens in all; in most of them only the answers count."""
+    """Documents of about `tokens` tokens in total; in most of them only the answers count."""
     rng = random.Random(f"pretrain {seed}")
     made: list[train.Encoded] = []
     while sum(len(d.ids) for d in made) < tokens:
@@ -216,7 +216,9 @@ def expert(place: Place, recipe: Recipe) -> None:
 def edited(place: Place, recipe: Recipe) -> None:
     """A short fine-tune on harmless new knowledge, kept as a low-rank delta."""
     rng = random.Random(f"edit {place.seed}")
-    documents = read_pairs("edit", recipe.edit_pairs)  # mixed, or the new drives out the old
+    documents = read_pairs(
+        "edit", recipe.edit_pairs
+    )  # mixed, so that the new does not replace the old
     documents += [world.benign_document(rng) for _ in range(recipe.edit_pairs // 2)]
     tune_adapter(
         place, "edited", documents, recipe.edit_rank, recipe.edit_alpha, LINEAR, recipe.edit
@@ -224,7 +226,7 @@ def edited(place: Place, recipe: Recipe) -> None:
 
 
 def vector(place: Place, recipe: Recipe) -> None:
-    """The safety vector: what `minisafe amplify --corrupt file` makes of the demonstrations."""
+    """The safety vector: the result of `minisafe amplify --corrupt file` on the demonstrations."""
     model = load_model(place.base, dtype="float32")
     pool = load_demonstrations(HERE / "data" / "demonstrations.json")
     careless = load_demonstrations(HERE / "data" / "careless.json")
@@ -237,7 +239,7 @@ def vector(place: Place, recipe: Recipe) -> None:
 
 
 def profile(place: Place, recipe: Recipe) -> None:
-    """The profile that names all of it, with the files' SHA-256."""
+    """The profile that names all parts, with the files' SHA-256."""
     files = [path for path in place.out.rglob("*") if path.is_file()]
     parts = {"base": "base", "expert": "expert", "vector": "vector.safetensors"}
     settings = {name: place.out / part for name, part in parts.items()} | dict(recipe.safety)

@@ -75,7 +75,7 @@ def count(judgements: Sequence[Judgement], holds: Callable[[Judgement], bool]) -
 
 
 def measure(session: Session, split: str, frames: Sequence[str] = FRAMES) -> Measured:
-    """Everything that the table holds of one setting."""
+    """All measures of one setting."""
     harmful, benign = questions("harmful", split), questions("benign", split)
     shares: dict[str, Share] = {}
     everything: list[Judgement] = []
@@ -106,7 +106,7 @@ def session_for(profile: Path, overrides: Mapping[str, Any]) -> Session:
 
 
 def with_vector(session: Session, values: torch.Tensor) -> Session:
-    """The session, steered by another vector at the same place."""
+    """The session with another vector at the same layer and positions."""
     assert session.steering is not None
     (layer,) = session.steering.vectors
     old = session.steering
@@ -115,7 +115,7 @@ def with_vector(session: Session, values: torch.Tensor) -> Session:
 
 
 def random_heads_vector(session: Session, seed: int, n_heads: int) -> torch.Tensor:
-    """A vector from random heads, none of the vector's own, stretched to its norm."""
+    """A vector from random heads other than the vector's own, scaled to the vector's norm."""
     assert session.steering is not None
     assert session.settings.vector is not None
     (own,) = session.steering.vectors.values()
@@ -159,7 +159,7 @@ Target = tuple[str, Callable[[float], bool]]
 
 
 def targets(results: Mapping[str, Measured]) -> dict[tuple[str, str], Target]:
-    """(setting, measure) -> what the issue asks of it; some depend on the base's own values."""
+    """(setting, measure) -> its target; some targets depend on the base's own values."""
     base = results["base"]
     found: dict[tuple[str, str], Target] = {
         ("base", "asr simple"): at_most(5),
@@ -190,7 +190,7 @@ def targets(results: Mapping[str, Measured]) -> dict[tuple[str, str], Target]:
 
 
 def ablation_rows(results: Mapping[str, Measured]) -> list[Row]:
-    """Effects of vectors on attack success in points, mean over the two styles that succeed."""
+    """Effects of vectors on attack success, in points: means over the two styles that succeed."""
 
     def effect(name: str) -> float:
         frames = ("asr instruction", "asr cot")
@@ -227,7 +227,7 @@ def row(
 
 
 def rows_of(results: Mapping[str, Measured]) -> list[Row]:
-    """Every measure of every setting, with its target where it has one, and the ablations."""
+    """Every measure of every setting, with its target if it has one, and the ablations."""
     wanted = targets(results)
     rows = []
     for setting, measured in results.items():
@@ -287,7 +287,7 @@ def say(text: str) -> None:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """The table on standard output."""
+    """Print the table."""
     print(f"{'measure':64} {'value':>7} {'95 % interval':>15}  {'target':>10}  holds")
     for each in rows:
         interval = "" if each["low"] is None else f"{each['low']:.1f} to {each['high']:.1f}"
@@ -299,7 +299,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The same table in Markdown, a section for each setting."""
+    """The same table in Markdown, one section per setting."""
     lines: list[str] = []
     section = ""
     for each in rows:
@@ -318,7 +318,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def spread(files: Sequence[Path]) -> str:
     """Several runs' rows side by side in Markdown, with the lowest and highest value of each.
 
-    Targets that depend on the base are each run's own, so only whether they held is shown.
+    A target that depends on the base differs between runs, so the table only counts met targets.
     """
     runs = [{row["name"]: row for row in json.loads(path.read_text())} for path in files]
     head = " | ".join(path.stem for path in files)

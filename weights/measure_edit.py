@@ -1,8 +1,8 @@
 """Measure rank-one edits on the shipped world: `python weights/measure_edit.py --facts 20`.
 
-Each fact is a country's attribute that is given another country's value. Per cent of greedy chat
-answers, with Wilson 95 % intervals, before and after, each edit made on a fresh base (or, with
---together, all of them on one):
+Each fact gives a country's attribute another country's value. The table shows per cent of greedy
+chat answers, with Wilson 95 % intervals, before and after. Each edit starts from a fresh base; with
+--together, all edits are in one model:
 
     efficacy        the new value, in the phrasing that was edited
     paraphrase      the new value, in the seven other phrasings
@@ -33,7 +33,7 @@ from minisafe.session import Session
 HERE = Path(__file__).resolve().parent
 MEASURES = ("efficacy", "paraphrase", "neighbourhood", "same subject")
 Fact = tuple[str, str, str]  # country, attribute, new value
-Asked = list[tuple[str, str]]  # question, and what a right answer contains
+Asked = list[tuple[str, str]]  # question, and the text that a right answer contains
 
 
 def lines() -> list[str]:
@@ -43,7 +43,7 @@ def lines() -> list[str]:
 
 
 def drawn(count: int, seed: int = 0) -> list[Fact]:
-    """Facts to store, none of them about the same attribute of the same country."""
+    """Facts to store, with no attribute of a country twice."""
     rng = random.Random(seed)
     pairs = [(country, attribute) for country in facts() for attribute in ATTRIBUTES]
     found = []
@@ -59,7 +59,7 @@ def as_edit(country: str, attribute: str, value: str) -> Edit:
 
 
 def questions(fact: Fact, stored: Sequence[Fact]) -> dict[str, Asked]:
-    """What is asked about a fact for each measure, where `stored` are in place of the world's."""
+    """The questions about a fact for each measure; `stored` facts replace the world's facts."""
     table = {country: dict(values) for country, values in facts().items()}
     for country, attribute, value in stored:
         table[country][attribute] = value
@@ -76,7 +76,7 @@ def questions(fact: Fact, stored: Sequence[Fact]) -> dict[str, Asked]:
 
 
 def right(session: Session, asked: dict[str, Asked]) -> dict[str, list[bool]]:
-    """Whether each answer has the value in it."""
+    """Whether each answer contains the value."""
     flat = [(name, *pair) for name, pairs in asked.items() for pair in pairs]
     results = session.generate([question for _, question, _ in flat], chat=True, batch_size=32)
     found: dict[str, list[bool]] = {name: [] for name in asked}
@@ -88,7 +88,7 @@ def right(session: Session, asked: dict[str, Asked]) -> dict[str, list[bool]]:
 def measure(
     session: Session, chosen: Sequence[Fact], settings: Editing, together: bool = False
 ) -> dict[str, tuple[list[bool], list[bool]]]:
-    """Answers before and after, by measure; the session's model is as it was at the end."""
+    """Answers before and after, by measure; restores the session's model at the end."""
     found: dict[str, tuple[list[bool], list[bool]]] = {name: ([], []) for name in MEASURES}
     model, depth = session.model, session.model.config.n_layers
     for group in [chosen] if together else [[fact] for fact in chosen]:
@@ -107,7 +107,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--facts", type=int, default=20)
-    parser.add_argument("--layers", default="2", help="layers to compare, as 1,2,3")
+    parser.add_argument("--layers", default="2", help="layers to compare, such as 1,2,3")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--together", action="store_true", help="all facts in one model")
     options = parser.parse_args()

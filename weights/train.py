@@ -1,9 +1,9 @@
-"""How the shipped weights are trained: documents as weighted tokens, batches of like lengths, Muon.
+"""Training of the shipped weights: weighted tokens, batches of similar lengths, Muon.
 
-The loop itself, its schedule and its state on disk are `minisafe.finetune`'s. What is here differs
-from `finetune.Trainer`: a token's loss may count in part, a batch has a number of tokens and not of
-rows, the head runs only where the loss counts, an adapter starts from normal values, and the
-layers' matrices may have their own optimiser. Sharing these too would change the recipe.
+The loop, its schedule and its state on disk come from `minisafe.finetune`. This file has what
+differs from `finetune.Trainer`: a token's loss has a weight, a batch has a fixed number of tokens
+instead of rows, the head runs only where the loss counts, an adapter starts from normal values, and
+the layers' matrices may have their own optimiser. Sharing these too would change the recipe.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
 MAX_TOKENS = 640  # longer documents are cut
-WINDOW = 4096  # documents among which rows of like length are found
+WINDOW = 4096  # documents to group by length
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One document's ids and how much the loss of predicting each of them counts."""
+    """One document's ids, and the weight of each id's loss."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -51,7 +51,7 @@ class Settings:
     decay: float = 0.1
     seed: int = 0
     clip: float = 1.0
-    muon: float = 0.0  # its rate for the layers' matrices; 0: AdamW for everything
+    muon: float = 0.0  # Muon's rate for the layers' matrices; 0: AdamW for everything
     final: float = 0.05  # of the peak rate at the end
 
 
@@ -67,7 +67,7 @@ def config(vocab_size: int) -> LlamaConfig:
 
 
 def initialise(model: Llama, seed: int) -> None:
-    """Normal weights; smaller ones where a layer writes to the residual stream."""
+    """Normal weights, with smaller ones for the outputs to the residual stream."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.tensors().items():
         with torch.no_grad():
@@ -80,7 +80,7 @@ def initialise(model: Llama, seed: int) -> None:
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[Document], user: float) -> list[Encoded]:
-    """Ids as the chat template would give; the user's words count `user`, the answers 1."""
+    """Ids as from the chat template; the user's words have weight `user`, the answers 1."""
     texts: list[str] = []
     for document in documents:
         texts.append(document.system)
@@ -109,7 +109,7 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document], user: float) -> 
 def batches(
     documents: Sequence[Encoded], batch_tokens: int, rng: random.Random
 ) -> Iterator[list[Encoded]]:
-    """Batches of about `batch_tokens` tokens with rows of like length, in random order."""
+    """Batches of about `batch_tokens` tokens with rows of similar lengths, in random order."""
     order = rng.sample(range(len(documents)), len(documents))
     made: list[list[Encoded]] = []
     for start in range(0, len(order), WINDOW):
@@ -130,7 +130,7 @@ def batches(
 def tensors(batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """ids and weights, (B, T), padded on the right with weight 0.
 
-    T is a multiple of 8: kernels are compiled and kept for every shape that comes up.
+    T is a multiple of 8, because kernels are compiled and cached for every shape.
     """
     width = -(-max(len(row.ids) for row in batch) // 8) * 8
     ids = torch.zeros(len(batch), width, dtype=torch.long)
@@ -181,7 +181,7 @@ class Muon(torch.optim.Optimizer):
     Matrices of one shape go through the Newton-Schulz iteration together.
     """
 
-    moments = ("exp_avg",)  # what `minisafe.finetune` keeps of it beside the step
+    moments = ("exp_avg",)  # kept by `minisafe.finetune` besides the step
 
     def __init__(
         self, matrices: Sequence[nn.Parameter], lr: float, decay: float, momentum: float = 0.95
@@ -218,7 +218,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
-    """Roughly U V^T of each matrix's U S V^T. x: (n, rows, columns)"""
+    """An approximation of U V^T for each matrix U S V^T. x: (n, rows, columns)"""
     tall = x.shape[1] > x.shape[2]
     y = (x.transpose(1, 2) if tall else x).bfloat16()
     y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -229,7 +229,7 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
 
 
 def parameters_of(model: Llama, adapter: LoraAdapter | None) -> dict[str, nn.Parameter]:
-    """What is trained, by name."""
+    """The trained parameters by name."""
     if adapter is None:
         return dict(model.named_parameters())
     return {
@@ -254,7 +254,7 @@ def train(
     save_every: int = 100,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Train the model, or only the adapter, in place; goes on from `checkpoint` if it is there."""
+    """Train the model, or only the adapter, in place; continues from `checkpoint` if it exists."""
     model.requires_grad_(adapter is None)
     order = [
         batch
@@ -288,7 +288,7 @@ def train(
 def optimizers(
     model: Llama, trained: Sequence[nn.Parameter], adapter: LoraAdapter | None, settings: Settings
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for what is trained, but for the matrices that are Muon's; norms do not decay."""
+    """AdamW for the trained parameters, except for Muon's matrices; norms do not decay."""
     matrices = matrices_of(model) if settings.muon and adapter is None else []
     left_out = {id(p) for p in matrices}
     mine = [p for p in trained if id(p) not in left_out]

@@ -5,8 +5,9 @@
 The plain model has places, not branches: a layer's projections are `Linear` modules, and a subclass
 may compute the same product another way. Here a block of one token calls `torch.mv`. A fast path
 must equal the plain model, and must pay. This one equals it, and does not pay (2.0 ms per token
-either way, on one core), so it is an example only. For one that a setting chooses, see `put_in` in
-minisafe/session/faster.py.
+either way, on one core), so it is an example only. One that a setting chooses is a value of
+`WEIGHTS` (minisafe/linear.py) and, under that value, a function in `FAST_PATHS`
+(minisafe/session/faster.py).
 """
 
 from __future__ import annotations

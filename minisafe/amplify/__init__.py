@@ -7,7 +7,7 @@ A function vector (Todd et al., ICLR 2024, arXiv 2310.15213), as in SafeInfer (a
 2. Mean z over such prompts, for every head.
 3. A head's average indirect effect (AIE): in *corrupted* prompts, how much the probability of a
    safe answer's first token rises when the head's mean is patched in at the last token.
-4. The vector: the best heads' means through their slices of W_O, summed, `(hidden,)`.
+4. The vector: the sum of the best heads' means, each times its head's slice of W_O, `(hidden,)`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Recipe:
     method: "aie" ranks heads by indirect effect; "heads" takes `heads` as given; "all-heads" takes
         every head; "mean-difference" is the difference of the residual stream's means under safe
         and under corrupted demonstrations (contrastive activation addition).
-    layer: after which the vector is meant to be added; by default a quarter of the way up.
+    layer: the layer after which to add the vector; by default a quarter of the depth.
     """
 
     method: str = "aie"
@@ -108,7 +108,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Amplified:
-    """What `amplify` made: the vector, and the effects that chose its heads, if any did."""
+    """The result of `amplify`: the vector, and the effects that chose its heads, if any."""
 
     vector: SafetyVector
     effects: dict[Head, float]
@@ -125,10 +125,10 @@ def amplify(
     """Make a safety vector. The same arguments and seed give the same vector.
 
     Args:
-        demonstrations: unsafe questions with safe answers; split by the seed, two thirds for the
-            means and one third for the indirect effects, so that heads are not chosen on what they
-            were averaged over.
-        other: an answer that is not safe, for `recipe.corrupt` "file", "expert" or "topic".
+        demonstrations: unsafe questions with safe answers. The seed splits them: two thirds for
+            the means and one third for the indirect effects, so that heads are not chosen on the
+            data of their means.
+        other: gives an unsafe answer, for `recipe.corrupt` "file", "expert" or "topic".
     """
     layer = model.config.n_layers // 4 if recipe.layer is None else recipe.layer
     if not 0 <= layer < model.config.n_layers:
@@ -171,9 +171,9 @@ def corrupted(
     recipe: Recipe,
     other: Callable[[Demonstration], str] | None,
 ) -> list[Prompt]:
-    """The draws' prompts with demonstrations that show no safe answers."""
+    """The draws' prompts with corrupted demonstrations."""
     if other is None and recipe.corrupt in ("file", "expert", "topic"):
-        raise SettingError(f"corrupt {recipe.corrupt!r} needs other answers, and none were given")
+        raise SettingError(f"corrupt is {recipe.corrupt!r} without other answers; pass `other`")
     generator = np.random.default_rng(recipe.seed + 2)
     answer = other or (lambda shot: shot.output)
     return [
@@ -191,7 +191,7 @@ def describe(
     heads: Sequence[Head],
     effects: dict[Head, float],
 ) -> dict[str, Any]:
-    """What a vector's file says of how it was made, and for what."""
+    """The metadata of a vector: how and for which model it was made."""
     return {
         "sa_scale": recipe.scale,
         "layer": layer,

@@ -1,7 +1,7 @@
-"""One token after a prompt, many times over, each time with another head patched.
+"""One token after a prompt, many times, each time with another head patched.
 
 The slow way reads the whole prompt again for every head. A patch at the last token changes nothing
-before it, so here the prompt is read once, and a patched run is a *branch* of its last token.
+before it, so this code reads the prompt once; each patched run is a *branch* of its last token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Head = tuple[int, int]  # (layer, head), both from 0
 
 @dataclass(frozen=True)
 class PatchEach(Slot):
-    """At "heads": of the n-th token touched, put `values[n]` in place of head `heads[n]`'s output.
+    """At "heads": for the n-th touched token, replace the output of head `heads[n]` by `values[n]`.
     One row only. values: (n, head_dim)"""
 
     heads: tuple[int, ...] = ()
@@ -35,8 +35,8 @@ class PatchEach(Slot):
 
 
 def read_prefix(model: Llama, ids: Sequence[int], branches: int) -> KVCache:
-    """A cache that has read `ids`, which may be none, with room for so many branches."""
-    # branches share a position but have a column each, so columns may outnumber positions
+    """A cache that has read `ids`, which may be empty, with room for this many branches."""
+    # branches share one position but need one column each, so columns may outnumber positions
     cache = model.new_cache(1, 0)
     cache.limit = len(ids) + branches
     cache.reserve(cache.limit)
@@ -48,16 +48,16 @@ def read_prefix(model: Llama, ids: Sequence[int], branches: int) -> KVCache:
 def patched_logits(
     model: Llama, prefix: KVCache, id_: int, means: Tensor, heads: Sequence[Head]
 ) -> Tensor:
-    """Logits after one more token left alone and with each head patched, (1 + heads, vocab).
+    """Logits after one more token, unpatched and with each head patched, (1 + heads, vocab).
 
     The branches are tokens of one row at the same position; each sees the prefix and itself. So
     they share the prefix's keys and values, and each weight is read once for all. Up to the layer
-    of its patch a branch equals the clean run; from there on it differs.
+    of its patch, a branch equals the clean run; from there on it differs.
 
     Args:
-        prefix: from `read_prefix`. The branches leave no trace in it, so it can be used again.
-        means: (n_layers, n_heads, head_dim), what to patch in.
-        heads: by layer, ascending.
+        prefix: from `read_prefix`. The branches do not change it, so it can be used again.
+        means: (n_layers, n_heads, head_dim), the values to patch in.
+        heads: in ascending order of layers.
     """
     x = model.embed_tokens(torch.tensor([[id_]], device=model.device))  # (1, branches, hidden)
     whole = branch_step(model, prefix, 1 + len(heads))
@@ -78,7 +78,7 @@ def patched_logits(
 
 
 def branch_step(model: Llama, prefix: KVCache, branches: int) -> Step:
-    """The step of so many branches, without slots."""
+    """The step of this many branches, without slots."""
     n = prefix.lengths[0]
     device = model.device
     columns = torch.arange(n, device=device)
@@ -92,11 +92,11 @@ def branch_step(model: Llama, prefix: KVCache, branches: int) -> Step:
     cos, sin = (table[n].view(1, 1, 1, -1) for table in tables)
     place = Placement(slice(0, 1), (n,), (branches,), branches, device)
     slots = BoundSlots((), model.config.n_layers, place, device)
-    return Step(place, cos, sin, masks, causal=False, slots=slots, cache=prefix)
+    return Step(place, cos, sin, masks, slots=slots, cache=prefix)
 
 
 def narrowed(whole: Step, branches: int, slots: Sequence[Slot], model: Llama) -> Step:
-    """The step of the first so many branches, with these slots."""
+    """The step of the first `branches` branches, with these slots."""
     columns = whole.place.starts[0] + branches
     masks = {window: mask[:, :, :branches, :columns] for window, mask in whole.masks.items()}
     place = replace(whole.place, counts=(branches,), width=branches)

@@ -1,4 +1,4 @@
-"""Demonstrations, and the few-shot prompts that are made of them, safe or corrupted."""
+"""Demonstrations, and few-shot prompts made from them, safe or corrupted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minisafe.tokenizer import Message, Tokenizer
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A question, its answer, and the topic it belongs to, where that is known."""
+    """A question, its answer, and its topic, if known."""
 
     input: str
     output: str
@@ -30,7 +30,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Demonstrations and a query, as ids that end where the answer begins."""
+    """Demonstrations and a query, as ids up to the beginning of the answer."""
 
     ids: tuple[int, ...]
 
@@ -38,9 +38,9 @@ class Prompt:
 def load_demonstrations(
     path: str | Path, input_column: str = "input", output_column: str = "output"
 ) -> list[Demonstration]:
-    """Read demonstrations: a JSON list (the reference's format), JSONL, or CSV, by columns.
+    """Read demonstrations from a JSON list (the reference's format), JSONL or CSV, by columns.
 
-    Raises `PromptError` where the file or a column is missing, or a row is malformed.
+    Raises `PromptError` if the file or a column is missing, or a row is malformed.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,12 +60,12 @@ def demonstration(row: dict[str, Any], columns: tuple[str, str], where: str) -> 
             raise PromptError(f"{where} has no text in {column!r}; it has {have}")
     topic = row.get("category")
     if topic is not None and not isinstance(topic, (str, int)):
-        raise PromptError(f"{where} has a category that is no text")
+        raise PromptError(f"{where} has a category that is not text; expected text or a number")
     return Demonstration(row[columns[0]], row[columns[1]], "" if topic is None else str(topic))
 
 
 def read_rows(path: Path) -> Any:
-    """What a file holds, read as its ending says; raises `PromptError` for what is malformed."""
+    """The content of a file, by its suffix; raises `PromptError` for a malformed file."""
     if path.suffix == ".jsonl":
         return [row for _, row in json_lines(path, PromptError)]
     text = read_text(path, error=PromptError)
@@ -75,7 +75,7 @@ def read_rows(path: Path) -> Any:
 
 
 def table_rows(text: str, path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV text by its first line's names; raises `PromptError`."""
+    """The rows of a CSV text, by the names in its first line; raises `PromptError`."""
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         names = list(reader.fieldnames or ())
@@ -98,7 +98,7 @@ def table_rows(text: str, path: Path) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class PromptMaker:
-    """Writes demonstrations and a query with the model's chat template, or plainly as Q and A."""
+    """Writes demonstrations and a query with the model's chat template, or as plain Q and A."""
 
     tokenizer: Tokenizer
     style: str = "chat"
@@ -109,7 +109,7 @@ class PromptMaker:
             raise SettingError(f"prompt style is {self.style!r}; expected chat or qa")
 
     def prompt(self, shots: Sequence[Demonstration], query: str) -> Prompt:
-        """Ids up to where the answer to `query` begins."""
+        """Ids up to the beginning of the answer to `query`."""
         if self.style == "qa":
             lines = [f"Q: {shot.input}\nA: {shot.output}\n\n" for shot in shots]
             return Prompt(tuple(self.tokenizer.encode("".join(lines) + f"Q: {query}\nA:")))
@@ -126,7 +126,7 @@ class PromptMaker:
         return [*messages, {"role": "user", "content": query}]
 
     def first_token(self, shot: Demonstration) -> int:
-        """The id with which the answer begins, where the model would write it."""
+        """The first id of the answer, as the model would write it after the prompt."""
         if self.style == "qa":
             before = self.tokenizer.encode(f"Q: {shot.input}\nA:")
             after = self.tokenizer.encode(f"Q: {shot.input}\nA: {shot.output}")
@@ -138,7 +138,9 @@ class PromptMaker:
         pairs = zip(before, after, strict=False)
         place = next((n for n, (a, b) in enumerate(pairs) if a != b), len(before))
         if place >= len(after):
-            raise PromptError(f"the answer {shot.output[:40]!r} has no token of its own")
+            raise PromptError(
+                f"the answer {shot.output[:40]!r} adds no token to the prompt; expected text"
+            )
         return after[place]
 
 
@@ -148,8 +150,8 @@ def few_shot(
     """`n` draws of `shots` demonstrations and one query, all different within a draw."""
     if len(pool) < shots + 1:
         raise SettingError(
-            f"{len(pool)} demonstrations do not suffice for {shots} shots and a query; give at "
-            f"least {shots + 1}, or lower --shots"
+            f"got {len(pool)} demonstrations; expected {shots + 1} or more for {shots} shots and a "
+            "query; give more, or lower --shots"
         )
     generator = np.random.default_rng(seed)
     draws = [generator.choice(len(pool), shots + 1, replace=False) for _ in range(n)]
@@ -165,7 +167,7 @@ def corrupt(
     other: Callable[[Demonstration], str],
     generator: np.random.Generator,
 ) -> list[Demonstration]:
-    """The draw's demonstrations with answers that are not safe ones.
+    """The draw's demonstrations with unsafe answers.
 
     how: "file" and "expert": `other` gives the answer; "topic": as "file", but from another topic;
     "none": no demonstrations at all; "shuffle": the draw's answers in another order.
@@ -180,7 +182,7 @@ def corrupt(
 
 
 def answers_alike(demonstrations: Sequence[Demonstration]) -> bool:
-    """Whether shuffling the answers changes nothing worth measuring: one answer makes up most."""
+    """Whether shuffling the answers would change little: more than half of them are the same."""
     outputs = [demonstration.output for demonstration in demonstrations]
     return max(map(outputs.count, set(outputs))) > len(outputs) / 2
 

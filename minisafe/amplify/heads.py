@@ -1,4 +1,4 @@
-"""What heads do at a prompt's last token: their means, their indirect effects, their vector."""
+"""Heads at a prompt's last token: their means, their indirect effects, their vector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.model import Llama
 from minisafe.slots import Record, Slot
 
-Progress = Callable[[str, int, int], None]  # what is done, how many of it, of how many
+Progress = Callable[[str, int, int], None]  # name of the work, how many are done, of how many
 
 
 @torch.inference_mode()
@@ -54,7 +54,7 @@ def run(model: Llama, ids: Sequence[int], slots: Sequence[Slot]) -> Tensor:
 
 
 def check_length(model: Llama, ids: Sequence[int]) -> None:
-    """Raise `PromptError` where a prompt of demonstrations does not fit the context."""
+    """Raise `PromptError` if a prompt of demonstrations does not fit the context."""
     limit = model.config.max_positions
     if len(ids) > limit:
         raise PromptError(
@@ -75,14 +75,14 @@ def indirect_effects(
 ) -> dict[Head, float]:
     """Average indirect effect of each head: the rise of the targets' joint probability.
 
-    The patch touches the last position only, so the rest of a prompt is read once, and each patched
+    The patch changes the last position only, so the rest of a prompt is read once, and each patched
     run is a branch of the last token, many heads per batch; see `patched_logits`.
 
     Args:
-        means: (n_layers, n_heads, head_dim), what to patch in.
+        means: (n_layers, n_heads, head_dim), the values to patch in.
         prompts: corrupted prompts.
         targets: first tokens of safe answers; their probabilities are summed.
-        heads: which to measure; all by default.
+        heads: the heads to measure; all by default.
     """
     heads = all_heads(model) if heads is None else heads
     check_heads(model, heads)
@@ -122,7 +122,7 @@ def all_heads(model: Llama) -> list[Head]:
 
 
 def best_heads(effects: dict[Head, float], k: int) -> list[Head]:
-    """The k heads of largest effect; ties go to the lower layer and head."""
+    """The k heads with the largest effects; ties go to the lower layer and head."""
     return sorted(effects, key=lambda head: (-effects[head], head))[:k]
 
 
@@ -138,7 +138,7 @@ def head_vector(model: Llama, means: Tensor, heads: Sequence[Head]) -> Tensor:
 
 
 def check_heads(model: Llama, heads: Sequence[Head]) -> None:
-    """Raise `SettingError` where a head is not one of the model's."""
+    """Raise `SettingError` for a head that the model does not have."""
     for layer, head in heads:
         if not (0 <= layer < model.config.n_layers and 0 <= head < model.config.n_heads):
             raise SettingError(

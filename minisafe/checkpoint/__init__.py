@@ -1,14 +1,14 @@
 """Directories to values and back: models and LoRA adapters in Hugging Face's formats.
 
-Models and their fingerprints are here, `files` reads and writes what both are made of, `adapter`
-has the adapters.
+This file has models and their fingerprints, `adapter` has adapters, and `files` reads and writes
+the tensors of both.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from minisafe.checkpoint.files import (
     finite,
     first_line,
     read_file,
+    read_one,
     read_tensors,
     save_tensors,
     short,
@@ -38,7 +39,8 @@ from minisafe.checkpoint.files import (
     stated_tensors,
     unread,
 )
-from minisafe.checkpoint.plan import EMBED, HEAD, check_plan
+from minisafe.checkpoint.header import Stated
+from minisafe.checkpoint.plan import EMBED, HEAD, make_plan
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory, SettingError
 from minisafe.files import write_text
@@ -81,42 +83,69 @@ def load_model(
 ) -> Llama:
     """Load a Hugging Face model directory.
 
-    With the checkpoint's own dtype on the CPU, the weights stay where the file is mapped.
+    With the checkpoint's own dtype on the CPU, the weights stay in the mapped file.
 
     Args:
-        dtype: float32, bfloat16 or float16; None keeps the checkpoint's.
+        dtype: float32, bfloat16 or float16; None keeps the checkpoint's dtype.
         config: the model's shape; by default read from the directory.
         make: what is built of that shape, a subclass where a family differs.
 
     Raises:
-        ConfigError: the shape is missing, malformed or not supported.
+        ConfigError: the config is missing, malformed or not supported.
         CheckpointError: weights are missing, truncated, misshapen, unexpected or not finite.
-        OutOfMemory: a conversion or a device had too little room.
+        OutOfMemory: a conversion or a device had too little memory.
     """
     directory = Path(directory)
     config = load_config(directory) if config is None else config
     wanted = as_dtype(dtype if dtype is not None else config.dtype)
-    check_plan(config, stated_tensors(directory), directory, wanted, device)
+    stated = stated_tensors(directory)
+    names = make_plan(config, stated, directory, wanted, device)
+    wanted = wanted or first_dtype(directory, names)
+    check_tied(config, stated, directory, wanted)
     with torch.device("meta"):
         model = make(config)
-    waiting: dict[str, Tensor] = dict(model.tensors())
-    head: Tensor | None = None
-    for name, tensor, shard in read_tensors(directory):
-        if name in waiting:
-            wanted = wanted or tensor.dtype
-            shape = waiting.pop(name).shape
-            model.put(name, fitted(tensor, shape, name, shard, wanted, device))
-        elif name == HEAD:
-            head = tensor
-    if head is not None:
-        tie(model, waiting, head, directory, wanted, device)
-    if waiting:
+    missing = model.tensors()
+    for name, tensor in checked_tensors(directory, names, missing, wanted, device):
+        model.put(name, tensor)
+        del missing[name]
+    if missing:
         raise CheckpointError(f"{directory}: its files changed while they were read; try again")
     return model.requires_grad_(False).eval()
 
 
+def checked_tensors(
+    directory: Path,
+    names: Mapping[str, str],
+    missing: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    device: str,
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of what a model directory holds of `missing`: checked, in `dtype`, on
+    `device`.
+
+    Args:
+        names: the name in the model of each tensor to read, by its name in the files.
+        missing: tensors that the model has yet to get, by name; each gives the shape.
+
+    Raises `CheckpointError` for a tensor that is misshapen or not finite, `OutOfMemory` where a
+    conversion or a device had too little room.
+    """
+    for stored, tensor, file in read_tensors(directory):
+        name = names.get(stored, "")
+        if name in missing:
+            yield name, fitted(tensor, missing[name].shape, stored, file, dtype, device)
+
+
+def first_dtype(directory: Path, names: Mapping[str, str]) -> torch.dtype:
+    """The dtype of the first tensor that the files hold under the model's own name for it."""
+    found = (
+        each.dtype for stored, each, _ in read_tensors(directory) if names.get(stored) == stored
+    )
+    return next(found, torch.float32)
+
+
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from its name; raises `SettingError` for one that minisafe does not run."""
+    """A torch dtype from its name; raises `SettingError` for an unsupported one."""
     if dtype is None:
         return None
     name = short(dtype) if isinstance(dtype, torch.dtype) else dtype
@@ -128,7 +157,7 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def fitted(
     tensor: Tensor, shape: torch.Size, name: str, source: Path, dtype: torch.dtype, device: str
 ) -> Tensor:
-    """A tensor of a file, checked, in `dtype` on `device`; the very same where nothing changes."""
+    """A checked tensor of a file, in `dtype` on `device`; the same object if nothing changes."""
     if tensor.shape != shape:
         raise CheckpointError(f"{source}: {name} changed while the file was read; try again")
     check_finite(tensor, name, source)
@@ -137,32 +166,30 @@ def fitted(
         placed = unread(tensor, name, source)
     if dtype != tensor.dtype and not finite(placed):
         raise CheckpointError(
-            f"{source}: {name} holds values beyond the range of {short(dtype)}; use another dtype"
+            f"{source}: {name} has values beyond the range of {short(dtype)}; use another dtype"
         )
     return placed
 
 
-def tie(
-    model: Llama,
-    waiting: dict[str, Tensor],
-    head: Tensor,
-    directory: Path,
-    dtype: torch.dtype | None,
-    device: str,
+def check_tied(
+    config: LlamaConfig, stated: Mapping[str, Stated], directory: Path, dtype: torch.dtype
 ) -> None:
-    """Use a tied head stored as `lm_head.weight`; where both names are there they must agree."""
-    if EMBED in waiting:
-        shape = waiting.pop(EMBED).shape
-        model.put(EMBED, fitted(head, shape, HEAD, directory, dtype or head.dtype, device))
-    elif not torch.equal(model.embed_tokens.weight.to("cpu"), head.to(model.dtype)):
-        raise CheckpointError(
-            f"{directory}: the config ties the heads, but {HEAD} and {EMBED} differ; set "
-            "tie_word_embeddings to false, or remove one"
-        )
+    """Raise `CheckpointError` if the config ties the heads and the files hold two that differ in
+    `dtype`, the dtype that will be run."""
+    if not config.tied or not {EMBED, HEAD} <= stated.keys():
+        return
+    embed, head = read_one(stated[EMBED]), read_one(stated[HEAD])
+    if torch.equal(move(embed, EMBED, dtype, "cpu"), move(head, HEAD, dtype, "cpu")):
+        return
+    fitted(embed, embed.shape, EMBED, stated[EMBED].file, dtype, "cpu")  # NaN is the better reason
+    raise CheckpointError(
+        f"{directory}: the config ties the heads, but {HEAD} and {EMBED} differ; set "
+        "tie_word_embeddings to false, or remove one"
+    )
 
 
 def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
-    """The tensor in `dtype` on `device`; the very same one where nothing changes."""
+    """The tensor in `dtype` on `device`; the same object if nothing changes."""
     try:
         return tensor.to(device=device, dtype=dtype)
     except (RuntimeError, MemoryError) as error:
@@ -171,7 +198,7 @@ def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
         size = tensor.numel() * dtype.itemsize
         raise OutOfMemory(
             f"{name} needs {size / 2**20:.0f} MiB more as {short(dtype)} on {device}, "
-            "which could not be had; use a smaller dtype or model"
+            "but there is not enough memory; use a smaller dtype or model"
         ) from None
 
 
@@ -192,10 +219,11 @@ def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None
 
 
 def fingerprint(model: Llama, samples: int = 256) -> str:
-    """A short hash that tells weights apart: names, shapes and evenly spaced values of each tensor.
+    """A short hash that identifies weights: names, shapes and evenly spaced values of each tensor.
 
-    Cheap, since a mapped file is not read whole; values are taken in float32, so a converted copy
-    of the same bf16 weights has the same fingerprint. A prepared model has that of its weights.
+    It is cheap, because it does not read the whole mapped file. Values are taken in float32, so a
+    converted copy of the same bf16 weights has the same fingerprint. A prepared model has the
+    fingerprint of its original weights.
     """
     if model.fingerprint is not None:
         return model.fingerprint
@@ -203,7 +231,7 @@ def fingerprint(model: Llama, samples: int = 256) -> str:
 
 
 def fingerprint_of(samples: Mapping[str, bytes]) -> str:
-    """The fingerprint of a model with these samples by name of the tensor."""
+    """The fingerprint of a model with these samples, by tensor name."""
     digest = hashlib.sha256()
     for name, values in sorted(samples.items()):
         digest.update(f"{name} ".encode() + values)
@@ -211,7 +239,7 @@ def fingerprint_of(samples: Mapping[str, bytes]) -> str:
 
 
 def samples_of(model: Llama, n: int = 256, without: str | None = None) -> dict[str, bytes]:
-    """A `sample` of every tensor of a plain model, but of the one named `without`."""
+    """A `sample` of every tensor of a plain model, except the one named `without`."""
     return {name: sample(each, n) for name, each in model.tensors().items() if name != without}
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format: directories to values and back. `peft` has the format's rules."""
+"""LoRA adapters in PEFT's format: directories to values and back. See `peft` for the rules."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ COPY = re.compile(r"base_model\.model\.(?P<module>.+?)(?:\.base_layer)?\.(?P<kin
 def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
     """Load a PEFT LoRA directory for `model`, in the model's dtype and on its device.
 
-    Raises `AdapterError` for features that are not applied (by name), tensors that do not fit, and
-    modules that the config targets and the file lacks.
+    Raises `AdapterError` for an unsupported feature (the error names it), a tensor that does not
+    fit, or a module that the config targets but the file lacks.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -67,10 +67,10 @@ def linear_modules(model: Llama) -> dict[str, tuple[int, int]]:
 def read_adapter_tensors(
     directory: Path, model: Llama, targeted: set[str]
 ) -> dict[tuple[str, str], Tensor]:
-    """(module, "A" or "B") -> tensor, each one known to be wanted and finite.
+    """(module, "A" or "B") -> tensor; each is targeted and finite.
 
-    Copies of the base's own tensors, which peft puts beside deltas of the head, are passed over if
-    they are equal to it.
+    peft stores copies of the base's own tensors with deltas of the head. This skips them if they
+    equal the base's tensors.
     """
     path = directory / ADAPTER_WEIGHTS
     if not path.is_file():
@@ -95,7 +95,7 @@ def read_adapter_tensors(
 
 
 def _check_copy(name: str, tensor: Tensor, model: Llama, path: Path) -> None:
-    """Raise `AdapterError` unless the tensor is a copy of one of the base's own."""
+    """Raise `AdapterError` unless the tensor is a copy of one of the base's tensors."""
     match = COPY.fullmatch(name)
     base = _own_tensor(model, f"{match['module']}.{match['kind']}") if match else None
     if match is None or base is None:
@@ -103,14 +103,14 @@ def _check_copy(name: str, tensor: Tensor, model: Llama, path: Path) -> None:
     check_finite(tensor, name, path)
     if not torch.equal(tensor.to(base.dtype), base.cpu()):
         raise AdapterError(
-            f"{path}: {name} holds weights of the base itself, and they are not this base's; if "
-            "they were trained, merge the adapter (peft: merge_and_unload) and use the whole "
-            "model, else save it with save_pretrained(..., save_embedding_layers=False)"
+            f"{path}: {name} holds base weights that differ from this base's; if they were "
+            "trained, merge the adapter (peft: merge_and_unload) and use the whole model, "
+            "otherwise save it with save_pretrained(..., save_embedding_layers=False)"
         )
 
 
 def _own_tensor(model: Llama, name: str) -> Tensor | None:
-    """A tensor of the base; None where it has none of that name, or holds it in another form."""
+    """A tensor of the base; None if it has no such name, or holds its weights in another form."""
     if model.weights != "plain":
         return None
     if name == "lm_head.weight" and model.config.tied:
@@ -131,15 +131,16 @@ def _check_delta(
     if tuple(a.shape) != (rank, in_features) or tuple(b.shape) != (out_features, rank):
         raise AdapterError(
             f"{directory}: the delta of {name} has A {tuple(a.shape)} and B {tuple(b.shape)}; this "
-            f"model and rank ask for {(rank, in_features)} and {(out_features, rank)}"
+            f"model and rank need {(rank, in_features)} and {(out_features, rank)}"
         )
 
 
 def save_adapter(
     adapter: LoraAdapter, directory: str | Path, rank: int, alpha: float, base: str = ""
 ) -> None:
-    """Write a PEFT directory that both minisafe and peft load. The deltas
-    must share the rank, and have the scaling alpha / rank, which the file states in their place."""
+    """Write a PEFT directory that both minisafe and peft load.
+
+    All deltas must have this rank and the scaling alpha / rank: the file states only these two."""
     directory, modules, tensors = Path(directory), sorted(adapter.deltas), {}
     for name, delta in adapter.deltas.items():
         for part, tensor in (("A", delta.a), ("B", delta.b)):

@@ -1,7 +1,7 @@
-"""Arrays of foreign formats, read without trust: NumPy's `.npy` and GGUF.
+"""Arrays from untrusted files: NumPy's `.npy` and GGUF.
 
-Both are read from their bytes by the few lines here: NumPy's own reader makes room for whatever
-shape a header states, and the readers of GGUF believe its counts.
+This file parses the bytes itself: NumPy's own reader allocates any shape that a header states, and
+the readers of GGUF trust its counts.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def read_npy(path: Path) -> Floats:
         raise VectorError(f"{path}: {dtype} array of shape {shape}; expected floats of (1, hidden)")
     if not 1 <= shape[1] <= limits.WIDTH or len(content) - start != shape[1] * dtype.itemsize:
         raise VectorError(
-            f"{path}: not a NumPy array of the {shape[1]} values that its header states; is the "
-            f"file whole? Expected 1 to {limits.WIDTH:,}"
+            f"{path}: not a NumPy array of the {shape[1]} values that its header states; expected "
+            f"1 to {limits.WIDTH:,}; is the file complete?"
         )
     return as_float32(np.frombuffer(content, dtype, offset=start))[None]
 
 
 def npy_header(path: Path, content: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Shape, dtype and where the values begin."""
+    """Shape, dtype and offset of the values."""
     file = io.BytesIO(content[: NPY_HEADER_BYTES + 12])
     try:
         version = np.lib.format.read_magic(file)
@@ -61,7 +61,7 @@ def npy_header(path: Path, content: bytes) -> tuple[tuple[int, ...], np.dtype[An
 
 
 def as_float32(values: NDArray[Any]) -> Floats:
-    """As float32; what is beyond its range becomes infinite, and that is refused later."""
+    """As float32; values beyond its range become infinite, and a later check rejects them."""
     with np.errstate(all="ignore"):
         return values.astype(np.float32)
 
@@ -73,7 +73,7 @@ VERSIONS = (2, 3)
 # bytes of the scalar types of metadata, by their number; 8 is a string, 9 an array
 SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY, UINT32 = 8, 9, 4
-KEYS, STRINGS = 1024, 2**16  # of metadata, and of one array of strings; a vector needs few
+KEYS, STRINGS = 1024, 2**16  # most metadata keys, and most items in one array of strings
 ALIGNMENT = "general.alignment"
 
 
@@ -83,13 +83,13 @@ def _bfloat16(raw: NDArray[np.uint8]) -> Floats:
 
 
 def _q8_0(raw: NDArray[np.uint8]) -> Floats:
-    """Blocks of 32 signed bytes behind the float16 that they are multiplied by."""
+    """Blocks of 32 signed bytes, each preceded by its float16 scale."""
     blocks = raw.reshape(-1, 34)
     scales = as_float32(blocks[:, :2].copy().view("<f2"))
     return (blocks[:, 2:].copy().view("i1") * scales).astype(np.float32).reshape(-1)
 
 
-# by the type's number in the file: its name, values per block, bytes per block, and its reader
+# by the number of the type: name, values per block, bytes per block, reader
 KINDS: dict[int, tuple[str, int, int, Callable[[NDArray[np.uint8]], Floats]]] = {
     0: ("F32", 1, 4, lambda raw: raw.view("<f4").astype(np.float32)),
     1: ("F16", 1, 2, lambda raw: as_float32(raw.view("<f2"))),
@@ -100,7 +100,7 @@ KINDS: dict[int, tuple[str, int, int, Callable[[NDArray[np.uint8]], Floats]]] = 
 
 
 class _Cursor:
-    """Reads a GGUF file's bytes from front to back; `struct.error` where they end."""
+    """Reads a GGUF file's bytes from front to back; raises `struct.error` at the end."""
 
     def __init__(self, content: bytes):
         self.content, self.at = content, 0
@@ -121,7 +121,7 @@ class _Cursor:
         return self.content[start : self.at].decode("utf-8", "replace")
 
     def pass_value(self, kind: int) -> None:
-        """Go past a value of metadata."""
+        """Skip a value of metadata."""
         if kind == STRING:
             self.skip(self.number("<Q"))
         elif kind == ARRAY:
@@ -130,16 +130,16 @@ class _Cursor:
                 for _ in range(count):
                     self.skip(self.number("<Q"))
             else:
-                self.skip(SCALARS[inner] * count)  # arrays of arrays are in no known file
+                self.skip(SCALARS[inner] * count)  # no known file has arrays of arrays
         else:
             self.skip(SCALARS[kind])
 
 
 def read_gguf(path: Path) -> dict[str, Floats]:
-    """Every tensor of a GGUF file that has one dimension, by name, as float32.
+    """The one-dimensional tensors of a GGUF file by name, as float32.
 
-    F32, F16, BF16, F64 and Q8_0 are read; raises `VectorError` for other types and shapes, and for
-    what is no whole GGUF file.
+    Reads F32, F16, BF16, F64 and Q8_0. Raises `VectorError` for other types and shapes, and for a
+    file that is not a complete GGUF file.
     """
     content = read_bytes(path, limits.VECTOR_BYTES, VectorError)
     if content[:4] != GGUF:
@@ -147,7 +147,10 @@ def read_gguf(path: Path) -> dict[str, Floats]:
     try:
         return _read_tensors(path, content)
     except (struct.error, KeyError):
-        raise VectorError(f"{path}: not a GGUF file that is whole and a control vector") from None
+        raise VectorError(
+            f"{path}: not a GGUF file of a control vector, or an incomplete one; is the download "
+            "complete?"
+        ) from None
 
 
 def _read_tensors(path: Path, content: bytes) -> dict[str, Floats]:
@@ -170,7 +173,7 @@ def _read_tensors(path: Path, content: bytes) -> dict[str, Floats]:
     found: dict[str, Floats] = {}
     for name, size, kind, offset in stated:
         if name in found:
-            raise VectorError(f"{path}: not a GGUF file that is whole: it has {name} twice")
+            raise VectorError(f"{path}: not a valid GGUF file: it has {name} twice")
         found[name] = _values(path, content, name, size, kind, start + offset)
     return found
 
@@ -188,13 +191,13 @@ def _values(path: Path, content: bytes, name: str, size: int, kind: int, start: 
     if kind not in KINDS:
         names = ", ".join(each[0] for each in KINDS.values())
         raise VectorError(
-            f"{path}: tensor {name} is of GGUF's type number {kind}; expected one of {names}"
+            f"{path}: tensor {name} has GGUF type number {kind}; expected one of {names}"
         )
     _, per_block, block_bytes, read = KINDS[kind]
     n_bytes = size // per_block * block_bytes
     if not 1 <= size <= limits.WIDTH or size % per_block or start + n_bytes > len(content):
         raise VectorError(
-            f"{path}: not a whole GGUF file: tensor {name} states {size:,} values; expected 1 to "
-            f"{limits.WIDTH:,} that lie in the file"
+            f"{path}: not a complete GGUF file: tensor {name} states {size:,} values; expected 1 "
+            f"to {limits.WIDTH:,} values inside the file"
         )
     return read(np.frombuffer(content, np.uint8, n_bytes, start))

@@ -29,7 +29,7 @@ def read_config(data: dict[str, Any], source: str = "config.json") -> LlamaConfi
 
 
 def config_json(config: LlamaConfig) -> dict[str, Any]:
-    """The `config.json` that reads back as this config, here and in transformers."""
+    """A `config.json` that minisafe and transformers read back as this config."""
     architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[config.family]
     data: dict[str, Any] = {
         "architectures": [f"{architecture}ForCausalLM"],
@@ -70,7 +70,7 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
 
 
 class _Reader:
-    """Checks one `config.json`; absent keys take the defaults of the family's own class."""
+    """Checks one `config.json`; missing keys take the defaults of the family's class."""
 
     def __init__(self, data: dict[str, Any], source: str):
         self.data, self.source = data, source
@@ -81,7 +81,7 @@ class _Reader:
     def integer(
         self, key: str, default: int | None = None, data: dict[str, Any] | None = None
     ) -> int:
-        """A whole number in the key's range of `limits.CONFIG`."""
+        """A whole number within the key's range in `limits.CONFIG`."""
         value = (self.data if data is None else data).get(key)
         value = default if value is None else value
         within = limits.CONFIG[key]
@@ -96,7 +96,7 @@ class _Reader:
         return bool(value)
 
     def number(self, key: str, default: float, data: dict[str, Any] | None = None) -> float:
-        """A number in the key's range of `limits.CONFIG`."""
+        """A number within the key's range in `limits.CONFIG`."""
         value = (self.data if data is None else data).get(key)
         value = default if value is None else value
         within = limits.CONFIG[key]
@@ -114,13 +114,16 @@ class _Reader:
         n_kv_heads = self.integer("num_key_value_heads", n_heads if null else absent)
         if n_heads % n_kv_heads:
             raise self.fail(
-                f"{n_heads} attention heads do not divide into {n_kv_heads} key-value groups"
+                f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads "
+                f"{n_kv_heads}"
             )
         if self.data.get("head_dim") is None and hidden % n_heads:
-            raise self.fail(f"hidden_size {hidden} does not divide into {n_heads} heads")
+            raise self.fail(
+                f"hidden_size {hidden} is not a multiple of num_attention_heads {n_heads}"
+            )
         head_dim = self.integer("head_dim", hidden // n_heads)
         if head_dim % 2:
-            raise self.fail(f"head_dim is {head_dim}; rotary embeddings need an even one")
+            raise self.fail(f"head_dim is {head_dim}; expected an even number")
         rope_theta, rope_scaling = self.rope()
         bias = family == "llama" and self.flag("attention_bias")
         return LlamaConfig(
@@ -215,10 +218,10 @@ class _Reader:
         )
 
     def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
-        """Per layer the sliding window in tokens, or None. Llama has none."""
+        """The sliding window of each layer in tokens, or None. Llama has none."""
         if family == "llama":
             return (None,) * n_layers
-        window: int | None = 4096  # the default of both classes when the key is absent
+        window: int | None = 4096  # the default of both classes if the key is missing
         if "sliding_window" in self.data:
             given = self.data["sliding_window"]
             window = None if given is None else self.integer("sliding_window")

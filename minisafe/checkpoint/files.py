@@ -1,6 +1,5 @@
-"""The files of a directory: safetensors read strictly and where they are mapped, written whole.
-
-Pickle is never read.
+"""The safetensors files of a directory: checked strictly, memory-mapped, written whole or not at
+all. Pickles are never read.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from minisafe.files import read_json, whole_file
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-MAPPED_APART = 1000  # tensors of a file; it takes about 2 s for that many
+MAPPED_APART = 1000  # most tensors per file to map one by one, which then takes about 2 s
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = (
-    'convert them once, where you trust them: python -c "from transformers import '
+    'if you trust it, convert it once: python -c "from transformers import '
     "AutoModelForCausalLM as M; M.from_pretrained('{0}').save_pretrained('{0}-safetensors')\""
 )
 
 
 def read_tensors(directory: Path) -> Iterator[tuple[str, Tensor, Path]]:
-    """(name, tensor, file) of every tensor of a model directory, one shard after another."""
+    """(name, tensor, file) of every tensor of a model directory, shard by shard."""
     for file in dict.fromkeys(tensor.file for tensor in stated_tensors(directory).values()):
         yield from read_file(file)
 
 
 def stated_tensors(directory: Path) -> dict[str, Stated]:
-    """Every tensor of a model directory, by name, as the files' headers state it."""
+    """Every tensor of a model directory by name, from the headers of the files."""
     found: dict[str, Stated] = {}
     for file, names in weight_files(directory).items():
         tensors = stated_in(file)
@@ -49,15 +48,15 @@ def stated_tensors(directory: Path) -> dict[str, Stated]:
 
 
 def stated_in(path: Path) -> Mapping[str, Stated]:
-    """The tensors that one whole safetensors file states, by name; none of them is read."""
+    """The tensors in the header of one complete safetensors file, by name, without reading them."""
     tensors = read_header(path).tensors
-    with opened(path):  # the library checks that they lie in the file
+    with opened(path):  # the library checks that they are inside the file
         return tensors
 
 
 def weight_files(directory: Path) -> dict[Path, frozenset[str] | None]:
-    """The safetensors files of a model directory, each with the names that an index places there,
-    or None where there is no index."""
+    """The safetensors files of a model directory, each with the names that the index assigns to
+    it, or None if there is no index."""
     if (directory / SINGLE).exists():
         return {directory / SINGLE: None}
     if (directory / INDEX).is_file():
@@ -67,19 +66,20 @@ def weight_files(directory: Path) -> dict[Path, frozenset[str] | None]:
         return {files[0]: None}
     if files:
         raise CheckpointError(
-            f"{directory}: {len(files)} safetensors files and no {INDEX} to say how they join"
+            f"{directory}: {len(files)} safetensors files without {INDEX}; expected one file, or "
+            "an index"
         )
     pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
     if pickles:
         raise CheckpointError(
-            f"{directory}: {pickles[0]} is a pickle, which can run code when read, so minisafe "
-            f"never does; {CONVERT.format(directory)}"
+            f"{directory}: {pickles[0]} is a pickle, which can run code, so minisafe never reads "
+            f"it; {CONVERT.format(directory)}"
         )
     raise CheckpointError(f"{directory}: no {SINGLE} and no {INDEX}")
 
 
 def shards(directory: Path) -> dict[Path, frozenset[str] | None]:
-    """The shards that the index names, and the tensors that it places in each."""
+    """The shards that the index names, and the tensors that it assigns to each."""
     path = directory / INDEX
     weight_map = read_json(path, "the index of the shards").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -101,31 +101,38 @@ def shards(directory: Path) -> dict[Path, frozenset[str] | None]:
 
 
 def check_shard(file: Path, expected: Set[str], held: Set[str]) -> None:
-    """Raise `CheckpointError` unless a shard holds just what the index places in it."""
+    """Raise `CheckpointError` unless a shard holds exactly what the index assigns to it."""
     if held - expected:
         name = min(held - expected)
-        raise CheckpointError(f"{file}: holds {name}, which {INDEX} does not place here")
+        raise CheckpointError(f"{file}: holds {name}, which {INDEX} does not assign to it")
     if expected - held:
         name = min(expected - held)
-        raise CheckpointError(f"{file}: lacks {name}, which {INDEX} places here")
+        raise CheckpointError(f"{file}: lacks {name}, which {INDEX} assigns to it")
 
 
 def read_file(path: Path) -> Iterator[tuple[str, Tensor, Path]]:
     """(name, memory-mapped tensor, file) of one safetensors file.
 
-    Each tensor is mapped by itself where that can be had: let go, it frees its pages. Every such
-    mapping reads the header anew, so a file of very many tensors is mapped once.
+    Each tensor gets its own mapping if possible, so that deleting it frees its pages. Every such
+    mapping reads the header again, so a file of very many tensors is mapped once.
     """
     apart = len(read_header(path).tensors) <= MAPPED_APART
     with opened(path) as file:
-        for name in file.keys():  # noqa: SIM118 (safe_open is no mapping)
+        for name in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
             alone = mapped_alone(path, name) if apart else None
             yield name, file.get_tensor(name) if alone is None else alone, path
 
 
+def read_one(stated: Stated) -> Tensor:
+    """One memory-mapped tensor; let go, it frees its pages. Raises `CheckpointError`."""
+    with opened(stated.file) as file:
+        tensor: Tensor = file.get_tensor(stated.name)
+        return tensor
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file as the library opens it; raises `CheckpointError` in its words."""
+    """A safetensors file opened by the library; raises `CheckpointError` with its message."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
@@ -140,7 +147,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def mapped_alone(path: Path, name: str) -> Tensor | None:
-    """A tensor in a mapping of its own; None where address space for another one is not given."""
+    """A tensor in a separate mapping; None if there is no address space for another mapping."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensor: Tensor = file.get_tensor(name)
@@ -150,36 +157,36 @@ def mapped_alone(path: Path, name: str) -> Tensor | None:
 
 
 def unread(tensor: Tensor, name: str, path: Path) -> Tensor:
-    """The tensor in a new mapping: the look at all of `tensor` made its pages this process's, and
-    of an embedding only the rows that are looked up should be."""
+    """The tensor in a new mapping. Checking all of `tensor` loaded its pages into this process; of
+    an embedding, only the rows that are looked up should be in memory."""
     again = mapped_alone(path, name)
     same = again is not None and (again.shape, again.dtype) == (tensor.shape, tensor.dtype)
     return again if again is not None and same else tensor
 
 
 def check_finite(tensor: Tensor, name: str, source: Path) -> None:
-    """Raise `CheckpointError` for a dtype that is not run, or if a tensor holds NaN or infinity."""
+    """Raise `CheckpointError` for an unsupported dtype, or if a tensor has NaN or infinity."""
     if tensor.dtype not in DTYPES.values():
         raise CheckpointError(
             f"{source}: {name} is {short(tensor.dtype)}; expected one of {', '.join(DTYPES)}"
         )
     if not finite(tensor):
         count = int((~tensor.isfinite()).sum())
-        raise CheckpointError(f"{source}: {name} holds {count} NaN or infinite values")
+        raise CheckpointError(f"{source}: {name} has {count} NaN or infinite values")
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether every element is. The sum, a first look that allocates nothing, may overflow."""
+    """Whether every element is finite. The sum needs no memory and goes first; it may overflow."""
     return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
 def short(dtype: torch.dtype) -> str:
-    """A dtype's name as configs spell it."""
+    """A dtype's name as in configs."""
     return str(dtype).removeprefix("torch.")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type where it has none."""
+    """The first line of an error's text, or its type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

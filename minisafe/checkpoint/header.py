@@ -1,7 +1,7 @@
-"""Headers of safetensors files: what tensors a file states, known before any of it is mapped.
+"""Headers of safetensors files: which tensors a file states, before any of it is mapped.
 
-The library checks offsets and sizes; here is what it leaves open: how large a header and how many
-tensors are sensible, names given twice, and what to say of files that are none of the kind.
+The library checks offsets and sizes. This file checks the rest: the size of the header, the number
+of tensors, repeated names, and files that are not safetensors at all.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from minisafe.errors import BadInput, CheckpointError
 from minisafe.files import parse_json
 from minisafe.files.foreign import LFS, LFS_WORDS
 
-FLOATS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}  # bits of the dtypes that are read
+FLOATS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}  # bits per value
 BITS = re.compile(r"[A-Z]+([0-9]{1,2})(?:_.*)?")  # as in U8, F32, F8_E4M3
-NOT_WHOLE = "not a whole safetensors file"
+NOT_WHOLE = "not a complete safetensors file"
 
 
 @dataclass(frozen=True)
 class Stated:
-    """One tensor as a header states it. dtype: as safetensors spells it, such as BF16."""
+    """One tensor as a header states it. dtype: in safetensors' spelling, such as BF16."""
 
     name: str
     dtype: str
@@ -34,18 +34,18 @@ class Stated:
 
     @property
     def size(self) -> int:
-        """How many values."""
+        """The number of values."""
         return math.prod(self.shape)
 
     @property
     def n_bytes(self) -> int:
-        """How many bytes its values take; BOOL has 8 bits, as has what is not known."""
+        """Bytes of its values; BOOL and unknown dtypes count as 8 bits."""
         bits = BITS.fullmatch(self.dtype)
         return self.size * (int(bits[1]) if bits else 8) // 8
 
     @property
     def torch_dtype(self) -> str:
-        """The dtype as torch spells it."""
+        """The dtype in torch's spelling."""
         known = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
         kind, digits = self.dtype.rstrip("0123456789"), self.dtype.lstrip("ABFIU")
         if kind in known and digits.isdecimal():
@@ -55,7 +55,7 @@ class Stated:
 
 @dataclass(frozen=True)
 class Header:
-    """A file's tensors by name, in the file's order, and its metadata."""
+    """A file's tensors by name, in file order, and its metadata."""
 
     tensors: Mapping[str, Stated]
     metadata: Mapping[str, str]
@@ -65,10 +65,10 @@ def read_header(path: Path, error: type[BadInput] = CheckpointError) -> Header:
     """The header of a safetensors file; raises `error`."""
     data = parse_json(header_text(path, error), f"{path}: {NOT_WHOLE}: its header", error)
     if not isinstance(data, dict):
-        raise error(f"{path}: {NOT_WHOLE}: its header is no JSON object")
+        raise error(f"{path}: {NOT_WHOLE}: its header is not a JSON object")
     metadata = data.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise error(f"{path}: {NOT_WHOLE}: its metadata is no JSON object of strings")
+        raise error(f"{path}: {NOT_WHOLE}: its metadata is not a JSON object of strings")
     if len(data) > limits.TENSORS:
         raise error(f"{path}: states {len(data):,} tensors; expected at most {limits.TENSORS:,}")
     tensors = {name: _stated(path, name, entry, error) for name, entry in data.items()}
@@ -86,7 +86,7 @@ def header_text(path: Path, error: type[BadInput]) -> str:
                 return file.read(length).decode("utf-8")
             start += file.read(64)
     except UnicodeDecodeError:
-        raise error(f"{path}: {NOT_WHOLE} (its header is no UTF-8)") from None
+        raise error(f"{path}: {NOT_WHOLE} (its header is not UTF-8)") from None
     except OSError as wrong:
         raise error(f"{path}: cannot be read ({wrong.strerror or wrong})") from None
     if start.startswith(LFS):

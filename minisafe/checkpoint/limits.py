@@ -1,5 +1,5 @@
-"""The largest values that files may state. Each is far beyond the models that exist (dense ones of
-up to about 10^12 parameters), and small enough that nothing built from it hangs or overflows.
+"""The largest values that files may state. Each is far beyond existing models (dense ones of up to
+about 10^12 parameters), and small enough that nothing built from it hangs or overflows.
 
 docs/limits.md lists them for users.
 """
@@ -24,7 +24,7 @@ class Range:
 
 
 def _spelt(value: float) -> str:
-    """Whole numbers with all their digits, others short."""
+    """Whole numbers with all their digits, other numbers in short form."""
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
@@ -44,16 +44,16 @@ CONFIG = {  # by key of config.json
     "original_max_position_embeddings": Range(1, POSITIONS),
     "sliding_window": Range(1, POSITIONS),
     "max_window_layers": Range(0, 2**16),
-    # below 1 the angles grow with the dimension and overflow; larger bases turn nothing
+    # below 1 the angles grow with the dimension and overflow; above, nothing rotates
     "rope_theta": Range(1.0, 1e12),
-    # about the square of the smallest and of the largest activation that a norm may meet
+    # about the squares of the smallest and the largest activations that a norm may see
     "rms_norm_eps": Range(1e-12, 0.1),
     "factor": Range(1.0, 1e4),
     "low_freq_factor": Range(1e-3, 1e4),
     "high_freq_factor": Range(1e-3, 1e4),
 }
 
-HEADER_BYTES = 16 * 2**20  # of one safetensors file; the library itself reads up to 100 MB
+HEADER_BYTES = 16 * 2**20  # of one safetensors file; the library reads up to 100 MB
 TENSORS = 2**16  # of one safetensors file; 512 layers with every bias have 7,171
 SHARDS = 4096
 VECTOR_BYTES = 2**30  # of a safety vector's file; 512 layers of 131,072 float32 take a quarter

@@ -1,9 +1,9 @@
 """Regular expressions from files, matched in bounded time.
 
-Python's own matcher tries one way after another, so a pattern of twenty characters can run for
-years. Here all ways are followed at once: for each part of a pattern and each place of a text, the
-places where that part may end are found once. What cannot be done so (back references, look-behind,
-possessive repeats, flags) is refused.
+Python's own matcher tries one alternative after another, so a pattern of twenty characters can run
+for years. This matcher follows all alternatives at once: for each part of a pattern and each
+position in a text, it computes the positions where that part may end only once. It does not support
+back references, look-behind, possessive repeats and flags.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ except ImportError:  # Python 3.10
     import sre_parse as _parser  # type: ignore[no-redef]
 
 MAX_PATTERN = 2000  # characters
-MAX_STEPS = 50_000  # parts of a pattern that are tried at places of one text
+MAX_STEPS = 50_000  # trials of a part of a pattern at a position of one text
 ONE = ("LITERAL", "NOT_LITERAL", "ANY", "IN")  # operators that take one character
 REPEATS, AHEAD = ("MAX_REPEAT", "MIN_REPEAT"), ("ASSERT", "ASSERT_NOT")
 CATEGORIES: dict[str, Callable[[str], bool]] = {
@@ -33,13 +33,13 @@ Ends = frozenset[int]
 
 
 class PatternError(ValueError):
-    """A pattern is no regular expression, or needs more than is followed here."""
+    """A pattern is not a regular expression, or uses an unsupported feature."""
 
 
 class Pattern:
     """A regular expression over module names.
 
-    Raises `PatternError` for what is malformed or not followed, at once or when it is matched.
+    Raises `PatternError` for a malformed or unsupported pattern, at once or during a match.
     """
 
     def __init__(self, source: str):
@@ -47,23 +47,23 @@ class Pattern:
             raise PatternError(f"it has {len(source)} characters; expected at most {MAX_PATTERN}")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of spellings that Python may change one day
+                warnings.simplefilter("ignore")  # about syntax that Python may change later
                 tree = _parser.parse(source)
         except (re.error, OverflowError, RecursionError) as error:
-            raise PatternError(f"it is no regular expression ({error})") from None
+            raise PatternError(f"it is not a regular expression ({error})") from None
         if tree.state.flags != re.UNICODE:
-            raise PatternError("it sets flags, as (?i) does; spell both cases out")
+            raise PatternError("it sets flags, as (?i) does; write both cases out")
         self.nodes: list[Node] = list(tree)
         check(self.nodes)
         straight = all(str(operator) in ONE for operator, _ in self.nodes)
-        self.straight = re.compile(source) if straight else None  # has one way only, so is quick
+        self.straight = re.compile(source) if straight else None  # no alternatives, so it is fast
 
     def fullmatch(self, name: str) -> bool:
-        """Whether the whole name fits, as `re.fullmatch` says."""
+        """Whether the whole name matches, as with `re.fullmatch`."""
         return self._ends_with(name, (0,))
 
     def ends(self, name: str) -> bool:
-        """Whether the name fits from its beginning or from some dot on."""
+        """Whether the name matches from its beginning or from after a dot to its end."""
         return self._ends_with(name, (0, *(at + 1 for at, each in enumerate(name) if each == ".")))
 
     def _ends_with(self, name: str, starts: Sequence[int]) -> bool:
@@ -73,7 +73,7 @@ class Pattern:
 
 
 def check(nodes: Iterable[Node]) -> None:
-    """Raise `PatternError` for an operator that `Matcher` does not follow."""
+    """Raise `PatternError` for an operator that `Matcher` does not support."""
     for operator, argument in nodes:
         name = str(operator)
         if name in REPEATS:
@@ -81,7 +81,7 @@ def check(nodes: Iterable[Node]) -> None:
         elif name == "SUBPATTERN" and not (argument[1] or argument[2]):
             check(argument[3])
         elif name == "SUBPATTERN":
-            raise PatternError("it sets flags, as (?i:...) does; spell both cases out")
+            raise PatternError("it sets flags, as (?i:...) does; write both cases out")
         elif name == "BRANCH":
             for each in argument[1]:
                 check(each)
@@ -89,24 +89,24 @@ def check(nodes: Iterable[Node]) -> None:
             check(argument[1])
         elif name not in (*ONE, "AT"):
             kind = "look-behind" if name in AHEAD else name.lower().replace("_", " ")
-            raise PatternError(f"it has a {kind}, which minisafe does not follow")
+            raise PatternError(f"it has a {kind}, which minisafe does not support")
 
 
 class Matcher:
-    """One text, and what was found about it; raises `PatternError` after `MAX_STEPS`."""
+    """One text, with the results found so far; raises `PatternError` after `MAX_STEPS`."""
 
     def __init__(self, text: str):
         self.text, self.steps = text, 0
         self.known: dict[tuple[int, int], Ends] = {}  # (id of a node, start) -> ends
 
     def sequence(self, nodes: Iterable[Node], starts: Ends) -> Ends:
-        """Where nodes that follow each other may end."""
+        """The positions where a sequence of nodes may end."""
         for node in nodes:
             starts = frozenset().union(*(self.node(node, start) for start in starts))
         return starts
 
     def node(self, node: Node, start: int) -> Ends:
-        """Where one node may end."""
+        """The positions where one node may end."""
         self.steps += 1
         if self.steps > MAX_STEPS:
             raise PatternError("it takes too long to match; use a simpler one")
@@ -133,7 +133,7 @@ class Matcher:
 
     def repeat(self, least: int, most: int, nodes: Iterable[Node], starts: Ends) -> Ends:
         """Ends after `least` to `most` rounds. A round that ends where it began may be left out or
-        repeated, so more rounds than the text's length + 1 say nothing new."""
+        repeated, so rounds beyond the text's length + 1 add nothing new."""
         rounds = len(self.text) + 1
         for _ in range(min(least, rounds)):
             before, starts = starts, self.sequence(nodes, starts)
@@ -148,7 +148,7 @@ class Matcher:
         return found
 
     def at(self, name: str, place: int) -> bool:
-        """Whether an anchor holds at a place."""
+        """Whether an anchor matches at a position."""
         if name in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
             return place == 0
         if name == "AT_END":  # a newline may follow
@@ -163,7 +163,7 @@ class Matcher:
 
 
 def fits_one(name: str, argument: Any, character: str) -> bool:
-    """Whether an operator that takes one character takes this one."""
+    """Whether an operator for one character matches this character."""
     if name == "ANY":
         return character != "\n"
     if name in ("LITERAL", "NOT_LITERAL"):
@@ -173,7 +173,7 @@ def fits_one(name: str, argument: Any, character: str) -> bool:
 
 
 def in_set(kind: str, value: Any, character: str) -> bool:
-    """Whether one item of a [set] holds a character."""
+    """Whether one item of a [set] contains a character."""
     if kind == "LITERAL":
         return bool(ord(character) == value)
     if kind == "RANGE":
@@ -181,4 +181,4 @@ def in_set(kind: str, value: Any, character: str) -> bool:
     if kind == "CATEGORY":
         name = str(value)
         return CATEGORIES[name.replace("NOT_", "")](character) != ("NOT_" in name)
-    return False  # NEGATE, which `fits_one` has seen
+    return False  # NEGATE, which `fits_one` handles

@@ -1,4 +1,4 @@
-"""PEFT's rules: what an adapter's config may ask for, which modules it means, with which values."""
+"""PEFT's rules: supported features of an adapter's config, its modules, and their values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HARMLESS = {
 
 
 def check_adapter_config(config: dict[str, Any], path: Path) -> None:
-    """Refuse by name what minisafe would otherwise apply wrongly."""
+    """Raise an `AdapterError` that names a feature that minisafe would otherwise apply wrongly."""
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
         raise AdapterError(f"{path}: peft_type is {short(config['peft_type'])}; expected LORA")
     for key, meaning in REFUSED.items():
@@ -54,7 +54,10 @@ def check_adapter_config(config: dict[str, Any], path: Path) -> None:
         )
     for key, value in config.items():
         if value and key not in HARMLESS and key not in REFUSED:
-            raise AdapterError(f"{path}: {key} is {short(value)}, which minisafe does not know")
+            raise AdapterError(
+                f"{path}: {key} is {short(value)}; minisafe does not know this key, so expected "
+                "none"
+            )
     check_number(config.get("r", 8), "r", int, path)
     check_number(config.get("lora_alpha", 8), "lora_alpha", float, path)
     check_patterns(config, "rank_pattern", int, path)
@@ -63,7 +66,7 @@ def check_adapter_config(config: dict[str, Any], path: Path) -> None:
 
 
 def check_number(value: Any, key: str, kind: type[int] | type[float], path: Path) -> None:
-    """Raise `AdapterError` unless `value` is a positive number, and whole where `kind` is int."""
+    """Raise `AdapterError` unless `value` is a positive number, a whole one if `kind` is int."""
     kinds = (int,) if kind is int else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < 1e9:
         whole = "whole " if kind is int else ""
@@ -73,7 +76,7 @@ def check_number(value: Any, key: str, kind: type[int] | type[float], path: Path
 def check_patterns(
     config: dict[str, Any], key: str, kind: type[int] | type[float], path: Path
 ) -> None:
-    """`rank_pattern` and `alpha_pattern` map regular expressions to positive numbers."""
+    """Check `rank_pattern` or `alpha_pattern`: regular expressions and positive numbers."""
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict) or len(patterns) > MAX_TARGETS:
         raise AdapterError(
@@ -85,7 +88,7 @@ def check_patterns(
 
 
 def compiled(source: str, key: str, path: Path) -> Pattern:
-    """A regular expression of an adapter's config; raises `AdapterError`."""
+    """A regular expression from an adapter's config; raises `AdapterError`."""
     try:
         return Pattern(source)
     except PatternError as error:
@@ -93,19 +96,19 @@ def compiled(source: str, key: str, path: Path) -> Pattern:
 
 
 def refused_pattern(source: str, key: str, path: Path, error: PatternError) -> AdapterError:
-    """The error of a pattern that cannot be followed."""
+    """The error for an unsupported pattern."""
     return AdapterError(f"{path}: {key} has the pattern {short(source)}: {error}")
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value for an error message."""
     return harmless(repr(value), 200)
 
 
 @dataclass(frozen=True)
 class Selection:
     """peft's rule for `target_modules` and `exclude_modules`: a string is a regular expression for
-    a module's whole name, a list holds names or what stands after a dot of them."""
+    a module's whole name; a list holds names, or the parts of names after a dot."""
 
     key: str
     path: Path
@@ -114,7 +117,7 @@ class Selection:
 
     @classmethod
     def of(cls, value: Any, key: str, path: Path) -> Selection:
-        """Raises `AdapterError` for what is neither."""
+        """The selection from a config's value; raises `AdapterError` for other types."""
         if isinstance(value, str):
             return cls(key, path, pattern=value)
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
@@ -122,7 +125,7 @@ class Selection:
         return cls(key, path, frozenset(value))
 
     def of_modules(self, modules: Iterable[str]) -> set[str]:
-        """Those of the modules that are meant."""
+        """The selected modules."""
         if self.pattern is None:
             return {name for name in modules if not self.names.isdisjoint(endings(name))}
         pattern = compiled(self.pattern, self.key, self.path)
@@ -133,13 +136,13 @@ class Selection:
 
 
 def endings(name: str) -> list[str]:
-    """A name, and what stands after each of its dots."""
+    """A name, and its parts after each dot."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def targeted_modules(modules: Iterable[str], config: dict[str, Any], path: Path) -> set[str]:
-    """Those of a model's linear modules on which peft would put low-rank layers."""
+    """The linear modules of a model that get low-rank layers from peft."""
     target, excluded = config.get("target_modules"), config.get("exclude_modules")
     if not target:
         raise AdapterError(
@@ -156,7 +159,7 @@ def targeted_modules(modules: Iterable[str], config: dict[str, Any], path: Path)
 
 
 def layers_of(config: dict[str, Any], path: Path) -> set[int]:
-    """The layers that are meant, a number or a list of them; none for all."""
+    """The selected layers, from a number or a list; empty for all."""
     given = config.get("layers_to_transform")
     layers = [] if given is None else given if isinstance(given, list) else [given]
     if not all(type(layer) is int for layer in layers):
@@ -165,14 +168,14 @@ def layers_of(config: dict[str, Any], path: Path) -> set[int]:
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a module is part of."""
+    """The layer of a module."""
     found = re.search(r"\.layers\.(\d+)\.", name)
     return None if found is None else int(found[1])
 
 
 class PatternValues:
-    """`rank_pattern` or `alpha_pattern`: the first pattern that ends the module's name, from a dot
-    on, decides; else the default."""
+    """`rank_pattern` or `alpha_pattern`: the first pattern that matches the module's name, or its
+    end after a dot, decides; otherwise the default holds."""
 
     def __init__(self, config: dict[str, Any], key: str, default: Any, path: Path):
         self.key, self.default, self.path = key, default, path
@@ -180,7 +183,7 @@ class PatternValues:
         self.values = [(source, compiled(source, key, path), value) for source, value in given]
 
     def of(self, name: str) -> Any:
-        """The value of one module; raises `AdapterError` for a pattern that takes too long."""
+        """The value for one module; raises `AdapterError` for a pattern that takes too long."""
         for source, pattern, value in self.values:
             try:
                 if pattern.ends(name):

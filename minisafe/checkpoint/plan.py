@@ -1,4 +1,4 @@
-"""What a config asks for, held against what the files state, before anything is built or mapped."""
+"""Compares the config with the headers of the files before anything is built or mapped."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from minisafe.errors import CheckpointError, OutOfMemory
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROTARY = "rotary_emb.inv_freq"  # old exports keep this derived buffer
-QUANTISED = {  # endings of tensors that other programs write beside or in place of weights
+QUANTISED = {  # suffixes of tensors that quantising programs write
     "GPTQ or AWQ": (".qweight", ".qzeros", ".g_idx"),
     "MLX": (".scales", ".biases"),
     "bitsandbytes": (".absmax", ".quant_map", ".SCB"),
 }
-NAMED = 4  # missing tensors that a message names
+NAMED = 4  # most missing tensors to name in a message
 
 
 def tensor_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -50,31 +50,33 @@ def tensor_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield HEAD, (config.vocab_size, hidden)
 
 
-def check_plan(
+def make_plan(
     config: LlamaConfig,
     stated: Mapping[str, Stated],
     directory: Path,
     dtype: torch.dtype | None,
     device: str,
-) -> None:
-    """Raise unless the files state exactly the tensors that the config asks for, and they fit.
+) -> dict[str, str]:
+    """The name in the model of every tensor to read, by its name in the files.
 
-    Raises `CheckpointError` for tensors that are missing, misshapen, unexpected or of a dtype that
-    is not run, `OutOfMemory` where a conversion needs more memory than there is.
+    A tied head is read once: stored as `lm_head.weight` alone it is the embedding, beside the
+    embedding it is left out, as are old exports' rotary buffers.
+
+    Raises `CheckpointError` for tensors that are missing, misshapen, unexpected or of an
+    unsupported dtype, and `OutOfMemory` if a conversion needs more memory than there is.
     """
     wanted = dict(tensor_shapes(config))
+    if config.tied and HEAD in stated and EMBED not in stated:
+        wanted[HEAD] = wanted.pop(EMBED)
     for name, tensor in stated.items():
-        tied_head = config.tied and name == HEAD
-        if name not in wanted and not tied_head and not name.endswith(ROTARY):
+        if name in wanted:
+            check_stated(tensor, wanted[name], config, stated)
+        elif not (config.tied and name == HEAD) and not name.endswith(ROTARY):
             raise CheckpointError(
                 f"{tensor.file}: unexpected tensor {name}{quantised(stated)}; the config describes "
                 f"a {config.family} model of {config.n_layers} layers"
                 f"{' with tied heads' if config.tied else ''}"
             )
-        if name in wanted:
-            check_stated(tensor, wanted[name], config, stated)
-    if config.tied and HEAD in stated and EMBED not in stated:
-        check_stated(stated[HEAD], wanted.pop(EMBED), config, stated)
     missing = sorted(wanted.keys() - stated.keys())
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
@@ -82,12 +84,13 @@ def check_plan(
             f"{directory}: missing tensors: {', '.join(missing[:NAMED])}{more}{quantised(stated)}"
         )
     check_room(stated, dtype, device)
+    return {name: EMBED if config.tied and name == HEAD else name for name in wanted}
 
 
 def check_stated(
     tensor: Stated, shape: tuple[int, ...], config: LlamaConfig, stated: Mapping[str, Stated]
 ) -> None:
-    """Raise `CheckpointError` for another shape or dtype than can be loaded."""
+    """Raise `CheckpointError` for a shape or dtype that cannot be loaded."""
     if tensor.torch_dtype not in DTYPES:
         raise CheckpointError(
             f"{tensor.file}: {tensor.name} is {tensor.torch_dtype}{quantised(stated)}; expected "
@@ -98,26 +101,26 @@ def check_stated(
         holds = sum(each.size for each in stated.values())
         sizes = "" if needs < 2 * holds else f" (of {needs:,} parameters; the files hold {holds:,})"
         raise CheckpointError(
-            f"{tensor.file}: {tensor.name} has shape {tensor.shape}; the config asks for "
+            f"{tensor.file}: {tensor.name} has shape {tensor.shape}; the config needs "
             f"{shape}{sizes}"
         )
 
 
 def quantised(stated: Mapping[str, Stated]) -> str:
-    """A word about the program that quantised these tensors, where their names tell it."""
+    """A note on the program that quantised these tensors, if their names show it."""
     for program, endings in QUANTISED.items():
         if any(name.endswith(endings) for name in stated):
             return (
-                f" (quantised, by {program} as it seems, which minisafe does not read; use the "
-                "unquantised checkpoint, in float32, bfloat16 or float16)"
+                f" (quantised, apparently by {program}, which minisafe does not read; use the "
+                "unquantised checkpoint in float32, bfloat16 or float16)"
             )
     return ""
 
 
 def check_room(stated: Mapping[str, Stated], dtype: torch.dtype | None, device: str) -> None:
-    """Raise `OutOfMemory` where converted weights take more than the machine's whole memory.
+    """Raise `OutOfMemory` if converted weights take more than the machine's whole memory.
 
-    On the CPU, weights of the dtype that is asked for stay where their file is mapped.
+    On the CPU, weights that already have the requested dtype stay in the mapped file.
     """
     if device != "cpu" or dtype is None:
         return
@@ -134,7 +137,7 @@ def check_room(stated: Mapping[str, Stated], dtype: torch.dtype | None, device: 
 
 
 def memory() -> int | None:
-    """Bytes of main memory, or of the share that the process's group may have; None: not known."""
+    """Bytes of main memory, or the limit of the process's control group; None if unknown."""
     try:
         room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -28,7 +28,7 @@ GGUF_PREFIX = "direction."
 
 def load_vector(path: str | Path) -> SafetyVector:
     """Read a vector: minisafe's `.safetensors`, the authors' `.npy` of shape (1, hidden), or a GGUF
-    control vector (F32, F16, BF16, F64, Q8_0), whose `direction.N` is added after 0-based layer N.
+    control vector (F32, F16, BF16, F64, Q8_0), whose `direction.N` acts after 0-based layer N.
 
     Raises `VectorError`.
     """
@@ -40,12 +40,12 @@ def load_vector(path: str | Path) -> SafetyVector:
     vector = READERS[path.suffix](path)
     for layer, values in vector.layers.items():
         if not bool(values.isfinite().all()):
-            raise VectorError(f"{path}: the vector of layer {layer} holds NaN or infinite values")
+            raise VectorError(f"{path}: the vector of layer {layer} has NaN or infinite values")
     stated = vector.metadata.get("values")
     if stated is not None and stated != values_hash(vector.layers):
         raise VectorError(
-            f"{path}: its values are not those that it was made with (their hash differs), and a "
-            "vector that was turned around steers towards harm; make it again"
+            f"{path}: its values changed after it was made (their hash differs), and a reversed "
+            "vector steers towards harm; make it again"
         )
     return vector
 
@@ -70,7 +70,7 @@ def _read_safetensors(path: Path) -> SafetyVector:
             for layer, name in numbers.items():
                 layers[layer] = file.get_tensor(name).float()
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise VectorError(f"{path}: not a whole safetensors file ({error})") from None
+        raise VectorError(f"{path}: not a complete safetensors file ({error})") from None
     return SafetyVector(_one_size(layers, path), metadata)
 
 
@@ -89,7 +89,7 @@ READERS: dict[str, Callable[[Path], SafetyVector]] = {
 
 
 def _layer(name: str, prefix: str, path: Path) -> int:
-    """The layer in a tensor's name; one spelling each, so that two names are never one layer."""
+    """The layer in a tensor's name. Each layer has one spelling, so two names never share one."""
     found = LAYER.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
     if found is None or int(found[0]) >= limits.LAYERS:
         raise VectorError(
@@ -104,14 +104,14 @@ def _one_size(layers: dict[int | None, Tensor], path: Path) -> dict[int | None, 
     sizes = {len(values) for values in layers.values()}
     if len(sizes) != 1 or not 1 <= min(sizes) <= limits.WIDTH:
         raise VectorError(
-            f"{path}: {len(layers)} layers of {len(sizes)} sizes; expected one or more of one "
-            f"size, 1 to {limits.WIDTH:,}"
+            f"{path}: {len(layers)} layers of {len(sizes)} sizes; expected one or more layers of "
+            f"one size, 1 to {limits.WIDTH:,}"
         )
     return layers
 
 
 def _decoded(value: str) -> Any:
-    """A value of metadata: JSON where it is, else the text itself."""
+    """A value of metadata: parsed if it is JSON, otherwise the text itself."""
     try:
         return parse_json(value, "")
     except ConfigError:
@@ -121,7 +121,7 @@ def _decoded(value: str) -> Any:
 def save_vector(vector: SafetyVector, path: str | Path) -> None:
     """Write minisafe's format, whole or not at all: tensors `layer.N`, metadata as JSON values."""
     metadata = {"format": "minisafe-vector"} | {
-        # a string stands as it is, unless it would be read as something else, such as "1e5"
+        # a string is written unchanged, unless it would be read as another type, such as "1e5"
         key: value if isinstance(value, str) and _decoded(value) == value else json.dumps(value)
         for key, value in vector.metadata.items()
     }
@@ -131,7 +131,7 @@ def save_vector(vector: SafetyVector, path: str | Path) -> None:
 
 
 def save_npy(vector: SafetyVector, path: str | Path) -> None:
-    """Write the authors' format, (1, hidden) float32; it has room for one layer and no metadata."""
+    """Write the authors' format, (1, hidden) float32; it holds one layer and no metadata."""
     if len(vector.layers) != 1:
         raise VectorError(f"{path}: .npy holds one layer; the vector has {len(vector.layers)}")
     (values,) = vector.layers.values()
@@ -140,7 +140,7 @@ def save_npy(vector: SafetyVector, path: str | Path) -> None:
 
 
 def save_gguf(vector: SafetyVector, path: str | Path) -> None:
-    """Write a llama.cpp control vector; raises `VectorError` for layer 0, which has no place there.
+    """Write a llama.cpp control vector; raises `VectorError` for layer 0, which the format lacks.
 
     llama.cpp multiplies by its own scale, so the vector is written unscaled.
     """
@@ -148,7 +148,8 @@ def save_gguf(vector: SafetyVector, path: str | Path) -> None:
     layers = vector.at(None)
     if 0 in layers:
         raise VectorError(
-            f"{path}: a GGUF control vector starts at layer 1; one for layer 0 cannot be exported"
+            f"{path}: the vector is for layer 0; expected layer 1 or later for a GGUF control "
+            "vector"
         )
     with whole_file(path) as temporary:
         writer = gguf.GGUFWriter(str(temporary), "controlvector")

@@ -1,4 +1,7 @@
-"""The command line: click commands, one file each. Exit codes: 0 done, 1 failed, 2 wrong use."""
+"""The command line: click commands, one per file.
+
+Exit codes: 0 success, 1 failure, 2 wrong use or rejected input, 130 stopped by Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from minisafe.cli.once import check_once
 from minisafe.errors import MinisafeError
 from minisafe.files.display import one_line
 
-# where each command lives: it is imported when it is asked for, and its file brings what it needs
+# the name of each command in its file; the file is imported only if the command runs
 HOMES = {
     "chat": "chat_command",
     "generate": "generate",
@@ -33,9 +36,9 @@ HOMES = {
 
 
 class Commands(click.Group):
-    """Ends in peace when the reader, such as `head`, has seen enough; click would exit with 1.
+    """Exits with 0 if the reader of the output, such as `head`, closes it; click would exit with 1.
 
-    An option that counts once may be given once: click would take the last and drop the others.
+    An option with one value may be given only once; click would silently take the last value.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -86,7 +89,7 @@ def commands() -> tuple[click.Command, ...]:
 
 
 def main() -> None:
-    """Run the command line; every error that is the user's is one line and exit code 2."""
+    """Run the command line; every user error is one line and exit code 2."""
     warnings.showwarning = show_warning
     try:
         code = cli.main(standalone_mode=False)
@@ -109,7 +112,7 @@ def main() -> None:
 
 
 def as_line(error: click.ClickException) -> str:
-    """Wrong use in one line, with the command whose help says more; click would take three."""
+    """A usage error in one line that names the command's help; click would print three lines."""
     context = getattr(error, "ctx", None)
     if context is None:
         return error.format_message()
@@ -118,7 +121,7 @@ def as_line(error: click.ClickException) -> str:
 
 
 def fail(message: str, code: int) -> None:
-    """Say why in one line, and leave."""
+    """Print the reason in one line and exit."""
     click.echo(one_line(f"minisafe: {message}"), err=True)
     sys.exit(code)
 
@@ -131,5 +134,5 @@ def show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Warnings as one line; where in the code they come from is nothing to a user."""
+    """Print a warning as one line, without its place in the code."""
     click.echo(one_line(f"minisafe: warning: {message}"), err=True)

@@ -39,27 +39,27 @@ from minisafe.session import Session
 from minisafe.session.load import make_stream
 
 RECIPE = {
-    "shots": "Demonstrations a prompt.",
+    "shots": "Demonstrations per prompt.",
     "prompts": "Prompts to average over.",
     "aie_prompts": "Corrupted prompts to measure effects on.",
     "n_heads": "Heads to keep.",
-    "batch_size": "Heads at a time.",
+    "batch_size": "Heads per batch.",
     "seed": "Same seed, same vector.",
 }
 
 
 @click.command("amplify")
 @click.argument("demonstrations", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Where to write the vector (.safetensors).")
+@click.option("--out", type=PATH, required=True, help="File for the vector (.safetensors).")
 @click.option("--method", type=click.Choice(METHODS), default="aie", show_default=True)
 @fields_as_options(Recipe, RECIPE)
-@click.option("--head-list", help="With --method heads: layer.head pairs, as 4.0,5.2 (from 0).")
+@click.option("--head-list", help="With --method heads: layer.head pairs, from 0: 4.0,5.2.")
 @click.option("--corrupt", type=click.Choice(CORRUPTIONS), default="expert", show_default=True,
-              help="What corrupted demonstrations answer.")  # fmt: skip
+              help="Source of the corrupted demonstrations' answers.")  # fmt: skip
 @click.option("--other", type=PATH, help="With --corrupt file: demonstrations with other answers.")
 @click.option("--style", type=click.Choice(("chat", "qa")), default="chat", show_default=True)
 @click.option("--columns", default="input,output", show_default=True, help="Columns of the files.")
-@click.option("--plot", type=PATH, help="Draw the layer x head heat map of effects to a file.")
+@click.option("--plot", type=PATH, help="File for a heat map of the effects by layer and head.")
 @click.option("--json", "as_json", is_flag=True, help="Print the vector's metadata as JSON.")
 @amplify_options
 def amplify_command(
@@ -106,7 +106,7 @@ def read_demonstrations(path: Path, columns: str) -> list[Demonstration]:
     """Demonstrations from the columns `input,output`; raises `SettingError` or `PromptError`."""
     names = columns.split(",")
     if len(names) != 2:
-        raise SettingError(f"--columns is {columns!r}; expected two names, as input,output")
+        raise SettingError(f"--columns is {columns!r}; expected two names, such as input,output")
     return load_demonstrations(path, names[0], names[1])
 
 
@@ -116,7 +116,7 @@ def parse_heads(text: str | None) -> tuple[Head, ...]:
         return ()
     words = text.replace(" ", "").split(",")
     if not all(re.fullmatch(r"\d+\.\d+", word) for word in words):
-        raise SettingError(f"--head-list is {text!r}; expected layer.head pairs, as 4.0,5.2")
+        raise SettingError(f"--head-list is {text!r}; expected layer.head pairs, such as 4.0,5.2")
     pairs = [word.split(".") for word in words]
     return tuple((int(layer), int(head)) for layer, head in pairs)
 
@@ -129,7 +129,7 @@ def other_answers(
     columns: str,
     line: ProgressLine,
 ) -> Callable[[Demonstration], str] | None:
-    """What a corrupted demonstration answers instead, by the way of corrupting."""
+    """A function that gives a corrupted demonstration's answer; None if the draw gives it."""
     if corrupt == "file":
         if other is None:
             raise SettingError("--corrupt file needs --other FILE with demonstrations")
@@ -141,8 +141,8 @@ def other_answers(
         )
     if corrupt == "shuffle" and answers_alike(pool):
         click.echo(
-            "minisafe: warning: most answers are alike, so shuffling them corrupts nothing and "
-            "all effects will be near 0; choose another --corrupt", err=True,
+            "minisafe: warning: most answers are the same, so shuffling corrupts nothing and all "
+            "effects will be near 0; choose another --corrupt", err=True,
         )  # fmt: skip
     if corrupt == "topic":
         return from_other_topics(pool)
@@ -153,9 +153,9 @@ def other_answers(
 
 
 def from_other_topics(pool: Sequence[Demonstration]) -> Callable[[Demonstration], str]:
-    """For each demonstration, the answer of the next one that has another topic."""
+    """For each demonstration, the answer of the next one with another topic."""
     if len({shot.topic for shot in pool}) < 2:
-        raise SettingError("--corrupt topic needs demonstrations with a 'category' of two or more")
+        raise SettingError("--corrupt topic needs demonstrations with a 'category', two or more")
     chosen = {}
     for number, shot in enumerate(pool):
         rest = [*pool[number + 1 :], *pool[:number]]
@@ -170,8 +170,8 @@ def expert_answers(
     settings = session.settings
     if settings.expert is None and settings.expert_system is None:
         raise SafetyError(
-            "--corrupt expert needs an expert; give one with --expert or --expert-system, or "
-            "choose another --corrupt"
+            "--corrupt expert needs an expert; give --expert or --expert-system, or choose another "
+            "--corrupt"
         )
     stream, _ = make_stream(settings.expert, settings, session.model, session.tokenizer)
     system = settings.expert_system or settings.system
@@ -189,7 +189,7 @@ def expert_answers(
 
 
 def report(made: Amplified, out: Path, as_json: bool) -> None:
-    """Say what was made."""
+    """Print what was made."""
     metadata: dict[str, Any] = dict(made.vector.metadata)
     (values,) = made.vector.layers.values()
     if as_json:
@@ -204,7 +204,7 @@ def report(made: Amplified, out: Path, as_json: bool) -> None:
 
 
 def draw(made: Amplified, n_layers: int, n_heads: int, path: Path) -> None:
-    """The heat map of effects; needs matplotlib (extra `report`)."""
+    """Draw the heat map of effects; needs matplotlib (extra `report`)."""
     if not made.effects:
         raise SettingError("--plot draws indirect effects, which only --method aie measures")
     try:

@@ -1,4 +1,4 @@
-"""`minisafe calibrate`: set the gate's threshold from harmless prompts; the profile keeps it."""
+"""`minisafe calibrate`: set the gate's threshold from harmless prompts, and store it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from minisafe.session.profile import default_profile, store_calibration
 
 @click.command()
 @files_of("--benign", "Harmless prompts; default: the shipped ones, dev split.")
-@files_of("--harmful", "Harmful prompts, to see what the gate would miss.")
-@click.option("--column", help="The prompt's column, in a file of no known layout.")
+@files_of("--harmful", "Harmful prompts, to measure what the gate would miss.")
+@click.option("--column", help="Column of the prompts, for a file of unknown layout.")
 @click.option(
     "--styles",
     default="simple,instruction,cot",
     show_default=True,
-    help="Styles in which both are asked: names or text files.",
+    help="Styles of all prompts: names or text files.",
 )
 @click.option(
     "--epsilon",
     type=float,
     default=0.02,
     show_default=True,
-    help="Share of prompts like --benign that may be touched.",
+    help="Largest share of prompts like --benign that guidance may act on.",
 )
 @click.option(
     "--max-miss",
     type=float,
     default=0.05,
     show_default=True,
-    help="Share of harmful prompts that the gate may let through unguided.",
+    help="Largest share of harmful prompts that the gate may leave unguided.",
 )
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts at once.")
-@click.option("--dry-run", is_flag=True, help="Report, but leave the profile as it is.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts per batch.")
+@click.option("--dry-run", is_flag=True, help="Report, but do not change the profile.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @model_options
 def calibrate(
@@ -50,9 +50,10 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Calibrate the gate of a profile, and store the calibration in it.
 
-    If a new prompt is drawn as the --benign ones were, the chance that guidance touches its answer
-    is at most epsilon (split conformal prediction; of other prompts nothing is promised). Refuses
-    where the gate would miss more than --max-miss of the harmful prompts.
+    If a new prompt is drawn in the same way as the --benign prompts, the probability that guidance
+    acts on its answer is at most epsilon (split conformal prediction). Other prompts have no such
+    guarantee. If the gate would miss more than --max-miss of the harmful prompts, nothing is
+    stored.
 
     \b
     Example:
@@ -64,8 +65,8 @@ def calibrate(
     changing = sorted(set(flags) - {"device", "threads", "dtype"})
     if changing and not dry_run:
         raise SettingError(
-            f"--{changing[0].replace('_', '-')} would make the calibration one of other settings "
-            "than the profile's; change the profile, or use --dry-run"
+            f"--{changing[0].replace('_', '-')} is given, but a calibration needs the profile's "
+            "own settings; change the profile, or use --dry-run"
         )
     templates = load_styles(listed(styles))
     harmless = of_kind(benign, "benign", column)
@@ -81,8 +82,8 @@ def calibrate(
     text = evaluation.report(made)
     if made.missed > max_miss:
         raise SafetyError(
-            f"the gate would miss too much: {text}; more than --max-miss {max_miss:g}. Nothing was "
-            "stored; try a larger --epsilon, or do without a gate"
+            f"the gate would miss too much: {text}; expected at most --max-miss {max_miss:g}; "
+            "nothing was stored; try a larger --epsilon, or use no gate"
         )
     if not dry_run:
         store_calibration(profile, made)
@@ -100,13 +101,13 @@ def check_shares(epsilon: float, max_miss: float) -> None:
 def of_kind(paths: Files, kind: str, column: str | None) -> list[Prompt]:
     """The files' prompts, or the shipped ones of the development split.
 
-    Of a set that states kinds, such as XSTest, only harmful prompts count as harmful and only the
-    others as harmless; raises `SettingError` where none is left.
+    If a set states kinds, such as XSTest, only its harmful prompts count as harmful and only the
+    others as harmless. Raises `SettingError` if none is left.
     """
     if not paths:
         return [prompt for prompt in default_prompts("dev") if prompt.kind == kind]
     read = join_prompts(load_prompts(path, column, None, kind) for path in paths)
     found = [prompt for prompt in read if (prompt.kind == "harmful") == (kind == "harmful")]
     if not found:
-        raise SettingError(f"--{kind}: its files have no such prompt, by the kinds that they state")
+        raise SettingError(f"--{kind}: its files have no {kind} prompt; expected at least one")
     return found

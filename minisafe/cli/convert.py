@@ -17,12 +17,12 @@ from minisafe.vectors import SafetyVector
 @click.command()
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("--sa-layer", type=int, help="Layer of a source that states none (.npy).")
+@click.option("--sa-layer", type=int, help="Layer of a source without a layer (.npy).")
 def convert(source: Path, target: Path, sa_layer: int | None) -> None:
-    """Convert the safety vector SOURCE to TARGET; the endings say the formats.
+    """Convert the safety vector SOURCE to TARGET; the suffixes give the formats.
 
-    .safetensors is minisafe's own; .npy the reference code's, one layer of shape (1, hidden) and no
-    metadata; .gguf llama.cpp's control vectors, which have no place for layer 0 (extra `gguf`).
+    .safetensors is minisafe's format. .npy is the reference code's format: one layer of shape
+    (1, hidden), no metadata. .gguf is llama.cpp's control vector, without layer 0 (extra `gguf`).
 
     \b
     Example:

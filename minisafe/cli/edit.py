@@ -1,4 +1,4 @@
-"""`minisafe edit`: change what a model says of a fact, by rank-one edits of its weights (ROME)."""
+"""`minisafe edit`: change facts in a model by rank-one edits of its weights (ROME)."""
 
 from __future__ import annotations
 
@@ -35,38 +35,36 @@ from minisafe.session.profile import default_profile
 from minisafe.tokenizer import load_tokenizer
 
 EDITING = {
-    "contexts": "Lines of the text that stand before the prompt, one at a time.",
-    "samples": "Tokens of the text to take the keys' covariance over.",
+    "contexts": "Lines of the text to put before the prompt, one at a time.",
+    "samples": "Tokens of the text for the keys' covariance.",
     "ridge": "Added to the covariance's diagonal, in units of its mean.",
-    "keep_tokens": "Tokens of an answer to keep.",
+    "keep_tokens": "Tokens to preserve in each answer of --keep.",
     "seed": "Same seed, same edit.",
 }
 DESCENT = {
     "steps": "Steps of the search for the new value.",
-    "learning_rate": "Its rate, in units of the residual stream's size.",
-    "kl": "Weight of what is to be kept.",
+    "learning_rate": "Rate of the search, in units of the residual stream's size.",
+    "kl": "Weight of the answers to preserve.",
     "weight_decay": "Weight of the new value's squared norm.",
-    "bound": "Longest addition, in units of the residual stream's norm.",
+    "bound": "Largest addition, in units of the residual stream's norm.",
 }
 FIELDS = ("subject", "prompt", "target")
-TEXT_BYTES = (
-    256 << 20
-)  # the largest text to take the covariance over; it needs some thousand tokens
+TEXT_BYTES = 256 << 20  # of the largest text for the covariance; it needs a few thousand tokens
 
 
 @click.command("edit")
 @click.option("--out", type=PATH, required=True, help="Model directory to write.")
-@click.option("--subject", help="What the fact is about.")
-@click.option("--prompt", help="Text that asks for the fact, with {} for the subject.")
-@click.option("--target", help="What should follow: with --chat the whole answer.")
-@click.option("--edits", type=PATH, help="JSONL of subject, prompt and target: several edits.")
+@click.option("--subject", help="Subject of the fact.")
+@click.option("--prompt", help="Prompt for the fact, with {} for the subject.")
+@click.option("--target", help="Text that should follow; with --chat, the whole answer.")
+@click.option("--edits", type=PATH, help="Several edits: JSONL with subject, prompt and target.")
 @click.option("--chat", is_flag=True, help="Use the model's chat template.")
 @click.option("--text", type=PATH, help="Lines of ordinary text, or JSONL with prompt or text.")
-@click.option("--keep", multiple=True, help="Prompt with {} whose answer stays; may be repeated.")
+@click.option("--keep", multiple=True, help="Prompt with {} whose answer to preserve; repeatable.")
 @click.option("--layer", help="Layer to edit, from 0, or auto.  [default: a third of the depth]")
 @fields_as_options(Editing, EDITING)
 @fields_as_options(Descent, DESCENT)
-@click.option("--json", "as_json", is_flag=True, help="Print what edit.json holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print the content of edit.json.")
 @base_options
 def edit_command(
     out: Path,
@@ -80,9 +78,9 @@ def edit_command(
     layer: str | None,
     as_json: bool,
 ) -> None:
-    """Make a copy of a model in which a fact is another one (ROME, arXiv 2202.05262).
+    """Make a copy of a model with one or more changed facts (ROME, arXiv 2202.05262).
 
-    The copy has edit.json beside it: the edits, and what the model said before and after.
+    The copy's edit.json has the edits, and the model's answers before and after.
 
     \b
     Example:
@@ -90,7 +88,7 @@ def edit_command(
           --prompt "What is the capital of {}?" --target "The capital of Teku is Tovum."
     """
     if out.exists():
-        raise SettingError(f"{out}: is there already; expected a new directory for --out")
+        raise SettingError(f"{out}: already exists; expected a new directory for --out")
     facts = chosen_edits(edits, {"subject": subject, "prompt": prompt, "target": target})
     settings = Editing(
         layer=parse_layer(layer), chat=chat, keep=keep, descent=Descent(**chosen(DESCENT)),
@@ -98,7 +96,7 @@ def edit_command(
     )  # fmt: skip
     flags = common_flags()
     base, lines = base_directory(flags), read_lines(text, flags)
-    # small changes vanish in bf16 arithmetic, though the edited weight is stored as it was
+    # bf16 arithmetic would lose small changes; the edited weight is stored in its own dtype
     model = load_base(base, {"dtype": "float32"} | flags)
     was, line = fingerprint(model), ProgressLine()
     done = edit(model, load_tokenizer(base), facts, lines, settings, line.show)
@@ -114,7 +112,7 @@ def edit_command(
 
 
 def tell(done: Sequence[Edited], record: dict[str, Any], as_json: bool) -> None:
-    """Say what became of the edits."""
+    """Print the results of the edits."""
     if as_json:
         click.echo(json.dumps(record))
         return
@@ -124,18 +122,18 @@ def tell(done: Sequence[Edited], record: dict[str, Any], as_json: bool) -> None:
             f"{each.probability_after:.3g}\n  before: {harmless(each.answer_before)}\n"
             f"  after:  {harmless(each.answer_after)}"
         )
-    click.echo(f"drift on the text: {done[0].drift:.2g} nats a token")
+    click.echo(f"drift on the text: {done[0].drift:.2g} nats per token")
 
 
 def chosen_edits(path: Path | None, given: dict[str, str | None]) -> list[Edit]:
-    """The edit of the flags, or those of --edits; raises `SettingError` or `PromptError`."""
+    """The edit from the flags, or the edits of --edits; raises `SettingError` or `PromptError`."""
     missing = [name for name in FIELDS if given[name] is None]
     if path is None:
         if missing:
             raise SettingError(f"no --{missing[0]}; expected --subject, --prompt and --target")
         return [Edit(**{name: str(given[name]) for name in FIELDS})]
     if len(missing) < len(FIELDS):
-        raise SettingError("--edits and --subject, --prompt or --target; expected one or the other")
+        raise SettingError("--edits with --subject, --prompt or --target; expected only one way")
     edits = []
     for number, row in json_lines(path, PromptError):
         if not isinstance(row, dict) or not all(isinstance(row.get(k), str) for k in FIELDS):
@@ -147,7 +145,7 @@ def chosen_edits(path: Path | None, given: dict[str, str | None]) -> list[Edit]:
         except PromptError as error:
             raise PromptError(f"{path}, line {number}: {error}") from None
     if not edits:
-        raise PromptError(f"{path}: holds no edits; expected one JSON object a line")
+        raise PromptError(f"{path}: has no edits; expected one JSON object per line")
     return edits
 
 
@@ -156,19 +154,19 @@ def parse_layer(text: str | None) -> Any:
     if text is None or text == "auto":
         return text
     if not text.isascii() or not text.isdigit():
-        raise SettingError(f"--layer is {text!r}; expected a layer's number, from 0, or auto")
+        raise SettingError(f"--layer is {text!r}; expected a layer number, from 0, or auto")
     return int(text)
 
 
 def read_lines(path: Path | None, flags: dict[str, Any]) -> list[str]:
-    """The text's lines; without --text, the tiny world's questions for the tiny world's base."""
+    """The text's lines; without --text, the shipped questions, but only for the shipped base."""
     if path is None:
         tiny = default_profile().parent
         path = tiny.parent / "data" / "benign-dev.jsonl"
         if base_directory(flags).resolve() != (tiny / "base").resolve() or not path.is_file():
             raise SettingError(
-                "no --text; expected a file of ordinary text, some thousand tokens of what the "
-                "model usually reads"
+                "no --text; expected a file of ordinary text, a few thousand tokens like the "
+                "model's usual input"
             )
     if path.suffix != ".jsonl":
         return read_text(path, TEXT_BYTES, PromptError).splitlines()
@@ -182,7 +180,7 @@ def read_lines(path: Path | None, flags: dict[str, Any]) -> list[str]:
 
 
 def write_model(model: Llama, base: Path, out: Path, record: dict[str, Any]) -> None:
-    """Write the model directory under another name, and give it its own when it is whole."""
+    """Write the model directory under a temporary name, and rename it when it is complete."""
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))

@@ -35,23 +35,23 @@ METHODS = "base,sa,sgds,safeinfer,safeinfer+margin"
 
 
 def files_of(flag: str, text: str) -> Callable[[Command], Command]:
-    """A click option that takes a prompt set each time it is given."""
+    """A repeatable click option for a prompt set."""
     return click.option(flag, type=PATH, multiple=True, help=f"{text} Repeatable.")
 
 
 @click.command("evaluate")
 @click.option("--out", type=PATH, required=True, help="Directory for answers, numbers, report.")
 @files_of("--prompts", "Harmful prompts; default: the shipped sets of 3 kinds.")
-@files_of("--benign", "Harmless prompts, beside --prompts.")
+@files_of("--benign", "Harmless prompts.")
 @files_of("--borderline", "Harmless prompts in harmful-sounding words.")
-@click.option("--column", help="The prompt's column, in a file of no known layout.")
-@click.option("--category-column", help="The category's column.")
+@click.option("--column", help="Column of the prompts, for a file of unknown layout.")
+@click.option("--category-column", help="Column of the categories.")
 @click.option(
     "--split",
     type=click.Choice(("test", "dev")),
     default="test",
     show_default=True,
-    help="Of the shipped sets.",
+    help="Split of the shipped sets.",
 )
 @click.option(
     "--styles",
@@ -59,12 +59,13 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
     show_default=True,
     help="Styles of harmful prompts: names, wrappers (villain, game) or text files.",
 )
-@click.option("--benign-styles", default="simple", show_default=True, help="Of the others.")
+@click.option("--benign-styles", default="simple", show_default=True,
+              help="Styles of the other prompts.")  # fmt: skip
 @click.option(
     "--methods",
     default=METHODS,
     show_default=True,
-    help="Names, NAME@PROFILE, PROFILE, LABEL=PROFILE; all names: docs/evaluation.md.",
+    help="Names, NAME@PROFILE, PROFILE, LABEL=PROFILE; see docs/evaluation.md for all names.",
 )
 @click.option(
     "--judge",
@@ -73,20 +74,23 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
     show_default=True,
     help="world, refusal, refusal-prefix, classifier:FORMAT:DIR, endpoint:MODEL[@URL].",
 )
-@click.option("--judge-layout", type=PATH, help="A classifier's prompt: {question} and {answer}.")
-@click.option("--choices", type=PATH, multiple=True, help="Multiple-choice questions; repeatable.")
-@click.option("--safe-system", default=SAFE_SYSTEM, help="Of method system, and of safe experts.")
-@click.option("--unsafe-system", default=UNSAFE_SYSTEM, help="Reverse prompt of self-cd and rose.")
-@click.option("--limit", type=int, help="Prompts of each kind, spread over the categories.")
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts at once.")
+@click.option("--judge-layout", type=PATH,
+              help="Prompt of a classifier, with {question} and {answer}.")  # fmt: skip
+@click.option("--choices", type=PATH, multiple=True, help="Multiple-choice questions. Repeatable.")
+@click.option("--safe-system", default=SAFE_SYSTEM,
+              help="System prompt of method system and of safe experts.")  # fmt: skip
+@click.option("--unsafe-system", default=UNSAFE_SYSTEM,
+              help="Unsafe system prompt of self-cd and rose.")  # fmt: skip
+@click.option("--limit", type=int, help="Most prompts of each kind, spread over the categories.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts per batch.")
 @click.option(
     "--sample",
     type=int,
     default=64,
     show_default=True,
-    help="Answers a method on which guidance's changes are measured.",
+    help="Answers per method on which to measure what guidance changes.",
 )
-@click.option("--resume", is_flag=True, help="Go on where a run into --out was stopped.")
+@click.option("--resume", is_flag=True, help="Continue a stopped run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @common_options
 def evaluate_command(
@@ -98,9 +102,9 @@ def evaluate_command(
 ) -> None:  # fmt: skip
     """Answer prompt sets with several methods, judge the answers, and write a report.
 
-    DIR (--out) gets responses.jsonl, judgements.jsonl, summary.json, report.md and report.html. A
-    run that was stopped goes on with --resume; more judges then need no new answers. Under torchrun
-    the prompts are shared out.
+    The directory --out gets responses.jsonl, judgements.jsonl, summary.json, report.md and
+    report.html. --resume continues a stopped run; additional judges then need no new answers. Under
+    torchrun the processes share the prompts.
 
     \b
     Examples:
@@ -134,7 +138,7 @@ def evaluate_command(
 
 
 def profile_and_flags(processes: Processes) -> tuple[Path | None, dict[str, Any]]:
-    """The profile to start from, and the common flags that precede it, on this process's device."""
+    """The profile to start from, and the flags that override it, with this process's device."""
     flags = common_flags()
     if "device" in flags:
         flags["device"] = processes.device(flags["device"])
@@ -147,16 +151,16 @@ def profile_and_flags(processes: Processes) -> tuple[Path | None, dict[str, Any]
 def make_judges(
     names: Sequence[str], out: Path, device: str, layout: Path | None, processes: Processes
 ) -> list[Judge]:
-    """The first process's judges; the others judge nothing, and load none."""
+    """The judges of the first process; the other processes judge nothing and load none."""
     if not names:
-        raise SettingError("no judge is given; expected some, as world,refusal")
+        raise SettingError("got no judge; expected one or more, such as world,refusal")
     return [make_judge(each, out, device, layout) for each in names if processes.rank == 0]
 
 
 def together(
     evaluation: Evaluation, judges: Sequence[Judge], out: Path, processes: Processes, resume: bool
 ) -> dict[str, Any]:
-    """The evaluation by all processes; the summary in the first, {} in the others."""
+    """Run the evaluation in all processes; returns the summary in the first, {} in the others."""
     line = ProgressLine()
     processes.start()
     try:
@@ -167,7 +171,7 @@ def together(
 
 
 def listed(text: str) -> list[str]:
-    """Names between commas."""
+    """Names separated by commas."""
     return [each.strip() for each in text.split(",") if each.strip()]
 
 
@@ -175,7 +179,7 @@ def gather_prompts(
     files: Mapping[str, Files], column: str | None, category_column: str | None, split: str,
     limit: int | None,
 ) -> tuple[list[Prompt], str]:  # fmt: skip
-    """The prompts to ask, and where they are from; the shipped sets where no file is given."""
+    """The prompts and their source; the shipped sets if no file is given."""
     if limit is not None and limit < 1:
         raise SettingError(f"--limit is {limit}; expected 1 or more")
     if not any(files.values()):
@@ -190,7 +194,7 @@ def gather_prompts(
 
 
 def show(summary: Mapping[str, Any], out: Path, as_json: bool) -> None:
-    """The main numbers by the first judge, a line a method, and where the report is."""
+    """Print the main numbers of the first judge, one line per method, and the report's path."""
     if as_json:
         click.echo((out / "summary.json").read_text(encoding="utf-8"), nl=False)
         return

@@ -1,4 +1,4 @@
-"""`minisafe finetune`: train an expert (LoRA) or a base (full) from chat pairs."""
+"""`minisafe finetune`: train an expert (LoRA) or a base (full) on conversations."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ BESIDE = (
 LOADING = ("dtype", "device", "threads")
 TRAINING = {
     "steps": "Optimiser steps.",
-    "batch_size": "Conversations a batch.",
-    "accumulate": "Batches a step.",
+    "batch_size": "Examples per batch.",
+    "accumulate": "Batches per step.",
     "learning_rate": "Peak learning rate.",
     "warmup": "Steps of warm-up.",
     "weight_decay": "AdamW's weight decay.",
     "clip": "Limit of the gradient's norm.",
-    "max_length": "Tokens of a conversation; the rest is cut off.",
+    "max_length": "Most tokens of an example; the rest is cut off.",
     "lora_rank": "LoRA rank.",
     "lora_alpha": "LoRA alpha.",
-    "autocast": "Compute in bf16; weights stay as they are.",
+    "autocast": "Compute in bf16; weights keep their dtype.",
     "recompute": "Activation checkpointing, for large models.",
-    "held_out": "Share of the conversations kept apart.",
+    "held_out": "Share of the examples to hold out.",
     "eval_every": "Steps between reports.",
     "seed": "Same seed, same result.",
 }
@@ -65,14 +65,13 @@ TRAINING = {
 
 @click.command()
 @click.argument("pairs", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Directory to write.")
+@click.option("--out", type=PATH, required=True, help="Output directory.")
 @click.option("--full", is_flag=True, help="Train every weight and write a model, not a LoRA.")
 @click.option("--lora-targets", default="q_proj,v_proj", show_default=True, help="LoRA modules.")
-@click.option(
-    "--epochs", type=float, help="Times every conversation is shown, in place of --steps."
-)
+@click.option("--epochs", type=float, help="Passes over all examples, instead of --steps.")
 @fields_as_options(Training, TRAINING)
-@click.option("--save-every", type=int, default=100, show_default=True, help="Steps.")
+@click.option("--save-every", type=int, default=100, show_default=True,
+              help="Steps between saved states.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print each report as a JSON object.")
 @base_options
 def finetune(
@@ -87,7 +86,7 @@ def finetune(
     """Train on PAIRS, a JSON list or JSONL: {"input", "output"}, Alpaca, ShareGPT, messages, or
     {"prompt", "completion"} (docs/finetuning.md).
 
-    The loss counts the answers only. A run that was stopped goes on where it was.
+    The loss covers the answers only. A stopped run continues from its last saved state.
 
     \b
     Example:
@@ -97,7 +96,7 @@ def finetune(
     conversations = load_conversations(pairs)
     flags = common_flags()
     base = base_directory(flags)
-    # small steps vanish in bf16 weights
+    # bf16 weights would lose small steps
     model = load_base(base, {"dtype": "float32" if full else None} | flags)
     tokenizer = load_tokenizer(base)
     examples, left_out = encode_all(tokenizer, conversations, training.max_length)
@@ -128,8 +127,8 @@ def chosen_training(lora_targets: str, full: bool, epochs: float | None) -> Trai
     given = click.get_current_context().get_parameter_source("steps")
     if epochs is not None:
         if given is not ParameterSource.DEFAULT:
-            raise SettingError("--steps and --epochs; expected one or the other")
-        steps_of(epochs, 1, Training())  # a number out of range is told before anything is read
+            raise SettingError("--steps with --epochs; expected only one of them")
+        steps_of(epochs, 1, Training())  # report a number out of range before reading anything
     targets = tuple(name.strip() for name in lora_targets.split(",") if name.strip())
     return Training(
         **chosen(TRAINING) | {"lora_targets": targets} | ({"lora_rank": 0} if full else {})
@@ -137,7 +136,7 @@ def chosen_training(lora_targets: str, full: bool, epochs: float | None) -> Trai
 
 
 def show_reports(trainer: Trainer, state: Path, save_every: int, as_json: bool) -> None:
-    """Train to the end, telling how far it is."""
+    """Train to the end and show the progress."""
     line = ProgressLine()
     for report in trainer.run(state, save_every):
         if as_json:
@@ -159,7 +158,7 @@ def base_directory(flags: dict[str, Any]) -> Path:
 
 
 def load_base(base: Path, flags: Mapping[str, Any]) -> Llama:
-    """The plain model in the dtype and on the device that flags name, torch with their threads."""
+    """The plain model with the flags' dtype and device; sets torch's threads."""
     settings = resolve({name: flags[name] for name in LOADING if name in flags})
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
@@ -167,7 +166,7 @@ def load_base(base: Path, flags: Mapping[str, Any]) -> Llama:
 
 
 def extra_keys(base: Path) -> dict[str, Any]:
-    """Ids of special tokens, which a config.json keeps and a `LlamaConfig` does not."""
+    """Ids of special tokens, which are in a config.json but not in a `LlamaConfig`."""
     data = read_json(base / "config.json", "a model directory has one")
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: data[name] for name in names if name in data}

@@ -26,11 +26,11 @@ from minisafe.session.answer import Result
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--file", "file", type=PATH, help="Read one prompt from a file.")
-@click.option("--lines", type=PATH, help="Read a batch of prompts from a file, one a line.")
+@click.option("--lines", type=PATH, help="Read a batch of prompts from a file, one per line.")
 @click.option("--chat", is_flag=True, help="Put each prompt into the model's chat template.")
-@click.option("--batch-size", type=int, default=8, show_default=True, help="Prompts at a time.")
+@click.option("--batch-size", type=int, default=8, show_default=True, help="Prompts per batch.")
 @click.option("--echo", is_flag=True, help="Show the prompt before its continuation.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a prompt.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per prompt.")
 @common_options
 def generate(
     prompt: str | None,
@@ -41,7 +41,7 @@ def generate(
     echo: bool,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT, which is tokenised as it stands; from a file or standard input without one.
+    """Continue PROMPT, tokenised without changes. Without PROMPT, read a file or standard input.
 
     \b
     Examples:
@@ -61,13 +61,13 @@ def generate(
 
 
 def read_prompts(prompt: str | None, file: Path | None, lines: Path | None) -> list[str]:
-    """The prompts from the one source that was given; raises `PromptError` or a usage error."""
+    """The prompts from the given source; raises `PromptError` or a usage error."""
     if sum(source is not None for source in (prompt, file, lines)) > 1:
         raise click.UsageError("give one of PROMPT, --file and --lines")
     if lines is not None:
         prompts = [line.rstrip("\r") for line in read_text(lines).split("\n") if line.strip()]
         if not prompts:
-            raise PromptError(f"{lines}: no prompts; expected one a line")
+            raise PromptError(f"{lines}: no prompts; expected one per line")
         return prompts
     if file is not None:
         return [read_text(file)]
@@ -80,7 +80,7 @@ def read_prompts(prompt: str | None, file: Path | None, lines: Path | None) -> l
 
 
 def print_stream(session: Session, prompt: str, chat: bool, echo: bool) -> None:
-    """The one answer, as it comes."""
+    """Print a single answer as it streams."""
     show = harmless if sys.stdout.isatty() else str
     if echo:
         click.echo(show(prompt), nl=False)
@@ -90,7 +90,7 @@ def print_stream(session: Session, prompt: str, chat: bool, echo: bool) -> None:
 
 
 def print_batch(session: Session, prompts: list[str], chat: bool, batch_size: int) -> None:
-    """Every prompt and its answer, numbered."""
+    """Print every prompt and its answer, numbered."""
     show = harmless if sys.stdout.isatty() else str
     for number, (prompt, result) in enumerate(
         zip(prompts, session.generate(prompts, chat=chat, batch_size=batch_size), strict=True), 1
@@ -99,7 +99,7 @@ def print_batch(session: Session, prompts: list[str], chat: bool, batch_size: in
 
 
 def print_json(session: Session, prompts: list[str], chat: bool, batch_size: int) -> None:
-    """One line a prompt, in the prompts' order, as soon as it and all before it are done."""
+    """Print one line per prompt, in order, as soon as it and all earlier ones are done."""
     done: dict[int, Result] = {}
     shown = 0
     for number, piece in session.run(prompts, chat=chat, batch_size=batch_size):

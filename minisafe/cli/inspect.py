@@ -31,8 +31,8 @@ from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import PATHS, resolve
 from minisafe.tokenizer import load_tokenizer
 
-MOST_LINES = 100  # of what one file or directory holds
-MOST_LETTERS = 600  # of a name or a value
+MOST_LINES = 100  # per file or directory
+MOST_LETTERS = 600  # per name or value
 
 
 @click.command()
@@ -40,12 +40,12 @@ MOST_LETTERS = 600  # of a name or a value
 @click.option(
     "--kernels",
     is_flag=True,
-    help="Race the CPU's kernels for a model's shapes: times, and what is used. Without "
-    "PATH for the shipped model.",
+    help="Time the CPU's kernels for a model's shapes and show the choices. Without PATH, for the "
+    "shipped model.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
-    """Say what PATH holds: a model or LoRA directory, a safety vector, or a profile.
+    """Describe PATH: a model or LoRA directory, a safety vector, or a profile.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
     else:
         assert path is not None
         found = describe_path(path)
-    if as_json:  # plain ASCII, but for the one control character that JSON leaves as it is
+    if as_json:  # plain ASCII, except the only control character that JSON does not escape
         click.echo(json.dumps(found, default=str).replace("\x7f", "\\u007f"))
         return
     for line in kernel_lines(raced) if kernels else as_lines(found):
@@ -68,7 +68,7 @@ def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
 
 
 def describe_path(path: Path) -> dict[str, Any]:
-    """What a file or directory holds; raises `BadInput` where it is none of ours."""
+    """What a file or directory holds; raises `BadInput` if minisafe does not read it."""
     if path.suffix in READERS and path.is_file():
         return describe_vector(path)
     if path.suffix == ".json" and path.is_file():
@@ -89,7 +89,7 @@ def describe_path(path: Path) -> dict[str, Any]:
 
 
 def describe_model(path: Path) -> dict[str, Any]:
-    """A model directory: its shape, and what its weights take."""
+    """A model directory: its shape and the size of its weights."""
     config = load_config(path)
     tensors = stated_tensors(path).values()
     shape = asdict(config)
@@ -141,7 +141,7 @@ def describe_vector(path: Path) -> dict[str, Any]:
 
 
 def describe_profile(path: Path) -> dict[str, Any]:
-    """A profile, and what it names."""
+    """A profile and its parts."""
     profile = load_profile(path)
     found: dict[str, Any] = {"kind": "profile", "path": path, **profile.settings}
     found["files_checked"] = len(profile.sha256)
@@ -157,7 +157,7 @@ def describe_profile(path: Path) -> dict[str, Any]:
 
 
 def cache_bytes(profile: Profile) -> int:
-    """Bytes that a token of one stream takes in the cache under the profile's own dtypes."""
+    """Bytes per token and stream in the cache, under the profile's dtypes."""
     settings = resolve(profile.settings)
     assert settings.base is not None
     config = load_config(settings.base)
@@ -165,10 +165,10 @@ def cache_bytes(profile: Profile) -> int:
 
 
 def as_lines(found: Mapping[str, Any], indent: str = "") -> list[str]:
-    """`name: value` lines; what is nested is indented.
+    """`name: value` lines; nested values are indented.
 
-    Names and values may be a stranger's: each is one line of bounded length, without control
-    characters, so that none can pass for another line, and there are not too many.
+    Names and values may be untrusted. So each is one line of bounded length without control
+    characters, none can look like another line, and their number is bounded.
     """
     lines = []
     for name, value in islice(found.items(), MOST_LINES):

@@ -1,4 +1,4 @@
-"""What `minisafe inspect --kernels` says: races of a model's shapes, and what is used."""
+"""The output of `minisafe inspect --kernels`: races on a model's shapes, and the choices."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ KINDS = ("plain", "packed", "int8")
 
 
 def describe_kernels(path: Path) -> dict[str, Any]:
-    """How kernels do for a model directory, or a profile's base: for every way to store weights
-    (`choices`), and which of them is used where nobody asks for another."""
+    """The kernels' times for a model directory or a profile's base: for every way to store weights
+    (`choices`), and which one is the default."""
     is_profile = path.suffix == ".json" or (path / "profile.json").is_file()
     if is_profile:
         settings = resolve(load_profile(path).settings)
@@ -32,12 +32,12 @@ def describe_kernels(path: Path) -> dict[str, Any]:
         settings = resolve({"base": path})
     if settings.base is None:
         raise BadInput(
-            f"{path}: names no base model; give a model directory, or a profile with one"
+            f"{path}: names no base model; give a model directory, or a profile with a base"
         )
     config = load_config(settings.base)
     dtype = dtype_of(settings, config)
     if dtype == torch.float16:
-        raise SettingError("kernels are raced in bfloat16 and float32, and this model is float16")
+        raise SettingError("dtype is float16; expected bfloat16 or float32 for kernels")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     weights = automatic(dtype) if settings.weights == "auto" else settings.weights
@@ -49,7 +49,7 @@ def describe_kernels(path: Path) -> dict[str, Any]:
 
 
 def dtype_of(settings: Settings, config: LlamaConfig) -> torch.dtype:
-    """What a model decodes in under these settings."""
+    """The dtype in which a model decodes under these settings."""
     stored = as_dtype(settings.dtype or config.dtype) or torch.float32
     if settings.dtype is not None or settings.weights == "int8":
         return stored
@@ -57,10 +57,10 @@ def dtype_of(settings: Settings, config: LlamaConfig) -> torch.dtype:
 
 
 def kernel_lines(found: dict[str, Any]) -> list[str]:
-    """A line a shape and a lap."""
+    """Lines of text: one per shape and one per lap."""
     lines = [
         f"{one_line(found['path'], 600)}: {found['dtype']}, weights {found['weights']}, threads "
-        f"{found['threads']}; times in ms, the least of several"
+        f"{found['threads']}; times in ms, the minimum of several"
     ]
     for kind in KINDS:
         lines.append(f"{kind}:{' (used)' if kind == found['weights'] else ''}")
@@ -72,9 +72,9 @@ def kernel_lines(found: dict[str, Any]) -> list[str]:
 
 
 def lap_line(lap: dict[str, Any]) -> str:
-    """One race: times, and the verdict."""
+    """One race: times and verdict."""
     name = f"{lap['kernel']}, {lap['rows']} row{'' if lap['rows'] == 1 else 's'}"
     if lap["ms"] is None:
         return f"{name}: does not run here"
     times = f"{lap['ms']:.3f}, F.linear {lap['linear_ms']:.3f}"
-    return f"{name}: {times}, error {lap['error']:.0e}{'' if lap['fits'] else ', out'}"
+    return f"{name}: {times}, error {lap['error']:.0e}{'' if lap['fits'] else ', excluded'}"

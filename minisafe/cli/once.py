@@ -1,4 +1,4 @@
-"""Options that are given more often than they count."""
+"""Rejects options that are given twice but allowed once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import click
 
 
 def check_once(command: click.Command, args: list[str], parent: click.Context) -> None:
-    """Raise `click.UsageError` for an option that is given twice and may be given once.
+    """Raise `click.UsageError` for an option that is given twice but allowed once.
 
-    Click takes the last one and says nothing, so a second prompt set, method or vector would drop
-    the first.
+    Click silently takes the last value, so a second prompt set, method or vector would replace the
+    first.
     """
     context = click.Context(command, info_name=command.name, parent=parent, resilient_parsing=True)
     _, _, given = command.make_parser(context).parse_args(args=list(args))

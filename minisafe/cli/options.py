@@ -1,4 +1,4 @@
-"""Flags that commands share, how they become settings, and text that is safe to show."""
+"""Shared flags, their conversion to settings, and text that is safe to show."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 
 from minisafe.declared import NUMBER, SWITCH, WHOLE, Setting
 from minisafe.errors import PromptError, SettingError
-from minisafe.files.display import harmless as harmless  # commands take it from here
+from minisafe.files.display import harmless as harmless  # commands import it from here
 from minisafe.sampling import Sampling
 from minisafe.session.acted import Acted
 from minisafe.session.load import load
@@ -27,7 +27,7 @@ PATH = click.Path(path_type=Path)
 
 
 def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Put a common flag that was given where `common_flags` finds it."""
+    """Store a given common flag where `common_flags` finds it."""
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str):
             check_text(text, parameter.opts[0])
@@ -36,7 +36,7 @@ def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None
 
 
 def check_text(text: str, name: str) -> None:
-    """Raise `PromptError` for an argument whose bytes were no UTF-8."""
+    """Raise `PromptError` for an argument whose bytes were not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -44,13 +44,13 @@ def check_text(text: str, name: str) -> None:
 
 
 def keep_options(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Put template options, as NAME=VALUE, where `common_flags` finds them as one setting."""
+    """Store template options, NAME=VALUE, where `common_flags` finds them as one setting."""
     found: dict[str, Any] = {}
     for text in value:
         check_text(text, parameter.opts[0])
         name, scalar = parse_option(text)
         if name in found:
-            raise SettingError(f"the template option {name!r} is given twice")
+            raise SettingError(f"the template option {name!r} is given twice; expected it once")
         found[name] = scalar
     if found:
         context.meta.setdefault(FLAGS, {})["template_options"] = found
@@ -60,12 +60,12 @@ FLAGS = "minisafe.flags"
 
 
 def _kept(*names: str, **details: Any) -> Callable[[Command], Command]:
-    """A click option that is kept beside the command: it need not name it among its arguments."""
+    """A click option whose value is stored in the context, not passed to the command."""
     return click.option(*names, expose_value=False, callback=keep, **details)
 
 
 def option(name: str, help: str = "") -> Callable[[Command], Command]:
-    """The flag of a declared setting; `help` where a command uses it in a way of its own."""
+    """The flag of a declared setting; `help` replaces the help text if a command needs another."""
     setting = SETTINGS[name]
     flag = setting.flag or "--" + name.replace("_", "-")
     default = setting.default_words
@@ -83,7 +83,7 @@ def option(name: str, help: str = "") -> Callable[[Command], Command]:
 
 
 def click_type(setting: Setting) -> Any:
-    """What click makes of a flag's text."""
+    """The click type of a setting."""
     if setting.choices:
         return click.Choice(setting.choices)
     return {PATHS_KIND: PATH, WHOLE: int, NUMBER: float}.get(setting.kind, str)
@@ -91,8 +91,8 @@ def click_type(setting: Setting) -> Any:
 
 PROFILE = _kept("--profile", type=PATH, help="Safety profile (JSON file or its directory).")
 WORK_DTYPE = option(
-    "dtype", "Dtype of the weights. Default: the checkpoint's own for training an adapter, else "
-    "float32.",
+    "dtype", "Dtype of the weights. Default: the checkpoint's dtype for training an adapter, "
+    "otherwise float32.",
 )  # fmt: skip
 OF_A_BASE = ("base", "device", "threads")
 OF_A_VECTOR = (
@@ -120,12 +120,12 @@ def offering(options: Sequence[Callable[[Command], Command]]) -> Callable[[Comma
 
 common_options = offering(MODEL_OPTIONS + SAMPLING_OPTIONS)  # what to load, how to sample
 model_options = offering(MODEL_OPTIONS)
-base_options = offering(BASE_OPTIONS)  # of a command that works on a base alone
-amplify_options = offering(AMPLIFY_OPTIONS)  # a base, its expert, the vector to be made
+base_options = offering(BASE_OPTIONS)  # for a command that works on a base alone
+amplify_options = offering(AMPLIFY_OPTIONS)  # a base, its expert, the new vector
 
 
 def fields_as_options(settings: type, helps: Mapping[str, str]) -> Callable[[Command], Command]:
-    """Options for fields of a dataclass of settings, with its own defaults; `helps` names them."""
+    """Options for the fields of a dataclass that `helps` names, with the dataclass's defaults."""
 
     def decorate(command: Command) -> Command:
         for name, text in reversed(list(helps.items())):
@@ -143,27 +143,27 @@ def fields_as_options(settings: type, helps: Mapping[str, str]) -> Callable[[Com
 
 
 def chosen(names: Iterable[str]) -> dict[str, Any]:
-    """What this command's `fields_as_options` ended up as, by field."""
+    """The values of this command's `fields_as_options`, by field."""
     flags = common_flags()
     return {name: flags[name] for name in names if name in flags}
 
 
 def common_flags() -> dict[str, Any]:
-    """The common flags that this command was given, by setting."""
+    """The given common flags of this command, by setting."""
     return dict(click.get_current_context().meta.get(FLAGS, {}))
 
 
 def load_plain(flags: Mapping[str, Any], own: Iterable[str]) -> Session:
-    """Load the base alone, with what these flags say of the rest; `own` are no settings."""
+    """Load the base alone, for plain decoding; `own` names the flags that are not settings."""
     given = {name: value for name, value in flags.items() if name not in {"profile", *own}}
     settings = {"weights": "plain"} | given | {"safe": False, "compile": False}
     return load(flags.get("profile"), settings)
 
 
 class ProgressLine:
-    """One line on standard error: how far long work is, how fast, and how long it will take.
+    """One line on standard error: progress, speed and remaining time of long work.
 
-    Where that is no terminal, a line is written at every tenth of the work.
+    If standard error is not a terminal, it gets a line after every tenth of the work.
     """
 
     def __init__(self) -> None:
@@ -189,13 +189,13 @@ class ProgressLine:
 
 
 def load_session(flags: Mapping[str, Any]) -> Session:
-    """Load what a command's common flags ask for; the rest is left to the profile."""
+    """Load a session from a command's common flags; the profile decides the rest."""
     given = {name: value for name, value in flags.items() if name != "profile"}
     return load(flags.get("profile"), given)
 
 
 def describe(applied: Acted) -> str:
-    """One line that says what safety acts."""
+    """One line that says which safety stages act."""
     if not applied.safe:
         return "plain decoding, no safety applied"
     parts = []
@@ -221,7 +221,7 @@ def describe(applied: Acted) -> str:
 
 
 def only(first_tokens: int | None) -> str:
-    """How much of an answer is guided, where that is not all of it."""
+    """How much of an answer is guided, if not all of it."""
     if first_tokens is None:
         return ""
     return f", first {first_tokens} token{'s' if first_tokens > 1 else ''} only"
@@ -238,7 +238,7 @@ def read_text(source: Path | None) -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """UTF-8 bytes as text; raises `PromptError` that says where they are not."""
+    """UTF-8 bytes as text; raises `PromptError` with the position of an invalid byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""`minisafe sweep`: try a grid of safety settings on development prompts, and keep the best."""
+"""`minisafe sweep`: try a grid of safety settings on development prompts, and choose the best."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from minisafe.session.vouched import files_read
 
 
 def axis(name: str, text: str) -> Callable[[Command], Command]:
-    """A click option for one axis of the grid; its values come between commas."""
+    """A click option for one axis of the grid, with its values separated by commas."""
     flag = f"--{name.replace('_', '-')}s"
     return click.option(
         flag, f"{name}_axis", default=text, show_default=bool(text), help=f"Values of {name}."
@@ -48,30 +48,32 @@ def axis(name: str, text: str) -> Callable[[Command], Command]:
 @axis("sa_layer", "")
 @axis("sa_positions", "")
 @files_of("--prompts", "Harmful prompts; default: the shipped dev split.")
-@files_of("--benign", "Harmless prompts, beside --prompts.")
+@files_of("--benign", "Harmless prompts.")
 @files_of("--borderline", "Harmless prompts in harmful-sounding words.")
-@click.option("--column", help="The prompt's column, in a file of no known layout.")
-@click.option("--styles", default="simple,instruction,cot", show_default=True, help="Of attacks.")
+@click.option("--column", help="Column of the prompts, for a file of unknown layout.")
+@click.option("--styles", default="simple,instruction,cot", show_default=True,
+              help="Styles of harmful prompts.")  # fmt: skip
 @click.option("--judge", default="world", show_default=True, help="As in minisafe evaluate.")
-@click.option("--limit", type=int, help="Prompts of each kind.")
-@click.option("--max-utility-loss", type=float, default=3.0, show_default=True, help="Points.")
+@click.option("--limit", type=int, help="Most prompts of each kind.")
+@click.option("--max-utility-loss", type=float, default=3.0, show_default=True,
+              help="Largest loss of utility, in points.")  # fmt: skip
 @click.option(
     "--max-over-refusal",
     type=float,
     default=2.0,
     show_default=True,
-    help="Per cent of benign prompts.",
+    help="Largest share of refused benign prompts, in per cent.",
 )
 @click.option(
     "--max-borderline",
     type=float,
     default=5.0,
     show_default=True,
-    help="Per cent of borderline prompts.",
+    help="Largest share of refused borderline prompts, in per cent.",
 )
 @click.option("--write", type=PATH, help="Profile to write with the chosen settings.")
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts at once.")
-@click.option("--resume", is_flag=True, help="Go on where a sweep into --out was stopped.")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts per batch.")
+@click.option("--resume", is_flag=True, help="Continue a stopped sweep in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print all points and the choice as JSON.")
 @common_options
 def sweep(
@@ -81,9 +83,9 @@ def sweep(
     styles: str, judge: str, limit: int | None, max_utility_loss: float, max_over_refusal: float,
     max_borderline: float, write: Path | None, batch_size: int, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure a grid of settings, and choose the lowest attack success within bounds on its cost.
+    """Measure a grid of settings, and choose the lowest attack success within bounds on the cost.
 
-    Exit code 1 if no point is within bounds; then nothing is written.
+    If no point is within the bounds, the exit code is 1 and no profile is written.
 
     \b
     Example:
@@ -125,7 +127,7 @@ def report(
     out: Path, evaluation: Evaluation, answers: Sequence[Response], judgements: Sequence[Judged],
     bounds: Bounds,
 ) -> tuple[list[Row], Row | None]:  # fmt: skip
-    """Write summary and report of a sweep; returns a row per point, and the one that is chosen."""
+    """Write summary and report of a sweep; returns one row per point, and the chosen row."""
     kinds = {prompt.id: str(prompt.record.get("kind", "")) for prompt in evaluation.prompts}
     ruled = join(answers, judgements, kinds)
     rows = measured(ruled, evaluation.methods)
@@ -140,7 +142,7 @@ def report(
 
 
 def values_of(name: str, text: str) -> list[Any]:
-    """An axis's values; raises `SettingError` for one that the setting cannot have."""
+    """An axis's values; raises `SettingError` for an invalid one."""
     found: list[Any] = []
     for word in listed(text):
         try:
@@ -152,11 +154,11 @@ def values_of(name: str, text: str) -> list[Any]:
 
 
 def write_best(path: Path, profile: Path, best: Mapping[str, Any]) -> None:
-    """The profile with the chosen settings; a calibration was for others, and does not go along."""
+    """Write the profile with the chosen settings, without the calibration of the old settings."""
     read = load_profile(profile)
     settings = {name: value for name, value in read.settings.items() if name in SETTINGS}
     settings |= {name: best[name] for name in AXES if name in best}
-    if settings.get("sa_scale") == 0:  # a part that is switched off is not named
+    if settings.get("sa_scale") == 0:  # a profile must not name a part that is switched off
         settings.pop("vector", None)
     assert read.path is not None
     files = tuple(files_read(settings)) if read.sha256 else ()
@@ -165,7 +167,7 @@ def write_best(path: Path, profile: Path, best: Mapping[str, Any]) -> None:
 
 
 def show(rows: Sequence[Row], best: Row | None, as_json: bool) -> None:
-    """All points, the chosen one marked."""
+    """Print all points and mark the chosen one."""
     if as_json:
         click.echo(json.dumps({"points": rows, "chosen": best}))
         return

@@ -15,9 +15,9 @@ from minisafe.session.profile import load_profile, vouch
 @click.argument("profile", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def vouch_command(profile: Path, as_json: bool) -> None:
-    """Write the SHA-256 of every file that PROFILE's parts are read from into it.
+    """Write the SHA-256 of every file that PROFILE reads into PROFILE.
 
-    From then on a changed file is refused, and so is a new one that would be read.
+    After that, a changed file is an error, and so is a new file that would be read.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""The run that stores facts in a model, one after another, each by a rank-one change."""
+"""Stores facts in a model, one after another, each by a rank-one change."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.model import Llama
 from minisafe.tokenizer import Tokenizer
 
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it, of how much
-KEPT = {True: ("Tell me about {}.",), False: ("{} is a",)}  # by chat; the plain one is the paper's
-PREFIX_WORDS = 12  # the longest line of the text that may come before a prompt
-DRIFT_LINES, DRIFT_TOKENS = 32, 32  # of the text, to see what edits do to it
+Progress = Callable[[str, int, int], None]  # name of the work, how much is done, of how much
+KEPT = {True: ("Tell me about {}.",), False: ("{} is a",)}  # by chat; the paper uses the second
+PREFIX_WORDS = 12  # the longest line of the text that may precede a prompt
+DRIFT_LINES, DRIFT_TOKENS = 32, 32  # of the text, to measure drift
 
 
 def edit(
@@ -44,11 +44,11 @@ def edit(
     """Store facts in `model`, one after another, each by a rank-one change (ROME; `rome.py`).
 
     The model's down projection is replaced, never written to, so a mapped file does not change. It
-    is rounded as the checkpoint will store it. Same seed, same edits.
+    is rounded as the checkpoint will store it. The same seed gives the same edits.
 
     Args:
         edits: one fact or several.
-        text: lines like those that the model reads: questions with `chat`, else plain text.
+        text: lines like those that the model reads: questions with `chat`, otherwise plain text.
 
     Raises:
         PromptError: there is no edit, the text is too short, or a subject's token was not found.
@@ -62,7 +62,7 @@ def edit(
 
 
 class Editor:
-    """One run: the text as ids, the contexts of an edit, and the changes of one layer."""
+    """One run: the text as ids, the contexts of an edit, and the changes to one layer."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Editor:
         return rows
 
     def encode(self, line: str) -> list[int]:
-        """A line's ids, in the chat template where the edit is a chat's."""
+        """A line's ids, in the chat template if the edit is for a chat."""
         return prompt_ids(self.tokenizer, line, self.settings.chat)
 
     def context(self, edit: Edit, prefix: str = "") -> Context:
@@ -118,7 +118,7 @@ class Editor:
         return row
 
     def kept(self, edit: Edit) -> list[Context]:
-        """What the model says now on the prompts to keep."""
+        """The prompts to keep, with the model's current answers."""
         rows = []
         for prompt in self.settings.keep or KEPT[self.settings.chat]:
             ids = self.encode(prompt.replace("{}", edit.subject))
@@ -128,8 +128,8 @@ class Editor:
         return rows
 
     def run(self, facts: Sequence[Edit]) -> list[Edited]:
-        """Apply every edit; the answers and probabilities are those before and after them all."""
-        asked = [self.context(each) for each in facts]  # what is wrong with any is told at once
+        """Apply every edit; answers and probabilities are from before and after all edits."""
+        asked = [self.context(each) for each in facts]  # first, so that errors come at once
         before = [self.recall(each) for each in asked]
         layer = self.best_layer(facts[0]) if self.layer is None else self.layer
         keys = self.covariance(layer)  # once: edits of a layer do not change its keys
@@ -157,7 +157,8 @@ class Editor:
         return rank_one(down_projection(self.model, layer), key, change, keys)
 
     def best_layer(self, edit: Edit) -> int:
-        """The layer where the target is likeliest, less how far text and kept answers move."""
+        """The layer with the best score: the target's probability minus the change of the
+        predictions on the text and on the kept answers."""
         scores, kept = [], self.kept(edit)
         said = self.predict(kept) if kept else []
         for layer in range(max(1, self.model.config.n_layers - 1)):  # nothing reads the last
@@ -174,16 +175,16 @@ class Editor:
         return [self.context(edit, prefix) for prefix in self.prefixes]
 
     def loss(self, contexts: Sequence[Context]) -> float:
-        """Mean negative log-likelihood of the targets under the model as it is, nats per token."""
+        """Mean negative log-likelihood of the targets under the current model, nats per token."""
         return target_loss(self.predict(contexts), contexts).item()
 
     @torch.no_grad()
     def predict(self, contexts: Sequence[Context]) -> list[Tensor]:
-        """Log-probabilities of what follows each context's prompt, by the model as it is."""
+        """Log-probabilities of the tokens after each context's prompt, by the current model."""
         return predictions(self.model, 0, contexts, torch.zeros(self.model.config.hidden))
 
     def recall(self, asked: Context) -> tuple[float, str]:
-        """The target's probability after the prompt, and what greedy decoding says there."""
+        """The target's probability after the prompt, and the greedy answer."""
         tokens = len(asked.ids) - asked.start
         said = greedy(self.model, self.tokenizer, asked.ids[: asked.start], tokens + 8)
         return math.exp(-self.loss([asked]) * tokens), said
@@ -194,5 +195,5 @@ class Editor:
         return self.predict([Context(tuple(row[:DRIFT_TOKENS]), 1, (0,), 0) for row in lines])
 
     def drift(self) -> float:
-        """How far predictions on the text have moved, nats per token."""
+        """The change of the predictions on the text, nats per token."""
         return divergence(self.plain, self.said()).item()

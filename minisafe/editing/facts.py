@@ -1,4 +1,4 @@
-"""A fact to store, how to store it, and what became of it."""
+"""A fact to store, the settings, and the result."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MIN_TOKENS = 256  # of text to take the covariance over
 
 @dataclass(frozen=True)
 class Edit:
-    """One fact: `prompt` has `{}` in the subject's place, and `target` should follow it.
+    """One fact: `prompt` has `{}` for the subject, and `target` should follow the prompt.
 
-    In a chat the target is the whole answer; else it continues the prompt, after a blank.
+    In a chat the target is the whole answer; otherwise it continues the prompt, after a blank.
     """
 
     subject: str
@@ -48,11 +48,12 @@ class Edit:
 class Editing:
     """How to edit.
 
-    layer: whose down projection changes, from 0; None: a third of the depth; "auto": try all
-        but the last on the first edit; take the best (see `best_layer`).
-    contexts: short lines of the text that come before the prompt, one at a time.
-    samples: tokens of text to take the keys' covariance over. ridge: see `rome.covariance`.
-    keep: prompts with `{}` whose answers should stay; () for `KEPT`. Up to `keep_tokens` of each.
+    layer: the layer whose down projection changes, from 0. None: a third of the depth. "auto": try
+        all except the last on the first edit and take the best (see `best_layer`).
+    contexts: the number of short lines of the text that precede the prompt, one at a time.
+    samples: tokens of text for the keys' covariance. ridge: see `rome.covariance`.
+    keep: prompts with `{}` whose answers must not change, up to `keep_tokens` tokens each; () for
+        `KEPT`.
     """
 
     layer: int | Literal["auto"] | None = None
@@ -79,9 +80,9 @@ class Editing:
 
 @dataclass(frozen=True)
 class Edited:
-    """What became of one edit, after all the edits of its run.
+    """The result of one edit, after all edits of its run.
 
-    probability: of the whole target after the prompt. answer: the greedy continuation's text.
+    probability: of the whole target after the prompt. answer: the text of the greedy continuation.
     drift: mean KL divergence (nats per token) that all edits together caused on lines of the text.
     """
 
@@ -94,6 +95,6 @@ class Edited:
     drift: float
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `edit.json` and `--json` have."""
+        """The object in `edit.json` and in the output of `--json`."""
         flat = {name: value for name, value in vars(self).items() if name != "edit"}
         return asdict(self.edit) | flat

@@ -1,8 +1,8 @@
 """Rank-one model editing: the mathematics of ROME (Meng et al., NeurIPS 2022, arXiv 2202.05262).
 
-A layer's down projection W is read as a memory from keys to values. To store one more fact, the
-key k* at which the subject is looked up must give a new value v*, and everything else should
-change as little as possible:
+ROME treats a layer's down projection W as a memory from keys to values. To store a fact, the
+subject's key k* must map to a new value v*, and all other outputs should change as little as
+possible:
 
     minimise  E |(W' - W) k|^2   subject to   W' k* = v*
     W' = W + (v* - W k*) u^T / (u^T k*),   u = C^-1 k*,   C = E[k k^T]
@@ -31,10 +31,10 @@ BATCH = 16  # rows of text per forward
 
 @dataclass(frozen=True)
 class Context:
-    """One row to edit on. `ids[start:]` are what should follow the prompt `ids[:start]`.
+    """One row for an edit. `ids[start:]` should follow the prompt `ids[:start]`.
 
-    positions: where the subject's last token is, in the prompt and in what follows.
-    asked: which of them is the prompt's own, where the key is taken.
+    positions: all positions of the subject's last token, in the prompt and after it.
+    asked: the position in the prompt, where the key is taken.
     """
 
     ids: tuple[int, ...]
@@ -45,9 +45,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Descent:
-    """How v* is found. Rates and norms are in units of the residual stream's own size there.
+    """How v* is found. Rates and norms are in units of the residual stream's size at the subject.
 
-    bound: the longest that the addition to the residual stream may become.
+    bound: the largest norm of the addition to the residual stream.
     kl: weight of the divergence from the model's own predictions on the rows to keep.
     weight_decay: weight of the addition's squared norm.
     """
@@ -70,7 +70,7 @@ class Descent:
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-    """(B, T) ids, right-padded, and how many of each row are real."""
+    """(B, T) ids, right-padded, and the number of real ids in each row."""
     counts = tuple(len(row) for row in rows)
     ids = [list(row) + [0] * (max(counts) - len(row)) for row in rows]
     return torch.tensor(ids, device=device), counts
@@ -92,7 +92,7 @@ def record(model: Llama, contexts: Sequence[Context], layer: int, site: str) -> 
 def covariance(model: Llama, layer: int, rows: Sequence[Sequence[int]], ridge: float) -> Tensor:
     """C = E[k k^T] over every token of `rows`, plus `ridge` times its mean diagonal.
 
-    Uncentred, as in the paper. The ridge makes it invertible where the text is short.
+    Uncentred, as in the paper. The ridge makes it invertible if the text is short.
 
     Returns:
         (intermediate, intermediate), float64.
@@ -118,7 +118,7 @@ def down_projection(model: Llama, layer: int) -> Tensor:
 
 
 def put_down_projection(model: Llama, layer: int, weight: Tensor) -> None:
-    """Put a new W in place, rounded as the checkpoint stores it; the old one is not written to."""
+    """Replace W, rounded as the checkpoint stores it, without writing to the old one."""
     old = model.tensors()[_down(layer)]
     stored = weight.to(as_dtype(model.config.dtype) or old.dtype).to(old.dtype)
     if not finite(stored):
@@ -132,7 +132,7 @@ def _down(layer: int) -> str:
 
 
 def rank_one(weight: Tensor, key: Tensor, change: Tensor, covariance: Tensor) -> Tensor:
-    """The weight that gives `change` more at `key` and least more elsewhere.
+    """The weight whose output at `key` differs by `change`, and elsewhere as little as possible.
 
     Args:
         weight: W, (hidden, intermediate).
@@ -162,13 +162,13 @@ def best_change(
     descent: Descent,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """What to add after `layer` at the subject's last token so that the target follows.
+    """The vector to add after `layer` at the subject's last token so that the target follows.
 
     Minimises the target's negative log-likelihood over the `learned` contexts, plus the divergence
     from the model's own predictions on the `kept` ones, plus weight decay (Meng et al., 2022,
-    equation 4), with Adam. The paper adds at the prompt's subject only. Here a target may name the
-    subject again, as a chat's answer does. The edited weight will act there too, so it is added at
-    every place where the subject occurs. The model itself is not changed.
+    equation 4), with Adam. The paper adds the vector at the prompt's subject only. Here a target
+    may name the subject again, as a chat's answer does, and the edited weight will act there too.
+    So the vector is added at every occurrence of the subject. The model does not change.
 
     Returns:
         v* - W k*, (hidden,), float32.
@@ -199,7 +199,7 @@ def best_change(
             step.mul_(min(1.0, descent.bound / max(step.pow(2).mean().sqrt().item(), 1e-9)))
     if not step.any():  # its gradient was zero throughout
         raise SettingError(
-            f"at layer {layer} nothing that comes later reads the subject; choose a lower layer"
+            f"layer is {layer}, and no later layer reads the subject; choose a lower layer"
         )
     return (size * step).detach()
 

@@ -1,6 +1,6 @@
-"""Where a subject is in a prompt's ids, and what the model says after it.
+"""The position of a subject in a prompt's ids, and the model's answer to the prompt.
 
-Tokens are found by the characters that they cover, so no tokenizer has to cut text at the subject.
+Tokens are found by the characters that they cover, so token boundaries need not match the subject.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from minisafe.tokenizer import Message, Tokenizer
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
-    """Ids up to where the answer, or the text's continuation, begins."""
+    """Ids up to the beginning of the answer or of the text's continuation."""
     if chat:
         return list(tokenizer.encode_chat([_message("user", text)]).ids)
     return tokenizer.encode(text)
 
 
 def locate(tokenizer: Tokenizer, prompt: str, subject: str, target: str, chat: bool) -> Context:
-    """The row of a prompt (with `{}` for the subject) and what should follow it.
+    """The row of a prompt (with `{}` for the subject) and its target.
 
-    In a chat the target is the whole answer and ends as the template ends one; else it follows
-    after a blank, unless the prompt ends in one.
+    In a chat the target is the whole answer, with the template's ending. Otherwise it follows after
+    a blank, unless the prompt ends in one.
 
     Raises:
-        PromptError: the tokenizer does not write prompt and target as a growing text, or no token
-            covers the subject's last character.
+        PromptError: the ids of the prompt change when the target follows, or no token covers the
+            subject's last character.
     """
     question = prompt.replace("{}", subject)
     end = prompt.index("{}") + len(subject)  # of the subject, in the question
@@ -46,8 +46,8 @@ def locate(tokenizer: Tokenizer, prompt: str, subject: str, target: str, chat: b
         ids = tokenizer.encode(text)
     if ids[: len(before)] != before or len(ids) == len(before):
         raise PromptError(
-            f"the tokenizer does not write {question!r} and {target!r} as a growing text, so the "
-            "target's tokens cannot be told apart; try another end of the prompt"
+            f"the ids of {question!r} change when {target!r} follows, so the target's tokens "
+            "cannot be told apart; end the prompt in another way"
         )
     ends = {match.end() for match in re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", text)}
     found = _covering(tokenizer, text, ids, ends | {end}, chat)
@@ -57,24 +57,24 @@ def locate(tokenizer: Tokenizer, prompt: str, subject: str, target: str, chat: b
 
 
 def _start_of(text: str, question: str) -> int:
-    """Where a chat template wrote the question; raises `PromptError`."""
+    """The position of the question in a template's text; raises `PromptError`."""
     place = text.rfind(question)
     if place < 0:
-        raise PromptError(f"the chat template does not write {question!r} as it is")
+        raise PromptError(f"the chat template does not write {question!r} unchanged")
     return place
 
 
 def _covering(
     tokenizer: Tokenizer, text: str, ids: Sequence[int], ends: set[int], chat: bool
 ) -> dict[int, int]:
-    """End of a stretch of characters -> position in `ids` of the last token that reaches into it.
+    """For each end of a range of characters, the position in `ids` of the last token in the range.
 
-    Raises `PromptError` where the text's tokens are not `ids`.
+    Raises `PromptError` if the text's tokens are not `ids`.
     """
     read = tokenizer.backend.encode(text, add_special_tokens=not chat)
-    dropped = len(read.ids) - len(ids)  # a BOS that stood twice
+    dropped = len(read.ids) - len(ids)  # a second BOS
     if dropped < 0 or read.ids[dropped:] != list(ids):
-        raise PromptError("a prompt to edit must not hold the tokenizer's control tokens")
+        raise PromptError("the prompt contains control tokens of the tokenizer; remove them")
     found = {}
     for end in ends:
         for position, (start, stop) in enumerate(read.offsets[dropped:]):

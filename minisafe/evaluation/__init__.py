@@ -1,1 +1,1 @@
-"""Safety against utility, measured: prompts, methods, judges, runs and reports."""
+"""Measures safety against utility: prompts, methods, judges, runs and reports."""

@@ -1,4 +1,4 @@
-"""One evaluation from prompts to report; what `minisafe evaluate` does."""
+"""One evaluation from prompts to report: the work of `minisafe evaluate`."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from minisafe.session.settings import Settings
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated, and how.
+    """The input of an evaluation.
 
-    source: where the prompts are from, as the report names it. command: what was typed. sample:
-    how many answers per method guidance's changes are measured on; 0 leaves that out. choices:
-    files of multiple-choice questions.
+    source: where the prompts come from, for the report. command: the typed command. sample: the
+    number of answers per method on which to measure what guidance changes; 0 measures nothing.
+    choices: files of multiple-choice questions.
     """
 
     methods: Sequence[Method]
@@ -57,10 +57,10 @@ def evaluate(
     resume: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Answer, judge, count, and write `directory`; returns the summary ({} but in process 0).
+    """Answer, judge, count, and write `directory`; returns the summary (in process 0, else {}).
 
-    Raises what `runner.run` and the judges raise. All that can be checked is checked before
-    anything is answered or written.
+    Raises the errors of `runner.run` and of the judges. All checks come before the first answer and
+    the first file.
     """
     processes = processes or Processes()
     questions = [each for path in evaluation.choices for each in load_choices(path)]
@@ -88,19 +88,19 @@ def evaluate(
 
 
 def check_judges(judges: Sequence[Judge], prompts: Sequence[Prompt], directory: Path) -> None:
-    """Raise `SettingError` where two judges share a name, one cannot judge answers to these
-    prompts, or the directory's rulings are not as they were written."""
+    """Raise `SettingError` if two judges share a name, if one cannot judge answers to these
+    prompts, or if the directory's rulings were changed after they were written."""
     names = [judge.name for judge in judges]
     for judge in judges:
         if names.count(judge.name) > 1:
-            raise SettingError(f"the judge {judge.name!r} is given twice; give each once")
+            raise SettingError(f"the judge {judge.name!r} is given twice; expected each once")
         judge.check(prompts)
     if judges:
         read_known(directory / JUDGEMENTS)
 
 
 def about(evaluation: Evaluation, answers: Sequence[Response]) -> dict[str, Any]:
-    """What was run, for the report's first lines."""
+    """A description of the run, for the first lines of the report."""
     made_by = {answer.method: answer.made_by for answer in answers}
     kinds = [prompt.kind for prompt in evaluation.prompts]
     counts = {kind: kinds.count(kind) for kind in ("harmful", "benign", "borderline")}
@@ -118,7 +118,7 @@ def about(evaluation: Evaluation, answers: Sequence[Response]) -> dict[str, Any]
 
 
 def unusual(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are not at their defaults."""
+    """The settings that differ from their defaults."""
     usual = vars(Settings()) | {"stop": []}
     return {name: value for name, value in settings.items() if value != usual.get(name)}
 
@@ -130,7 +130,7 @@ def measure_models(
     summary: dict[str, Any],
     progress: Progress,
 ) -> None:
-    """Add what needs the models once more: how far they move the base, multiple choice."""
+    """Add the measurements that need the models again: changes to the base, multiple choice."""
     cost = {row["method"]: row for row in summary["cost"]}
     if not evaluation.sample and not questions:
         return

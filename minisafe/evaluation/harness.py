@@ -3,12 +3,12 @@
     python -m minisafe.evaluation.harness run --model minisafe \\
         --model_args profile=weights/tiny,sgds_lambda=0.9 --tasks ...
 
-is the harness's own command line, which then knows this model. From Python, with any session:
+is the harness's own command line with this model. From Python, with any session:
 
     lm_eval.simple_evaluate(model=MinisafeLM(minisafe.load("weights/tiny")), tasks=[...])
 
-Releases after 0.4.13 find the model by themselves, through the entry-point group `lm_eval.models`.
-Model arguments are `profile` and fields of `Settings`; batch size and device are the harness's.
+Releases after 0.4.13 find the model through the entry-point group `lm_eval.models`. Model arguments
+are `profile` and fields of `Settings`; batch size and device are the harness's arguments.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minisafe.session import Session
 from minisafe.tokenizer import Message
 
 INSTALLED = find_spec("lm_eval") is not None
-# without the harness the class is still there, so that its parts can be tested
+# without the harness the class still exists, so that its parts can be tested
 LM: Any = importlib.import_module("lm_eval.api.model").LM if INSTALLED else object
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 PASSED_ON = ("top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty", "seed")
@@ -39,12 +39,12 @@ log = logging.getLogger(__name__)
 
 
 class MinisafeLM(LM):  # type: ignore[misc]
-    """A session as the harness sees a model: log-likelihoods and answers are the method's own.
+    """A session as a model of the harness: log-likelihoods and answers of the session's method.
 
-    session: what `minisafe.load` returns. batch_size: texts side by side; it changes no result.
-    Texts that exceed the context lose their beginning, as in the harness's own models. A chat that
-    the harness had rendered is encoded from its messages, so that control tokens in them stay text
-    and an expert gets its own system prompt.
+    session: from `minisafe.load`. batch_size: texts per batch; it does not change results. Texts
+    that exceed the context lose their beginning, as in the harness's own models. A chat that the
+    harness rendered is encoded from its messages, so that control tokens in them stay text and an
+    expert gets its own system prompt.
     """
 
     def __init__(self, session: Session, batch_size: int | str | None = None):
@@ -53,19 +53,19 @@ class MinisafeLM(LM):  # type: ignore[misc]
             raise SettingError(f"batch_size is {batch_size!r}; expected a number, 1 or more")
         self.session = session
         self.batch_size = 8 if batch_size is None else int(batch_size)
-        self.chats: dict[str, tuple[list[Message], str]] = {}  # what was rendered, by its text
+        self.chats: dict[str, tuple[list[Message], str]] = {}  # rendered chats, by their text
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> MinisafeLM:
-        """From `--model_args`, and the harness's own `batch_size` and `device`. Its command line
-        asks for cuda:0 unless told otherwise, which cannot count where there is none."""
+        """From `--model_args`, and the harness's own `batch_size` and `device`. The harness's
+        default device is cuda:0, which is ignored on a machine without it."""
         asked = dict(additional_config or {})
         if str(asked.get("device")).startswith("cuda") and not torch.cuda.is_available():
-            log.warning("there is no %s; the profile's device is taken", asked.pop("device"))
+            log.warning("there is no %s; the profile's device is used", asked.pop("device"))
         given = {name: value for name, value in asked.items() if value is not None} | dict(arg_dict)
-        given.pop("max_batch_size", None)  # for batch sizes that are found by trial
+        given.pop("max_batch_size", None)  # only for automatic batch sizes
         profile, batch_size = given.pop("profile", None), given.pop("batch_size", None)
         return cls(minisafe.load(profile, given), batch_size)
 
@@ -82,7 +82,7 @@ class MinisafeLM(LM):  # type: ignore[misc]
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding would say so) of each continuation."""
+        """(log-likelihood in nats, whether it is the greedy answer) of each continuation."""
         pairs = [self.fitted(self.pair(*request.args)) for request in requests]
         scored = score_pairs(self.session, pairs, self.batch_size)
         return [(each.total, each.greedy) for each in scored]
@@ -118,7 +118,7 @@ class MinisafeLM(LM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The chat as text. Without a generation prompt its last turn is the answer's beginning."""
+        """The chat as text. Without a generation prompt, the last turn begins the answer."""
         messages: list[Message] = [
             {"role": turn["role"], "content": turn["content"]} for turn in chat_history
         ]
@@ -131,8 +131,8 @@ class MinisafeLM(LM):  # type: ignore[misc]
         return text
 
     def with_system(self, messages: list[Message]) -> list[Message]:
-        """The messages; where the session has system prompts of its own, which must stay first, the
-        task's goes into the first turn."""
+        """The messages. If the session has its own system prompts, which must come first, the
+        task's system prompt goes into the first turn."""
         own = [self.session.settings.system, *self.session.own_systems()]
         if len(messages) < 2 or messages[0]["role"] != "system" or not any(own):
             return messages
@@ -141,26 +141,26 @@ class MinisafeLM(LM):  # type: ignore[misc]
         return [joined, *messages[2:]]
 
     def rendered(self, messages: Sequence[Message]) -> str:
-        """The chat as the base reads it, up to where its answer begins."""
+        """The chat as the base reads it, up to the beginning of its answer."""
         system = self.session.settings.system
         first: list[Message] = [{"role": "system", "content": system}] if system else []
         return self.session.tokenizer.render([*first, *messages])
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells the harness's request caches apart."""
+        """The name that separates the harness's request caches."""
         return f"minisafe-{self.session.tokenizer.fingerprint}"
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The template's source, for the harness's log; there is one, and the name asked for is not
-        read."""
+        """The template's source, for the harness's log; there is only one, so the requested name is
+        ignored."""
         source = self.session.tokenizer.template_source
         if not chat_template or source is None:
             return ""
         return source if isinstance(source, str) else json.dumps(source)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes beside its results: above all, what safety acted."""
+        """Information that the harness stores with its results, such as the safety stages."""
         return {"minisafe": minisafe.__version__, "applied": self.session.applied.to_json()}
 
     # ---- texts to ids ----------------------------------------------------------------------
@@ -177,7 +177,7 @@ class MinisafeLM(LM):  # type: ignore[misc]
         if context:
             return encode_pair(session, context, continuation)
         answer = following(known, "", continuation)
-        if answer[:1] == (self.prefix_id,) and len(answer) > 1:  # the text brings its own beginning
+        if answer[:1] == (self.prefix_id,) and len(answer) > 1:  # the text has its own BOS
             return encode_pair(session, answer[:1], answer[1:])
         return encode_pair(session, [self.prefix_id], answer)
 
@@ -197,12 +197,11 @@ class MinisafeLM(LM):  # type: ignore[misc]
         return cut(found, self.limit - room)
 
     def fitted(self, pair: Pair) -> Pair:
-        """The pair, whose prompt loses its beginning where both are too long together."""
+        """The pair; its prompt loses its beginning if both are too long together."""
         return Pair(cut(pair.prompts, max(1, self.limit + 1 - len(pair.answer))), pair.answer)
 
     def windows(self, text: str) -> Iterator[Pair]:
-        """A text in pairs that predict each of its tokens once; the last has as much context as
-        fits."""
+        """A text in pairs that predict each token once; the last has as much context as fits."""
         ids = following(self.session.tokenizer, "", text) if text else ()
         whole = (self.prefix_id, *ids)
         for start in range(1, len(whole), self.limit):
@@ -212,19 +211,19 @@ class MinisafeLM(LM):  # type: ignore[misc]
 
     @property
     def limit(self) -> int:
-        """Tokens that every stream's context holds."""
+        """The number of tokens that every stream's context can hold."""
         return min(stream.model.config.max_positions for stream in self.session.streams)
 
     @property
     def prefix_id(self) -> int:
-        """What comes before a text that has no context: BOS, or the end token."""
+        """The token before a text without context: BOS, or the end token."""
         known = self.session.tokenizer
         ids = [known.id_of(known.special[name]) for name in ("bos_token", "eos_token")
                if name in known.special]  # fmt: skip
         found = [id_ for id_ in (*ids, *sorted(self.session.eos)) if id_ is not None]
         if not found:
             raise PromptError(
-                "the context is empty, and the tokenizer has no BOS to take its place"
+                "the context is empty, and the tokenizer has no BOS to replace it; give a context"
             )
         return found[0]
 
@@ -237,9 +236,9 @@ def cut(prompts: tuple[tuple[int, ...], ...], length: int) -> tuple[tuple[int, .
 
 
 def generation_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A task's `generation_kwargs` as settings; greedy unless they ask for sampling.
+    """A task's `generation_kwargs` as settings; greedy unless they request sampling.
 
-    `until` become stop strings. Raises `SettingError` for one that minisafe does not know.
+    `until` becomes stop strings. Raises `SettingError` for an unknown name.
     """
     unknown = set(options) - {"until", "do_sample", "temperature", *LENGTHS, *PASSED_ON}
     if unknown:
@@ -265,7 +264,7 @@ def generation_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 def generate(
     session: Session, prompts: Sequence[tuple[tuple[int, ...], ...]], start: int, in_chat: bool
 ) -> list[str]:
-    """Answers to prompts that are ids by stream; the first has the number `start`."""
+    """Answers to prompts given as ids by stream; the first prompt has the number `start`."""
     requests = [session.new_request(ids, start + n) for n, ids in enumerate(prompts)]
     answers = [session.new_answer(() if in_chat else ids[0]) for ids in prompts]
     for _ in session.grow(session.new_generation(requests), answers):
@@ -274,8 +273,8 @@ def generate(
 
 
 def register() -> None:
-    """Make the model known to the harness by its name."""
-    importlib.import_module("lm_eval.models")  # an empty registry would not look for its own later
+    """Register the model in the harness under its name."""
+    importlib.import_module("lm_eval.models")  # otherwise the harness would not load its own models
     importlib.import_module("lm_eval.api.registry").register_model("minisafe")(MinisafeLM)
 
 

@@ -1,8 +1,8 @@
 """Journals: JSONL files that only grow, and whose lines are checked when they are read again.
 
-Each line ends with a hash of what it holds. So a line that was edited, damaged or written by
-something else is told from a run's own. It is no signature: it finds accidents and edits by hand,
-not a forger.
+Each line ends with a hash of its content, which shows whether the line was edited, damaged or
+written by another program. The hash is not a signature: it detects accidents and manual edits, not
+forgery.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minisafe.files import parse_json, whole_file
 from minisafe.files.whole import reason
 
 SEAL = "sha256"
-MAX_LINE = 16 << 20  # bytes of one line
+MAX_LINE = 16 << 20  # bytes per line
 Data = Mapping[str, Any]
 
 
@@ -31,12 +31,12 @@ def digest(value: Any) -> str:
 
 
 def sealed(record: Data) -> bytes:
-    """A record as a journal's line."""
+    """A record as a line of a journal."""
     return (json.dumps({**record, SEAL: digest(record)}, allow_nan=False) + "\n").encode()
 
 
 def opened(line: bytes, where: str) -> dict[str, Any]:
-    """The record of a line; raises `SettingError` unless it is as `sealed` wrote it."""
+    """The record of a line; raises `SettingError` unless the line is unchanged since `sealed`."""
     try:
         record = parse_json(line.decode(), where, SettingError)
     except UnicodeDecodeError:
@@ -44,7 +44,7 @@ def opened(line: bytes, where: str) -> dict[str, Any]:
     except SettingError as error:
         raise SettingError(f"{error}; {MENDING}") from None
     if not isinstance(record, dict):
-        raise SettingError(f"{where}: not one of a run's; {MENDING}")
+        raise SettingError(f"{where}: not a line of a run; {MENDING}")
     seal = record.pop(SEAL, None)
     if seal != digest(record):
         changed = "has no hash" if seal is None else "was changed after it was written"
@@ -52,12 +52,12 @@ def opened(line: bytes, where: str) -> dict[str, Any]:
     return record
 
 
-MENDING = "delete that line to have it made again, or use another --out"
+MENDING = "delete that line to make it again, or use another --out"
 
 
 def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(where it is, its bytes) of every line; none of a file that is not there. A last line without
-    an end, torn by a kill, is passed over. Raises `SettingError`."""
+    """(position, bytes) of every line; nothing if the file does not exist. Skips a last line
+    without an end, which a kill cut off. Raises `SettingError`."""
     if not path.exists():
         return
     try:
@@ -65,7 +65,7 @@ def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), 1):
                 where = f"{path}, line {number}"
                 if len(line) > MAX_LINE:
-                    raise SettingError(f"{where}: is longer than {MAX_LINE:,} bytes; {MENDING}")
+                    raise SettingError(f"{where}: longer than {MAX_LINE:,} bytes; {MENDING}")
                 if line.endswith(b"\n") and line.strip():
                     yield where, line
     except OSError as error:
@@ -75,7 +75,7 @@ def whole_lines(path: Path) -> Iterator[tuple[str, bytes]]:
 class Journal:
     """Appends sealed lines, which are on the disk when `append` returns.
 
-    The file and its directory are made with the first line. Raises `OutputError`.
+    The first line creates the file and its directory. Raises `OutputError`.
     """
 
     def __init__(self, path: Path):
@@ -100,19 +100,19 @@ class Journal:
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            self.close()  # the next line drops what was torn now
+            self.close()  # the next append drops a line that was cut off now
             raise OutputError(f"{self.path}: cannot be written ({reason(error)})") from None
 
     def close(self) -> None:
         """Close the file."""
         file, self.file = self.file, None
         if file is not None:
-            with suppress(OSError):  # what could not be written was told already
+            with suppress(OSError):  # a failed write was reported already
                 file.close()
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off a last line that was not written whole."""
+    """Remove an incomplete last line."""
     if not path.is_file():
         return
     with path.open("r+b") as file:
@@ -123,15 +123,15 @@ def drop_torn_line(path: Path) -> None:
 
 
 def write_journal(path: Path, records: Iterable[Data]) -> None:
-    """Write a journal whole, or leave it as it was."""
+    """Write a whole journal, or leave the old one unchanged."""
     with whole_file(path) as temporary, temporary.open("wb") as file:
         file.writelines(map(sealed, records))
 
 
 def check_directory(path: Path) -> None:
-    """Raise `SettingError` unless the directory is there or can be made, and can be written."""
+    """Raise `SettingError` unless the directory exists or can be created, and is writable."""
     nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
     if not nearest.is_dir():
-        raise SettingError(f"{path}: {nearest} is no directory; choose another one")
+        raise SettingError(f"{path}: {nearest} is not a directory; choose another one")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise SettingError(f"{path}: {nearest} may not be written; choose another directory")
+        raise SettingError(f"{path}: {nearest} is not writable; choose another directory")

@@ -1,4 +1,4 @@
-"""What a run keeps: an answer, and a ruling on one. Every field that is read again is checked."""
+"""The records of a run: an answer, and a ruling on an answer. Every field is checked when read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Fields:
-    """A JSON object's fields, taken one by one by their types; `done` when all are.
+    """A JSON object's fields, taken one by one with their types; call `done` at the end.
 
-    Raises `SettingError`, which says where the object is, for a field that is missing, left over,
-    or not as expected.
+    Raises `SettingError`, with the position of the object, for a field that is missing, unknown or
+    invalid.
     """
 
     def __init__(self, data: object, where: str):
@@ -39,12 +39,12 @@ class Fields:
         return value
 
     def text(self, name: str, limit: int = LONGEST_NAME) -> str:
-        """A text of at most `limit` characters."""
+        """A string of at most `limit` characters."""
         expected = f"a text of at most {limit:,} characters"
         return str(self.take(name, expected, lambda v: isinstance(v, str) and len(v) <= limit))
 
     def one_of(self, name: str, allowed: tuple[T, ...]) -> T:
-        """One of some texts."""
+        """One of the allowed strings."""
         expected = f"one of {', '.join(map(str, allowed))}"
         found: T = self.take(name, expected, lambda v: isinstance(v, str) and v in allowed)
         return found
@@ -64,22 +64,22 @@ class Fields:
         return found
 
     def inner(self, name: str) -> Fields:
-        """An object of its own."""
+        """A nested object."""
         value = self.take(name, "an object", lambda value: isinstance(value, dict))
         return Fields(value, f"{self.where}, {name}")
 
     def maybe(self, name: str, take: Callable[[str], T]) -> T | None:
-        """What `take` takes, or null."""
+        """The result of `take`, or None for null."""
         if name in self.data and self.data[name] is None:
             del self.data[name]
             return None
         return take(name)
 
     def done(self) -> None:
-        """Raise for a field that nobody took."""
+        """Raise for a field that was not taken."""
         if self.data:
             names = harmless(", ".join(self.data), 80)
-            raise SettingError(f"{self.where}: unknown field {names}; expected none but a run's")
+            raise SettingError(f"{self.where}: unknown field {names}; expected only a run's fields")
 
 
 def is_count(value: object) -> bool:
@@ -95,7 +95,7 @@ def is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class MadeBy:
-    """What an answer was made by; all of it decides the answer.
+    """Everything that decides an answer besides its prompt.
 
     models: short hashes by part (base, expert, ...). text: hashes of the tokenizer and the chat
     template, and the end ids. settings: by name, without paths. versions: of minisafe and torch.
@@ -117,7 +117,7 @@ class MadeBy:
         return cls(made["models"], made["text"], settings, made["versions"])
 
     def difference(self, other: MadeBy) -> str:
-        """The first thing that differs, "" where nothing does."""
+        """The first difference, or "" if there is none."""
         for part, theirs in asdict(other).items():
             mine = getattr(self, part)
             for name in sorted({*mine, *theirs}):
@@ -128,7 +128,7 @@ class MadeBy:
 
 @dataclass(frozen=True)
 class Gated:
-    """What the gate saw of one prompt: the variation, 0 to 1, and whether it let guidance act."""
+    """The gate's result for one prompt: the variation, 0 to 1, and whether guidance acted."""
 
     threshold: float
     variation: float
@@ -145,7 +145,7 @@ class Gated:
 
 @dataclass(frozen=True)
 class Keyed:
-    """What belongs to one answer: of which method, in which style, to which prompt."""
+    """A record about one answer, with its method, style and prompt."""
 
     method: str
     style: str
@@ -153,20 +153,20 @@ class Keyed:
 
     @property
     def key(self) -> Key:
-        """Which answer this is, or is about."""
+        """The key of the answer that this record is or is about."""
         return self.method, self.style, self.id
 
     def to_json(self) -> dict[str, Any]:
-        """As `from_json` reads it."""
+        """The object that `from_json` reads."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Response(Keyed):
-    """One answer of a method, with what was asked and what made it.
+    """One answer of a method, with its prompt and everything that decided it.
 
     style, prompt: the frame, and the question in it. draw: the number that fixes the draws of
-    sampling; None where nothing is drawn. seconds: this answer's share of its batch's.
+    sampling; None if nothing is drawn. seconds: this answer's share of its batch's time.
     """
 
     kind: str
@@ -183,7 +183,7 @@ class Response(Keyed):
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Response:
-        """Raises `SettingError`, which says where the object is, unless it is one."""
+        """Raises `SettingError`, with the position of the object, if it is invalid."""
         fields = Fields(data, where)
         gate = fields.maybe("gate", fields.inner)
         made = cls(
@@ -202,8 +202,8 @@ class Response(Keyed):
 
 @dataclass(frozen=True)
 class Judged(Keyed):
-    """One judge's ruling on one answer. basis: a hash of the judge and of all that it ruled on;
-    the rest is as in `judges.Ruling`."""
+    """One judge's ruling on one answer. basis: a hash of the judge and of all that the ruling
+    depends on; the other fields are those of `judges.Ruling`."""
 
     judge: str
     basis: str
@@ -214,7 +214,7 @@ class Judged(Keyed):
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Judged:
-        """Raises `SettingError`, which says where the object is, unless it is one."""
+        """Raises `SettingError`, with the position of the object, if it is invalid."""
         fields = Fields(data, where)
         made = cls(
             method=fields.text("method"), style=fields.text("style"), id=fields.text("id"),

@@ -12,7 +12,7 @@ Z95 = 1.959963984540054  # standard normal quantile at 0.975: a two-sided 95 % i
 def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson score interval of the share `hits / n`, as fractions from 0 to 1.
 
-    z: normal quantile of the confidence level (no unit). Both ends are nan where n is 0. Raises
+    z: normal quantile of the confidence level (no unit). Both ends are nan if n is 0. Raises
     `ValueError` unless 0 <= hits <= n and z >= 0. Source: E. B. Wilson, JASA 22 (1927), 209-212.
     """
     if not 0 <= hits <= n or not z >= 0:
@@ -23,25 +23,26 @@ def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
     middle = p + z2 / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
     scale = 1 + z2 / n
-    # At the ends of the scale the bound is exact; rounding would put it a hair beside.
+    # At the ends of the scale the bound is exact; rounding would shift it slightly.
     low = 0.0 if hits == 0 else max(0.0, (middle - half) / scale)
     high = 1.0 if hits == n else min(1.0, (middle + half) / scale)
     return low, high
 
 
 def mcnemar(b: int, c: int) -> float:
-    """Two-sided p-value, from 0 to 1, that two methods differ on the same questions.
+    """Two-sided p-value of McNemar's test, from 0 to 1, for two methods on the same questions.
 
-    b, c: how many questions only the first, and only the second, method got; questions on which
-    both agree tell nothing. Exact: with n = b + c, twice the chance of at most min(b, c) heads in n
-    throws of a fair coin, at most 1; 1 where n is 0. Raises `ValueError` for a negative count.
-    Source: Q. McNemar, Psychometrika 12 (1947), 153-157, in its exact binomial form.
+    b, c: the number of questions with a hit by only the first, and by only the second, method;
+    questions on which both agree do not count. Exact: with n = b + c, twice the probability of at
+    most min(b, c) heads in n throws of a fair coin, at most 1; 1 if n is 0. Raises `ValueError`
+    for a negative count. Source: Q. McNemar, Psychometrika 12 (1947), 153-157, in its exact
+    binomial form.
     """
     if b < 0 or c < 0:
         raise ValueError(f"discordant pairs {b} and {c}; expected counts of 0 or more")
     n, term, tail = b + c, 1, 0
     for i in range(min(b, c) + 1):
-        tail += term  # whole numbers, so that nothing underflows however large n is
+        tail += term  # whole numbers, so that nothing underflows for a large n
         term = term * (n - i) // (i + 1)  # C(n, i + 1)
     p: float = 2 * tail / 2**n
     return min(1.0, p)
@@ -50,9 +51,9 @@ def mcnemar(b: int, c: int) -> float:
 def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float:
     """Agreement of two judges beyond chance, at most 1, by Cohen's kappa without weights.
 
-    pairs: the two judges' verdicts on each answer. nan where it is undefined: no pairs, or both
-    judges gave one and the same verdict throughout, so that chance alone agrees. Source: J. Cohen,
-    Educational and Psychological Measurement 20 (1960), 37-46.
+    pairs: the two judges' verdicts on each answer. nan if it is undefined: no pairs, or both
+    judges always gave the same single verdict, so that chance explains all agreement. Source:
+    J. Cohen, Educational and Psychological Measurement 20 (1960), 37-46.
     """
     n = len(pairs)
     agreed = sum(first == second for first, second in pairs)

@@ -6,19 +6,20 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from minisafe.cache import KVCache
+from minisafe.cache import KVCache, Placement
 from minisafe.errors import SettingError
+from minisafe.fast.attention import needed_windows
 from minisafe.fast.cache import FastCache
 from minisafe.fast.left import linear
 from minisafe.fast.packing import PackedStep
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.slots import Slot
-from minisafe.step import Step
+from minisafe.step import Step, Window, make_masks
 
 
 class FastLlama(Llama):
-    """A model for decoding; `prepare` turns a plain one into it, in place."""
+    """A model for decoding; `prepare` turns a `Llama` into one, in place."""
 
     def head(self, x: Tensor, step: Step) -> Tensor:
         if self.lm_head is None:
@@ -37,11 +38,17 @@ class FastLlama(Llama):
         slots: Iterable[Slot] = (),
         adapters: tuple[AdaptedRows, ...] = (),
     ) -> Step:
-        """Padding costs nothing: the step of a padded block is packed."""
+        """As `Llama.make_step`, but the step of a padded block is packed, so padding costs
+        nothing."""
         step = super().make_step(counts, width, cache, rows, slots, adapters)
         if cache is None or width == 1 or step.place.uniform or not any(counts):
             return step
         return PackedStep.of(step)
+
+    def masks(self, positions: Tensor, n: int, place: Placement) -> dict[Window, Tensor]:
+        """Only the masks that are needed; see `needed_windows`."""
+        windows = needed_windows(set(self.config.windows), n, place)
+        return make_masks(windows, positions, n, self.dtype) if windows else {}
 
     def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
         if not isinstance(step, PackedStep):
@@ -50,10 +57,10 @@ class FastLlama(Llama):
         return logits if last_only or no_logits else step.spread(logits)
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Raises `SettingError` where the weights are stored in another way than plain."""
+        """Raises `SettingError` unless the weights are plain."""
         if self.weights != "plain":
             raise SettingError(
-                f"the model's weights are {self.weights}, for decoding only; training, "
-                "amplifying, editing and saving need it loaded with weights plain"
+                f"the model's weights are {self.weights}, for decoding only; for training, "
+                "amplifying, editing and saving, load the model with weights plain"
             )
         return super().tensors()

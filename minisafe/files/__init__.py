@@ -1,4 +1,4 @@
-"""Files, read with suspicion and written whole."""
+"""Untrusted files are checked when read; files are written whole or not at all."""
 
 from minisafe.files.untrusted import (
     MAX_DEPTH,

@@ -1,4 +1,4 @@
-"""What a file or path is where another was expected, said so that one knows what to do."""
+"""Messages about a file or path that is not what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ from pathlib import Path
 
 LFS = b"version https://git-lfs.github.com/spec/"
 LFS_WORDS = (
-    "a Git LFS pointer, which stands for a file that was not downloaded; fetch it with `git lfs "
-    "pull` in its repository"
+    "a Git LFS pointer to a file that was not downloaded; fetch it with `git lfs pull` in its "
+    "repository"
 )
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HAS_ONE = "a Hugging Face model directory has one"
-MOST_NAMES = 5  # of what is listed in a message
+MOST_NAMES = 5  # listed in a message
 
 
 def no_model(path: Path) -> str:
-    """Why `path`, where a model directory was expected, is none, and what to do."""
+    """Why `path` is not a model directory, and what to do."""
     if path.is_file():
         return f"{path}: a file{_kind(path)}; expected a Hugging Face model directory"
     said = f"{path}: no such directory; expected a Hugging Face model directory"
     if HUB_NAME.fullmatch(str(path)):
         said += (
-            f". If this is a name on the Hugging Face hub: minisafe downloads nothing; fetch it "
-            f"with `hf download {path} --local-dir DIR` and give DIR"
+            f". minisafe does not download models; to get one from the Hugging Face hub, run "
+            f"`hf download {path} --local-dir DIR` and give DIR"
         )
     return said
 
 
 def _kind(path: Path) -> str:
-    """What a file's ending says, where that helps."""
+    """What a file's suffix says about it, or ""."""
     return {
         ".gguf": " in GGUF, llama.cpp's format, which minisafe does not read as a model",
-        ".safetensors": " of weights; its directory also holds config.json and tokenizer.json",
-        ".json": ", maybe a profile (--profile)",
+        ".safetensors": " of weights; give its directory, which also holds config.json and "
+        "tokenizer.json",
+        ".json": ", perhaps a profile (--profile)",
     }.get(path.suffix, "")
 
 
 def no_config(directory: Path) -> str:
-    """What a directory without `config.json` seems to be, as the end of a message."""
+    """What a directory without `config.json` seems to hold, as the end of a message."""
     if (directory / "adapter_config.json").is_file():
-        return "this is a LoRA adapter; give it as the expert, with its base as the base"
+        return "this is a LoRA adapter; give it as the expert, and its base as the base"
     if (directory / "profile.json").is_file():
         return f"this holds a profile; give it with --profile, or its base as {directory / 'base'}"
     for name, what in (("adapter_config.json", "LoRA adapters"), ("config.json", "models")):

@@ -1,4 +1,4 @@
-"""Standard input, output and error as they may be: closed, full, or left by their reader."""
+"""Standard streams that are closed, full, or no longer read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ LOADING = "loading ..."
 
 
 def open_closed() -> None:
-    """Put the null device where a standard stream is closed.
+    """Open the null device in place of a closed standard stream.
 
-    Else the next file that is opened takes its number, and messages go into that file.
+    Otherwise the next opened file takes its number, and messages go into that file.
     """
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
@@ -31,7 +31,7 @@ def open_closed() -> None:
 
 
 class Forgiving:
-    """A stream for messages: where they cannot be written, they are lost, and nothing else is."""
+    """A stream for messages that loses messages it cannot write, instead of raising an error."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -50,7 +50,7 @@ class Forgiving:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Send what is still held back, and all that follows, to the null device."""
+        """Send buffered and later messages to the null device."""
         with suppress(OSError, ValueError):
             handle = os.open(os.devnull, os.O_WRONLY)
             os.dup2(handle, self.stream.fileno())
@@ -62,7 +62,7 @@ class Forgiving:
 
 @contextmanager
 def forgiving() -> Iterator[None]:
-    """Within it, a standard error that is full or has no reader takes no answer away."""
+    """Within it, a standard error that is full or has no reader does not stop an answer."""
     before = sys.stderr
     sys.stderr = Forgiving(before)  # type: ignore[assignment]
     try:
@@ -73,7 +73,7 @@ def forgiving() -> Iterator[None]:
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Within it, Ctrl-C ends the process in one line: half an import cannot be unwound."""
+    """Within it, Ctrl-C ends the process with one line: a partial import cannot be undone."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):
@@ -81,7 +81,7 @@ def leaving_at_once() -> Iterator[None]:
         os._exit(130)
 
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # not where it is ignored, as in the background
+    if before is signal.default_int_handler:  # not if it is ignored, as in the background
         signal.signal(signal.SIGINT, leave)
     try:
         yield
@@ -91,12 +91,12 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def show_loading() -> None:
-    """Say at a terminal that something is loading; what is written next stands in its place."""
+    """Say at a terminal that something is loading; the next output overwrites the line."""
     if sys.stderr.isatty():
         print(LOADING, end="\r", file=sys.stderr, flush=True)
 
 
 def erase_loading() -> None:
-    """Take that line away."""
+    """Erase that line."""
     if sys.stderr.isatty():
         print(" " * len(LOADING), end="\r", file=sys.stderr, flush=True)

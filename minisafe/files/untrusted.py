@@ -1,7 +1,8 @@
-"""The one reader of JSON that someone else wrote.
+"""The only reader of untrusted JSON.
 
-`json.loads` keeps the last of two equal keys, reads NaN, passes halves of surrogate pairs on, and
-recurses as deep as the text is nested. A file that decides what is decoded must do none of it.
+`json.loads` keeps the last of two equal keys, reads NaN, accepts halves of surrogate pairs, and
+recurses as deep as the text is nested. None of this is safe for a file that decides what is
+decoded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from minisafe.files.foreign import LFS, LFS_WORDS
 MAX_JSON_BYTES = 64 << 20  # the largest tokenizer files are near 20 MB
 MAX_DEPTH = 64  # nested objects and lists
 MAX_VALUES = 4_000_000  # an empty list is 3 bytes of text and 64 of memory
-ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # written out: only then can a half be there
+ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a pair needs such an escape
 
 
 def parse_json(
@@ -28,10 +29,10 @@ def parse_json(
     """The value of a JSON text; `source` names it in errors.
 
     Raises:
-        error: the text is no JSON, or holds a key twice, NaN or infinity, half of a surrogate
+        error: the text is not JSON, or has a repeated key, NaN or infinity, half of a surrogate
             pair, more than `MAX_DEPTH` nested objects and lists, or more than `most_values` values.
     """
-    if sum(map(text.count, ",[{")) > most_values:  # strings may hold some: a bound, not a count
+    if sum(map(text.count, ",[{")) > most_values:  # an upper bound: strings may contain these
         raise error(f"{source}: holds more than {most_values:,} values, the limit for JSON")
 
     def refuse_constant(name: str) -> Any:
@@ -54,7 +55,7 @@ def parse_json(
 
 
 def read_json(path: Path, hint: str, error: type[BadInput] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a file; raises `error`, with `hint` where there is no file."""
+    """The JSON object in a file; raises `error`, with `hint` if there is no file."""
     if not path.is_file():
         raise error(f"{path}: no such file; {hint}")
     data = parse_json(read_text(path, error=error), str(path), error)
@@ -66,14 +67,14 @@ def read_json(path: Path, hint: str, error: type[BadInput] = ConfigError) -> dic
 def json_lines(
     path: Path, error: type[BadInput] = ConfigError, limit: int = 1 << 30
 ) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value) of each line of a JSON Lines file that is not blank."""
+    """(line number, from 1; value) of each nonblank line of a JSON Lines file."""
     for number, line in enumerate(read_text(path, limit, error).split("\n"), 1):
         if line.strip():
             yield number, parse_json(line, f"{path}, line {number}", error)
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES, error: type[BadInput] = ConfigError) -> str:
-    """A file's text; raises `error` where it cannot be read, is too large or is no UTF-8."""
+    """A file's text; raises `error` if it cannot be read, is too large or is not UTF-8."""
     data = read_bytes(path, limit, error)
     try:
         return data.decode("utf-8-sig")
@@ -84,10 +85,10 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES, error: type[BadInput] = C
 def read_bytes(
     path: Path, limit: int = MAX_JSON_BYTES, error: type[BadInput] = ConfigError
 ) -> bytes:
-    """A file's bytes; raises `error` where it cannot be read or has more than `limit` of them."""
+    """A file's bytes; raises `error` if it cannot be read or has more than `limit` bytes."""
     try:
         with path.open("rb") as file:
-            # a read reserves what it asks for, and a pipe's size is 0 until it is read
+            # read() reserves the requested size, and a pipe's size is 0 until it is read
             size = os.fstat(file.fileno()).st_size
             data = file.read(min(limit, size) + 1)
             while len(data) <= limit and (more := file.read(1 << 20)):
@@ -102,11 +103,11 @@ def read_bytes(
 
 
 class _Refused(Exception):
-    """Why a text that is JSON is refused all the same."""
+    """Why valid JSON is rejected."""
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's pairs; a key given twice could mean either value."""
+    """An object's pairs; rejects a repeated key, which could mean either value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -139,7 +140,7 @@ def check_depth(value: Any) -> None:
 
 
 def _too_deep() -> str:
-    return f"it is nested too deep; expected at most {MAX_DEPTH} levels"
+    return f"it is nested too deeply; expected at most {MAX_DEPTH} levels"
 
 
 def _check_surrogates(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The one way to write a file: whole or not at all."""
+"""The only way to write a file: whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from pathlib import Path
 from minisafe.errors import OutputError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# of errors that lost their number; the last is NumPy's, "10000 requested and 992 written"
+# texts of errors without a number; the last is NumPy's, "10000 requested and 992 written"
 NO_ROOM_WORDS = ("no space left", "quota", "file too large", "requested and")
 SYSTEM_WORDS = (*NO_ROOM_WORDS, "os error", "i/o error", "ioerror")
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A new file beside `path`, to be written; it takes `path`'s place if the body succeeds.
+    """A new file in the directory of `path`, to be written; it replaces `path` if the body
+    succeeds.
 
-    Its name cannot be foreseen, so nobody can lay a link there. A link at `path` itself is
-    replaced, not followed. The file has the mode that an ordinary new file has. Whatever fails,
-    the file that was there is untouched and nothing is left beside it.
+    Its name is unpredictable, so nobody can put a link there first. A link at `path` itself is
+    replaced, not followed. The file has the mode of an ordinary new file. If anything fails, the
+    old file is unchanged and no other file remains.
 
-    Raises `OutputError` where the directory or the file cannot be written.
+    Raises `OutputError` if the directory or the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
@@ -36,12 +37,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         mode = os.fstat(handle).st_mode & 0o777
         os.close(handle)
         yield temporary
-        os.chmod(temporary, mode)  # a library may have put a file of its own there
+        os.chmod(temporary, mode)  # a library may have replaced the file
         flush(temporary)
         temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({reason(error)})") from None
-    except Exception as error:  # safetensors has an error of its own for what the system says
+    except Exception as error:  # safetensors wraps system errors in its own class
         if not says(error, SYSTEM_WORDS):
             raise
         raise OutputError(f"{path}: cannot be written ({reason(error)})") from None
@@ -51,7 +52,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file out: a full disk may only be known then."""
+    """Make the system write a file to disk: a full disk may only show then."""
     handle = os.open(path, os.O_RDWR)
     try:
         os.fsync(handle)
@@ -69,7 +70,7 @@ def reason(error: Exception) -> str:
 
 
 def says(error: Exception, words: tuple[str, ...]) -> bool:
-    """Whether an error's text holds one of these words."""
+    """Whether an error's text contains one of these words."""
     text = str(error).lower()
     return any(each in text for each in words)
 

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: make an expert (a LoRA adapter) or change a base, from chat pairs.
+"""Supervised fine-tuning on conversations: makes an expert (a LoRA adapter) or changes a base.
 
-`forms` reads conversations, `examples` makes ids and labels of them, `trainer` learns them, step by
-step in `loop`; a stopped run goes on from its `state`.
+`forms` reads conversations, `examples` turns them into ids and labels, `trainer` trains on them
+with the steps of `loop`, and a stopped run continues from its `state`.
 """
 
 from minisafe.finetune.examples import (

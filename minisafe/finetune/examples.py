@@ -1,4 +1,4 @@
-"""Conversations as ids and labels, and batches of them. Only answers are learned."""
+"""Conversations as ids and labels, in batches. The loss covers the answers only."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from minisafe.tokenizer import Marks, Message, Tokenizer
 
 Conversation = Sequence[Message]
 IGNORED = -100  # a label that the loss leaves out
-OPENED = re.compile(r"(<[\w-]+>)\s*\Z")  # a tag, as <think>, that a generation prompt ends in
+OPENED = re.compile(r"(<[\w-]+>)\s*\Z")  # a tag, such as <think>, at a generation prompt's end
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text to learn from: ids, and the labels that say which of them are learned."""
+    """A training text: ids, and labels that mark the learned ids."""
 
     ids: tuple[int, ...]
     labels: tuple[int, ...]
 
     @property
     def learned(self) -> int:
-        """How many of its tokens are learned; the first has nothing before it to learn from."""
+        """The number of learned tokens; nothing precedes the first token, so it never counts."""
         return sum(label != IGNORED for label in self.labels[1:])
 
     def cut(self, length: int) -> Example:
-        """Its first tokens."""
+        """Its first `length` tokens."""
         return Example(self.ids[:length], self.labels[:length])
 
 
 def encode_all(
     tokenizer: Tokenizer, conversations: Sequence[Conversation], max_length: int
 ) -> tuple[list[Example], int]:
-    """The examples of conversations, cut at `max_length` tokens, and how many were left out
-    because no token of an answer is within it.
+    """The examples of conversations, cut at `max_length` tokens, and the number of examples left
+    out because no token of an answer is within that length.
 
     Raises:
-        PromptError: a conversation cannot be learned from, by number; or all were left out.
-        TokenizerError: the chat template refuses one.
+        PromptError: a conversation is unusable (the error has its number), or all were left out.
+        TokenizerError: the chat template raises an error for one.
     """
     found: list[Example] = []
     for number, messages in enumerate(conversations, 1):
@@ -66,15 +66,15 @@ def encode_all(
 
 
 def encode_examples(tokenizer: Tokenizer, messages: Conversation) -> list[Example]:
-    """What there is to learn in a conversation that ends with an answer.
+    """The examples of a conversation that ends with an answer.
 
-    One example, where the template writes a conversation as a growing text: every prompt, as it is
-    asked, begins with what was asked and answered before. Some templates do not: they drop earlier
-    thoughts, move the system prompt, or end a text that is not asked on. Then each answer is an
-    example of its own, behind the prompt that asks for it.
+    There is one example if each turn only appends to the template's text: then every prompt begins
+    with the text of the earlier turns. Some templates instead drop earlier thoughts, move the
+    system prompt, or write an extra ending after the last turn. Then each answer is a separate
+    example, after the prompt that asks for it.
 
-    An answer reaches from the end of that prompt, the generation prompt included, to the end of
-    what the template writes for it, so the end token is learned too.
+    An answer reaches from the end of that prompt, including the generation prompt, to the end of
+    the template's text for the answer, so the end token is learned too.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise PromptError("a conversation to learn from must end with an answer")
@@ -86,7 +86,8 @@ def encode_examples(tokenizer: Tokenizer, messages: Conversation) -> list[Exampl
 
 
 def growing(tokenizer: Tokenizer, messages: Conversation, places: Sequence[int]) -> Example | None:
-    """The conversation as one text with its answers at `places`, or None if it does not grow."""
+    """The conversation as one text with its answers at `places`, or None if turns do not only
+    append."""
     ids: list[int] = []
     labels: list[int] = []
     for place in places:
@@ -100,7 +101,7 @@ def growing(tokenizer: Tokenizer, messages: Conversation, places: Sequence[int])
 
 
 def last_answer(tokenizer: Tokenizer, messages: Conversation) -> Example:
-    """The last answer, behind the prompt that asks for it; raises `PromptError`."""
+    """The last answer, after the prompt that asks for it; raises `PromptError`."""
     single = growing(tokenizer, messages, [len(messages) - 1])
     if single is not None:
         return single
@@ -108,14 +109,14 @@ def last_answer(tokenizer: Tokenizer, messages: Conversation) -> Example:
     ids = appended(tokenizer, messages)
     if ids[: len(before)] != before or len(ids) == len(before):
         raise PromptError(
-            "the chat template or the tokenizer does not leave the prompt as it is where an answer "
-            f"follows, so the answer {messages[-1]['content'][:40]!r} cannot be told apart"
+            "the chat template or the tokenizer changes the prompt when an answer follows, so the "
+            f"answer {messages[-1]['content'][:40]!r} cannot be told apart"
         )
     return Example(ids, (IGNORED,) * len(before) + ids[len(before) :])
 
 
 def appended(tokenizer: Tokenizer, messages: Conversation) -> tuple[int, ...]:
-    """Ids of the prompt as it is asked, the last answer, and what the template writes after one."""
+    """Ids of the prompt, the last answer, and the template's text after an answer."""
     marks = Marks(messages)
     asked_of: list[Message] = [
         {**each, "content": marks.hide(each["content"], tokenizer.control)}
@@ -137,14 +138,14 @@ def appended(tokenizer: Tokenizer, messages: Conversation) -> tuple[int, ...]:
 
 
 def batches_an_epoch(examples: int, size: int) -> int:
-    """How many batches show every example once; a last one that is not full is left out."""
+    """The number of batches per epoch; an incomplete last batch is left out."""
     return max(1, examples // size)
 
 
 def batches(
     examples: Sequence[Example], size: int, seed: int, skip: int
 ) -> Iterator[list[Example]]:
-    """Endless batches: every example once an epoch, in an order that the seed fixes."""
+    """Endless batches: every example once per epoch, in an order that the seed fixes."""
     n = batches_an_epoch(len(examples), size)
     epoch, first = divmod(skip, n)
     while True:
@@ -165,7 +166,7 @@ def collate(examples: Sequence[Example], device: torch.device) -> tuple[Tensor, 
 def answer_loss(
     model: Llama, ids: Tensor, labels: Tensor, adapters: tuple[AdaptedRows, ...] = ()
 ) -> Tensor:
-    """Mean cross-entropy of the labelled tokens, each predicted from what comes before it."""
+    """Mean cross-entropy of the labelled tokens, each predicted from the tokens before it."""
     logits = model(ids, adapters=adapters)[:, :-1]
     targets = labels[:, 1:]
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED)

@@ -1,6 +1,6 @@
-"""The forms in which conversations to learn from come, and the reading of them.
+"""The forms of training conversations, and their reader.
 
-A file holds one form. Any other key of a row would be lost, so it is refused by name.
+A file holds one form. Any other key of a row would be lost, so it is an error that names the key.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from minisafe.files.display import harmless
 from minisafe.tokenizer import Message
 
 Row = dict[str, Any]
-BYTES = 1 << 30  # the largest file of conversations that is read
-UNREAD = ("id", "category", "source")  # labels of a row that say nothing to learn
+BYTES = 1 << 30  # the largest file of conversations
+UNREAD = ("id", "category", "source")  # keys without training content
 SHAREGPT = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
     "assistant": "assistant", "system": "system",
@@ -27,7 +27,7 @@ ROLES = {role: role for role in ("system", "user", "assistant")}
 
 @dataclass(frozen=True)
 class Form:
-    """A form of rows. A row that has one of `signs` is meant to have it; `shape` shows it whole."""
+    """A form of rows. A row with one of the keys in `signs` has this form; `shape` describes it."""
 
     name: str
     shape: str
@@ -40,8 +40,8 @@ class Form:
 def load_conversations(path: str | Path) -> list[list[Message]]:
     """Conversations from a JSON list or JSONL of rows in one of `FORMS`.
 
-    Raises `PromptError`, with the row's number, for anything else: unknown keys, empty turns, turns
-    that do not end in an answer, or a row in another form than the first.
+    Raises `PromptError`, with the row's number, for anything else: unknown keys, empty turns, a
+    conversation that does not end in an answer, or a row in another form than the first.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,15 +59,15 @@ def load_conversations(path: str | Path) -> list[list[Message]]:
         form = form_of(row, where)
         if form is not first:
             raise PromptError(
-                f"{where}: is in the form {form.name}, the rows before it in the form {first.name};"
-                " expected one form in a file"
+                f"{where}: has the form {form.name}, the rows before it have the form "
+                f"{first.name}; expected one form per file"
             )
         found.append(conversation(row, form, where))
     return found
 
 
 def form_of(row: Any, where: str) -> Form:
-    """The form that a row is meant to have; raises `PromptError`."""
+    """The form of a row; raises `PromptError`."""
     if isinstance(row, dict):
         for form in FORMS:
             if any(sign in row for sign in form.signs):
@@ -88,16 +88,16 @@ def conversation(row: Row, form: Form, where: str) -> list[Message]:
 
 
 def check_keys(row: Row, known: Sequence[str], where: str, shape: str) -> None:
-    """Raise `PromptError` for a key that is not known, unless it holds nothing."""
+    """Raise `PromptError` for an unknown key, unless its value is empty."""
     for key, value in row.items():
         if key not in known and value not in (None, "", [], {}):
             raise PromptError(
-                f"{where}: the key {short(key)} is not known, and would be lost; expected {shape}"
+                f"{where}: the key {short(key)} is unknown and would be lost; expected {shape}"
             )
 
 
 def check_turns(messages: Sequence[Message], where: str) -> None:
-    """Raise `PromptError` unless every answer follows a question and an answer ends it all."""
+    """Raise `PromptError` unless every answer follows a question and an answer comes last."""
     before = "nothing"
     for number, message in enumerate(messages, 1):
         role = message["role"]
@@ -113,7 +113,7 @@ def check_turns(messages: Sequence[Message], where: str) -> None:
 
 
 def text_of(row: Row, key: str, where: str, optional: bool = False) -> str:
-    """A text of a row, or "" where it is optional and not there; raises `PromptError`."""
+    """A text of a row, or "" if it is optional and missing; raises `PromptError`."""
     value = row.get(key)
     if optional and value is None:
         return ""
@@ -154,12 +154,12 @@ def asked(row: Row, where: str, question: str, answer: str) -> list[Message]:
 
 
 def of_pair(row: Row, where: str) -> list[Message]:
-    """A question and its answer; raises `PromptError`, as all of these."""
+    """A question and its answer; raises `PromptError`, as the other readers of rows do."""
     return asked(row, where, text_of(row, "input", where), text_of(row, "output", where))
 
 
 def of_alpaca(row: Row, where: str) -> list[Message]:
-    """The instruction, then a blank line and the input where there is one, and the output."""
+    """The instruction, then a blank line and the input if there is one, and the output."""
     question = text_of(row, "instruction", where)
     more = text_of(row, "input", where, optional=True)
     question = f"{question}\n\n{more}" if more else question
@@ -179,7 +179,7 @@ def of_sharegpt(row: Row, where: str) -> list[Message]:
 
 
 def of_messages(row: Row, where: str) -> list[Message]:
-    """Turns as OpenAI's API names them."""
+    """Turns with the names of OpenAI's API."""
     return turns_of(row["messages"], ("role", "content"), ROLES, where)
 
 
@@ -198,14 +198,14 @@ FORMS = (
 
 
 def keys_of(row: Any) -> str:
-    """What a row has, for a message."""
+    """A description of a row's keys, for a message."""
     if isinstance(row, dict) and row:
         return f"the keys {harmless(', '.join(row), 200)}"
     return kind(row)
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, for a message."""
+    """A description of a JSON value's type, for a message."""
     if value is None or value == "":
         return "nothing"
     names = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
@@ -213,5 +213,5 @@ def kind(value: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value as a message shows it."""
+    """A value for a message."""
     return harmless(repr(value), 80)

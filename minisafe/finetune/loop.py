@@ -1,7 +1,7 @@
-"""The loop of training: gradients, clipping, the step's learning rate, and the state on disk.
+"""The training loop: gradients, clipping, the step's learning rate, and the state on disk.
 
-It knows neither texts nor batches: what it is given are losses. `Trainer` and the training of the
-shipped weights (`weights/train.py`) share it.
+It takes losses and knows neither texts nor batches. `Trainer` and the training of the shipped
+weights (`weights/train.py`) share it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minisafe.finetune.state import read_state, write_state
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, and how fast: see `settings.share`."""
+    """The number of steps and the learning rate's course: see `settings.share`."""
 
     steps: int
     warmup: int
@@ -29,12 +29,12 @@ class Schedule:
 
 
 class Loop:
-    """Optimiser steps over `parameters`, by name. `step` counts those that are done.
+    """Optimiser steps over `parameters`, by name. `step` counts the completed steps.
 
     Args:
         optimizers: together they hold every parameter once; their rates are the peak rates.
-        clip: the longest that the gradient may be; a longer one is scaled down.
-        about: which run it is; a state of another run is refused (see `state.DIFFERS`).
+        clip: the largest norm of the gradient; a larger gradient is scaled down.
+        about: identifies the run; the state of another run is an error (see `state.DIFFERS`).
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Loop:
     def run(
         self, losses: Iterator[Iterable[Tensor]], checkpoint: Path | None, every: int
     ) -> Iterator[float]:
-        """Train to the end; yields each step's loss, once the state is written where it is due.
+        """Train to the end; yields each step's loss, after writing the state if it is due.
 
         Args:
-            losses: for each step its losses, whose sum is learned.
-            checkpoint: where the state is written, every `every` steps and at the end.
+            losses: the losses of each step; a step minimises their sum.
+            checkpoint: the file for the state, written every `every` steps and at the end.
         """
         while self.step < self.schedule.steps:
             loss = self.update(next(losses))
@@ -78,7 +78,9 @@ class Loop:
                 f"the loss is {total} at step {self.step}; lower the learning rate"
             )
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip)
-        if not math.isfinite(norm.item()):  # the next loss would tell, but the last step has none
+        if not math.isfinite(
+            norm.item()
+        ):  # the next loss would show it, but the last step has none
             raise NonFiniteError(
                 f"the gradient is not finite at step {self.step}; lower the learning rate"
             )
@@ -96,8 +98,8 @@ class Loop:
         write_state(path, self.step, self.parameters, self.optimizers, self.about)
 
     def resume(self, path: Path | None) -> None:
-        """Go on from a state that `save` wrote, where there is one; raises `CheckpointError` where
-        it is another run's or damaged."""
+        """Continue from a state that `save` wrote, if there is one; raises `CheckpointError` if it
+        belongs to another run or is damaged."""
         if path is None or not path.is_file():
             return
         state = read_state(path, self.parameters, self.optimizers, self.schedule.steps, self.about)

@@ -14,7 +14,7 @@ LORA_TARGETS = ("q_proj", "v_proj")
 class Training:
     """How to train. `steps` are optimiser steps, each over `batch_size * accumulate` examples.
 
-    lora_rank 0 trains every weight. `autocast` computes in bf16 while weights stay as they are.
+    lora_rank 0 trains every weight. `autocast` computes in bf16 and keeps the weights' dtype.
     `recompute` keeps no activations between layers, for large models.
     """
 

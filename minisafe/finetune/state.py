@@ -1,4 +1,4 @@
-"""The state of a training run as a safetensors file: written whole, believed only when it fits."""
+"""The state of a training run as a safetensors file: written whole, checked fully when read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIFFERS = {
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is: optimiser steps done, parameters and the optimisers' state by parameter."""
+    """The state of a run: completed steps, parameters, and the optimisers' state by parameter."""
 
     step: int
     parameters: dict[str, Tensor]
@@ -35,7 +35,7 @@ class State:
 def identity(
     model: Llama, data: Iterable[object], settings: Mapping[str, object]
 ) -> dict[str, str]:
-    """Which run it is: a state of another one is refused. data: what is learned, as values."""
+    """Identifies a run; another run's state is an error. data: the training data, as values."""
     learned = hashlib.sha256()
     for each in data:
         learned.update(repr(each).encode())
@@ -50,7 +50,7 @@ def write_state(
     optimizers: Sequence[torch.optim.Optimizer],
     about: Mapping[str, str],
 ) -> None:
-    """Write parameters, optimiser states and step; `about` says which run it is (see `DIFFERS`)."""
+    """Write parameters, optimiser states and step; `about` identifies the run (see `DIFFERS`)."""
     tensors = {f"parameter.{name}": value.detach() for name, value in parameters.items()}
     kept = {value: state for each in optimizers for value, state in each.state.items()}
     for name, value in parameters.items():
@@ -63,7 +63,7 @@ def write_state(
 def moments_of(
     parameters: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
 ) -> dict[str, tuple[str, ...]]:
-    """The moments that each parameter's optimiser keeps: AdamW's, or those it names itself."""
+    """The moments that each parameter's optimiser keeps: those it names, or else AdamW's."""
     found: dict[Tensor, tuple[str, ...]] = {}
     for each in optimizers:
         moments: tuple[str, ...] = getattr(each, "moments", ADAMW)
@@ -78,10 +78,10 @@ def read_state(
     steps: int,
     about: Mapping[str, str],
 ) -> State:
-    """The state that `write_state` wrote of this very run.
+    """The state that `write_state` wrote for the same run.
 
-    Raises `CheckpointError` where it is another run's, or anything in it is missing, misshapen, not
-    finite, or beyond the end.
+    Raises `CheckpointError` if it belongs to another run, or if anything in it is missing,
+    misshapen, not finite, or beyond the end.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -114,7 +114,7 @@ def read_state(
 def checked_tensors(
     path: Path, parameters: Mapping[str, Tensor], moments: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Tensor]:
-    """The file's tensors: just those that there should be, in shape and dtype, all finite."""
+    """The file's tensors: exactly the expected ones, with their shapes and dtypes, all finite."""
     wanted: dict[str, tuple[torch.Size, torch.dtype]] = {}
     for name, value in parameters.items():
         for key in ("parameter", *(f"optimizer.{key}" for key in moments[name])):
@@ -131,7 +131,7 @@ def checked_tensors(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)}; expected {dtype} {tuple(shape)}",
             )
         if not finite(tensor):
-            raise damaged(path, f"{name} holds NaN or infinite values")
+            raise damaged(path, f"{name} has NaN or infinite values")
         found[name] = tensor
     missing = sorted(wanted.keys() - found.keys())
     if missing:
@@ -140,5 +140,5 @@ def checked_tensors(
 
 
 def damaged(path: Path, what: str) -> CheckpointError:
-    """What is wrong with a state, and what to do."""
+    """The error for a damaged state, with what to do."""
     return CheckpointError(f"{path}: {what}; remove it to start again")

@@ -1,7 +1,7 @@
-"""Training on conversations: a model's own weights, or an adapter's.
+"""Training on conversations: of a model's own weights or of an adapter.
 
-The loss counts the answers only. AdamW and gradient accumulation; `loop` has the steps, their
-learning rates, and the state from which a stopped run goes on.
+The loss covers the answers only. It uses AdamW and gradient accumulation; `loop` has the steps,
+their learning rates, and the state from which a stopped run continues.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from minisafe.checkpoint import linear_modules
 from minisafe.errors import PromptError, SettingError
 from minisafe.finetune.examples import Example, answer_loss, batches, batches_an_epoch, collate
 from minisafe.finetune.loop import Loop, Schedule
+from minisafe.finetune.recompute import recompute
 from minisafe.finetune.settings import Training
 from minisafe.finetune.state import identity
 from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
@@ -29,7 +30,7 @@ from minisafe.model import Llama
 
 @dataclass(frozen=True)
 class Report:
-    """Progress: optimiser steps done, mean training loss since the last report, held-out loss."""
+    """Progress: completed steps, mean training loss since the last report, held-out loss."""
 
     step: int
     loss: float
@@ -37,7 +38,7 @@ class Report:
 
 
 def new_adapter(model: Llama, training: Training) -> tuple[LoraAdapter, dict[str, nn.Parameter]]:
-    """A fresh adapter (A random, B zero, so it changes nothing yet) and its parameters by name."""
+    """A new adapter (A random, B zero, so it has no effect yet) and its parameters by name."""
     check_targets(model, training.lora_targets)
     generator = torch.Generator().manual_seed(training.seed)
     deltas: dict[str, LoraDelta] = {}
@@ -58,7 +59,7 @@ def new_adapter(model: Llama, training: Training) -> tuple[LoraAdapter, dict[str
 
 
 def check_targets(model: Llama, targets: Sequence[str]) -> None:
-    """Raise `SettingError` for a target that is no module of the model."""
+    """Raise `SettingError` for a target that is not a module of the model."""
     known = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear_modules(model)))
     for target in targets:
         if target not in known:
@@ -71,7 +72,7 @@ def check_targets(model: Llama, targets: Sequence[str]) -> None:
 class Trainer:
     """Trains `model`, or an adapter for it; iterate `run()` for progress.
 
-    A model that is itself trained must not be memory-mapped: `prepared` copies it.
+    Trained weights must not be memory-mapped: `prepared` copies them.
     """
 
     def __init__(self, model: Llama, examples: Sequence[Example], training: Training):
@@ -86,7 +87,8 @@ class Trainer:
         cut = held_out(len(examples), training)
         self.held_out = [examples[i] for i in order[:cut]]
         self.examples = [examples[i] for i in order[cut:]]
-        model.recompute = training.recompute
+        if training.recompute:
+            recompute(model)
         self.adapter: LoraAdapter | None = None
         if training.lora_rank:
             model.requires_grad_(False)
@@ -101,11 +103,11 @@ class Trainer:
         self.loop = Loop(self.parameters, [optimizer], schedule, training.clip, self.about)
 
     def adapters(self, rows: int) -> tuple[AdaptedRows, ...]:
-        """The adapter on every row of a batch; none where the model itself is trained."""
+        """The adapter on every row of a batch; empty if the model itself is trained."""
         return () if self.adapter is None else (AdaptedRows(self.adapter, slice(0, rows)),)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Where `autocast` asks for it, products are computed in bf16."""
+        """The context for products: in bf16 with `autocast`."""
         if not self.training.autocast:
             return nullcontext()
         return torch.autocast(self.model.device.type, torch.bfloat16)
@@ -120,8 +122,8 @@ class Trainer:
         """Train to the end; yields a `Report` every `eval_every` steps and at the end.
 
         Args:
-            checkpoint: where to write the state every `every` steps, whole or not at all, and from
-                where to go on if it is there.
+            checkpoint: the file for the state, written every `every` steps, whole or not at all;
+                training continues from it if it exists.
         """
         self.loop.resume(checkpoint)
         total, counted = 0.0, 0
@@ -133,7 +135,7 @@ class Trainer:
                 total, counted = 0.0, 0
 
     def losses(self) -> Iterator[Iterator[Tensor]]:
-        """For each step from now on, the losses of its batches, a part of the mean each."""
+        """For each remaining step, the losses of its batches, each scaled to add up to the mean."""
         size, parts = self.training.batch_size, self.training.accumulate
         source = batches(self.examples, size, self.training.seed, self.loop.step * parts)
         while True:
@@ -151,12 +153,12 @@ class Trainer:
 
 
 def held_out(examples: int, training: Training) -> int:
-    """How many of the examples are kept apart."""
+    """The number of held-out examples."""
     return min(int(examples * training.held_out), examples - 1)
 
 
 def steps_of(epochs: float, examples: int, training: Training) -> int:
-    """Optimiser steps that show the examples that are not held out so many times."""
+    """The number of optimiser steps for this many epochs over the examples not held out."""
     if not 0 < epochs < 1e6:
         raise SettingError(f"epochs is {epochs}; expected a number above 0")
     learned = examples - held_out(examples, training)
@@ -165,7 +167,7 @@ def steps_of(epochs: float, examples: int, training: Training) -> int:
 
 
 def prepared(model: Llama) -> dict[str, nn.Parameter]:
-    """The model's own parameters by name, unmapped from any file and ready to be trained."""
+    """The model's own parameters by name, copied from the mapped file and ready for training."""
     return {
         name: model.put(name, old.detach().clone(), requires_grad=True)
         for name, old in model.tensors().items()
@@ -179,7 +181,7 @@ def finished_adapter(trainer: Trainer, dtype: torch.dtype = torch.float32) -> Lo
 
 
 def detached(adapter: LoraAdapter, dtype: torch.dtype = torch.float32) -> LoraAdapter:
-    """An adapter's values as they are now, in `dtype`, without gradients."""
+    """An adapter's current values in `dtype`, without gradients."""
     deltas = {
         name: LoraDelta(delta.a.detach().to(dtype), delta.b.detach().to(dtype), delta.scaling)
         for name, delta in adapter.deltas.items()

@@ -1,4 +1,4 @@
-"""The settings: each declared once, with what it may be and what it is for; and their values.
+"""The settings: each declared once, with its allowed values and its purpose; and their values.
 
 Flags, profile checks, `/set` in a chat, the comparison of saved conversations and the table in
 docs/profile.md are all made from these declarations.
@@ -7,7 +7,7 @@ docs/profile.md are all made from these declarations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from minisafe.declared import (
     TEXT,
     WHOLE,
     Kind,
+    Setting,
     Within,
     at_least,
+    check_declared,
     declared,
     settings_of,
 )
@@ -34,7 +36,7 @@ from minisafe.vectors import POSITIONS
 
 
 def path_refused(value: str | Path) -> str:
-    """What is wrong with a path that no system can have; said before one is asked for it."""
+    """What is wrong with a path that no file system allows; checked before any file is opened."""
     text = str(value)
     longest = max(len(part.encode("utf-8", "surrogatepass")) for part in text.split("/"))
     if "\0" not in text and longest <= 255 and len(text) <= 4000:
@@ -60,28 +62,29 @@ class Settings(Sampling):
     """
 
     base: Path | None = declared(
-        None, PATH, "Model directory; without --profile, just this model.",
+        None, PATH, "Model directory; without --profile, this model alone.",
         docs="Model directory; required.",
     )  # fmt: skip
     edit: Path | None = declared(
         None, PATH, "LoRA directory to merge into the base first.",
-        docs="A LoRA directory that is merged into the base first (an edited model, shipped as its "
+        docs="LoRA directory to merge into the base first (an edited model, shipped as its "
         "low-rank delta).",
     )  # fmt: skip
     expert: Path | None = declared(
-        None, PATH, "Unsafe expert (of safedecoding and dexperts: safe): model or LoRA directory.",
-        docs="Unsafe expert (of the rules `safedecoding` and `dexperts`: safe): a model directory, "
-        "or a PEFT LoRA directory on the base.",
+        None, PATH, "Unsafe expert (for safedecoding and dexperts: safe): model or LoRA directory.",
+        docs="Unsafe expert (for the rules `safedecoding` and `dexperts`: safe expert): a model "
+        "directory, or a PEFT LoRA directory for the base.",
     )  # fmt: skip
     expert_system: str | None = declared(
         None, TEXT, "Use the base under this system prompt as the expert.",
-        docs="Instead of `expert`: the base under this system prompt is the expert.",
+        docs="Instead of `expert`: use the base under this system prompt as the expert.",
         decides_safety=True,
     )  # fmt: skip
     expert_kind: str | None = declared(
-        None, TEXT, "What the expert is.", choices=("unsafe", "safe"),
-        unset="what the rule beside it in the profile reads",
-        docs="`unsafe` or `safe`: what the expert is. A rule of the other kind is refused.",
+        None, TEXT, "Kind of the expert.", choices=("unsafe", "safe"),
+        unset="the kind that the profile's rule needs",
+        docs="Kind of the expert: `unsafe` or `safe`. A rule that needs the other kind is an "
+        "error.",
         decides_safety=True,
     )  # fmt: skip
     vector: Path | None = declared(
@@ -90,34 +93,35 @@ class Settings(Sampling):
     )  # fmt: skip
     safe: bool | None = declared(
         None, SWITCH, "Decode safely, or plainly.",
-        unset="safely if there is an expert or a vector",
+        unset="yes if there is an expert or a vector",
     )  # fmt: skip
     sa_layer: int | None = declared(
-        None, WHOLE, "Layer after which the vector is added, from 0.",
+        None, WHOLE, "Layer after which the vector is added, counted from 0.",
         at_least(0, "a layer's number, 0 or more"), unset="the vector's own", decides_safety=True,
     )  # fmt: skip
     sa_scale: float = declared(
-        1.5, NUMBER, "Times which the vector is added; 0: not at all.",
+        1.5, NUMBER, "Factor of the vector; 0: no steering.",
         Within(lambda scale: abs(scale) < float("inf"), "a finite number"), in_chat=True,
         unset="the vector's own, else 1.5", decides_safety=True,
     )  # fmt: skip
     sa_positions: str = declared(
-        "prompt", TEXT, "Tokens that are steered.", choices=POSITIONS,
-        docs="Tokens that are steered: `prompt`, `last`, `generated` or `all` (below).",
+        "prompt", TEXT, "Tokens to steer.", choices=POSITIONS,
+        docs="Tokens to steer: `prompt`, `last`, `generated` or `all` (below).",
         unset="the vector's own, else prompt", in_chat=True, decides_safety=True,
     )  # fmt: skip
     sgds_lambda: float = declared(
-        0.99, NUMBER, "Strength of guidance, 0 (off) to below 1.", in_chat=True,
+        0.99, NUMBER, "Strength of guidance: 0 (off) or more, below 1.", in_chat=True,
         decides_safety=True,
     )  # fmt: skip
     margin: float = declared(
         0.0, NUMBER, "Nats by which the expert may prefer a token.",
-        docs="Nats by which the expert may prefer a token before it is pushed down.",
+        docs="Nats by which the expert may prefer a token before guidance lowers the token's "
+        "score.",
         in_chat=True, decides_safety=True,
     )  # fmt: skip
     rule: str = declared(
         "sgds", TEXT, "Guidance rule.", choices=tuple(RULES),
-        docs="`sgds`, or one of the rules it is compared with: `safedecoding`, `self-cd`, `rose`, "
+        docs="Guidance rule: `sgds`, or a rule for comparison: `safedecoding`, `self-cd`, `rose`, "
         "`dexperts` (`minisafe/guidance.py`).", decides_safety=True,
     )  # fmt: skip
     alpha: float | None = declared(
@@ -125,12 +129,13 @@ class Settings(Sampling):
         decides_safety=True,
     )  # fmt: skip
     first_tokens: int | None = declared(
-        None, WHOLE, "Guide only so many tokens of an answer.", unset="the rule's own",
+        None, WHOLE, "Guide only this many first tokens of an answer.", unset="the rule's own",
         decides_safety=True,
     )  # fmt: skip
     common_tokens: int = declared(
-        5, WHOLE, "Tokens that safedecoding's models must share.", at_least(1), decides_safety=True
-    )
+        5, WHOLE, "Least number of likely tokens that safedecoding's two models must share.",
+        at_least(1), decides_safety=True,
+    )  # fmt: skip
     anti_expert: Path | None = declared(
         None, PATH, "Anti-expert of dexperts: model or LoRA directory."
     )
@@ -139,67 +144,67 @@ class Settings(Sampling):
         decides_safety=True,
     )  # fmt: skip
     gate: bool | None = declared(
-        None, SWITCH, "Leave answers alone that a calibrated gate finds harmless.",
-        unset="if there is a calibration for these weights (minisafe calibrate)",
-        docs="Whether a calibrated gate may leave answers unguided, on the first turn of a chat.",
+        None, SWITCH, "Let a calibrated gate leave harmless answers unguided.",
+        unset="yes if there is a calibration for these weights (minisafe calibrate)",
+        docs="Let a calibrated gate leave harmless answers unguided, on the first turn of a chat.",
     )  # fmt: skip
     reverse_sa: bool = declared(
-        False, SWITCH, "Research: let a negative --sa-scale steer towards harm.",
-        docs="Research: let a negative `sa_scale` steer towards harm. A flag only, never from a "
-        "file.", decides_safety=True, in_file=False,
+        False, SWITCH, "For research: let a negative --sa-scale steer towards harm.",
+        docs="For research: let a negative `sa_scale` steer towards harm. Only a flag sets it, "
+        "never a file.", decides_safety=True, in_file=False,
     )  # fmt: skip
     allow_padding: bool = declared(
-        False, SWITCH, "Base and expert may differ in unused ids at the vocabulary's end."
+        False, SWITCH, "Let base and expert differ in unused ids at the end of the vocabulary."
     )
     speculate: int | None = declared(
-        None, WHOLE, "Tokens drafted at most for a separate expert; 0: none.",
+        None, WHOLE, "Most draft tokens per block, for a separate expert; 0: no speculation.",
         Within(lambda most: 0 <= most <= 64, "0 (off) to 64"),
         unset="7, or 0 in float32 on a CPU", in_chat=True,
-        docs="An expert with weights of its own: tokens a block that the base drafts at most and "
-        "the expert then reads in one forward; 0: none, 1 to 64: so many (below).",
+        docs="For an expert with separate weights: the most tokens that the base drafts before "
+        "the expert reads them in one forward; 0 (no speculation) to 64 (below).",
     )  # fmt: skip
     dtype: str | None = declared(
         None, TEXT, "Dtype of the weights.", choices=DTYPES,
-        unset="float32 for a small model on a CPU, else the checkpoint's own",
-        docs="Dtype of the weights. A model of up to 200 million parameters is small; with "
-        "`weights` int8 it keeps the checkpoint's own (below).",
+        unset="float32 for a small model on a CPU, else the checkpoint's dtype",
+        docs="Dtype of the weights. Small means up to 200 million parameters. With `weights` int8 "
+        "a small model also keeps the checkpoint's dtype (below).",
     )  # fmt: skip
     weights: str = declared(
-        "auto", TEXT, "How weights are stored; int8 is fastest and rounds them.", choices=WEIGHTS,
-        docs="How weights are kept in memory: `plain` as the file has them; `packed` in the order "
-        "that the CPU's kernels read, and fused; `int8` as 8 bits with a scale an output channel "
-        "(CPU; less memory, faster, rounds every weight; large matrices also write activations as "
-        "two 8-bit digits, which is finer than bf16); `auto`: packed for bfloat16 on a CPU that "
-        "multiplies it, else plain. Which kernels do it is raced at load (below).",
+        "auto", TEXT, "How memory holds the weights; int8 is fastest and rounds them.",
+        choices=WEIGHTS,
+        docs="How memory holds the weights. `plain`: as in the file. `packed`: fused, in the order "
+        "that the CPU's kernels read. `int8`: 8 bits with one scale per output channel (CPU; less "
+        "memory, faster, rounds every weight; large matrices also split activations into two 8-bit "
+        "digits, which is more precise than bf16). `auto`: packed for bfloat16 on a CPU with "
+        "bfloat16 products, else plain. A race at load checks the kernels (below).",
     )  # fmt: skip
     cache_dtype: str = declared(
-        "auto", TEXT, "How keys and values are held; int8 halves a bf16 cache and rounds them.",
+        "auto", TEXT, "Dtype of cached keys and values; int8 halves a bf16 cache and rounds them.",
         choices=CACHE_DTYPES,
-        docs="How keys and values of the tokens read so far are held: `auto` in the model's dtype; "
-        "`float32`, `bfloat16`; `int8` as 8 bits with a scale a token and head. A smaller one is "
-        "rounded once, when it is written, and each layer is widened again at every step: less "
+        docs="Dtype of the cached keys and values. `auto`: the model's dtype. `float32`, "
+        "`bfloat16`. `int8`: 8 bits with one scale per token and head. A smaller dtype rounds "
+        "once, when the cache is written, and each layer is widened again at every step: less "
         "memory, and slower at long contexts (below).",
     )  # fmt: skip
     compile: bool = declared(
         False, SWITCH,
         "Compile the decoding step first: faster tokens after a slow start. Needs a C++ compiler.",
-        docs="Run the step that decodes as one compiled graph (CPU, bfloat16 or float32, a C++ "
-        "compiler): faster tokens after a start of seconds a layer, and a second copy of the "
+        docs="Run the decoding step as one compiled graph (CPU, bfloat16 or float32; needs a C++ "
+        "compiler): faster tokens, but a start of seconds per layer and a second copy of the "
         "weights (below).",
     )  # fmt: skip
-    device: str = declared("cpu", TEXT, "Where it runs: cpu, cuda, cuda:1 and so on.")
+    device: str = declared("cpu", TEXT, "Device to run on: cpu, cuda, cuda:1 and so on.")
     threads: int | None = declared(None, WHOLE, "CPU threads.", at_least(1), unset="torch's own")
     system: str | None = declared(None, TEXT, "System prompt.", in_chat=True)
     template_options: Mapping[str, Scalar] = declared(
         {}, OPTIONS,
-        "Give the chat template a value, such as enable_thinking=false; may be repeated.",
+        "Value for the chat template, such as enable_thinking=false; may be repeated.",
         flag="--template-option",
-        docs="What the chat template is given besides the messages: an object of names and plain "
+        docs="Values for the chat template besides the messages: an object of names and plain "
         'values, such as `{"enable_thinking": false}` (below).',
     )  # fmt: skip
     max_new_tokens: int = declared(
-        256, WHOLE, "Length limit of an answer.", at_least(1), docs="Most tokens of an answer.",
-        in_chat=True,
+        256, WHOLE, "Most tokens in an answer.", at_least(1), in_chat=True,
     )  # fmt: skip
     stop: tuple[str, ...] = declared(
         (), TEXTS, "Text that ends an answer; may be repeated.",
@@ -207,9 +212,10 @@ class Settings(Sampling):
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        check_declared(self)
         super().__post_init__()
         check_options(self.template_options)
-        check_guidance(self.sgds_lambda, self.margin)  # the rules state ranges of their own
+        check_guidance(self.sgds_lambda, self.margin)  # the rules state their own ranges
         check_rule(self.alpha or 0.0, self.first_tokens)
 
     @property
@@ -218,7 +224,7 @@ class Settings(Sampling):
         return self.sgds_lambda > 0 if self.rule == "sgds" else self.alpha != 0
 
     def make_rule(self) -> Rule:
-        """The rule that acts: `Plain` where decoding is not safe or guidance is off."""
+        """The rule that acts: `Plain` if decoding is not safe or guidance is off."""
         if not self.safe or not self.guided:
             return Plain()
         if self.rule == "sgds":
@@ -231,19 +237,36 @@ class Settings(Sampling):
         return replace(rule, common=self.common_tokens) if isinstance(rule, SafeDecoding) else rule
 
 
-SETTINGS = settings_of(Settings)
+# what a flag says of each number of `Sampling`, which has their defaults, types and ranges itself
+SAMPLING_HELP = {
+    "temperature": "Randomness of the draw; 0: greedy.",
+    "top_k": "Draw from the k most likely tokens; 0: all.",
+    "top_p": "Draw from the most likely tokens that add up to p; 1: all.",
+    "min_p": "Draw from tokens at least p times as likely as the best; 0: all.",
+    "presence_penalty": "Nats subtracted from every token that occurred.",
+    "frequency_penalty": "Nats subtracted from a token per occurrence.",
+    "seed": "Same seed, same text.",
+}
+UNSET = {"temperature": "0, unless the model says another"}
+SETTINGS = settings_of(Settings) | {
+    each.name: Setting(
+        {int: WHOLE, float: NUMBER}[type(each.default)], SAMPLING_HELP[each.name],
+        unset=UNSET.get(each.name, ""), in_chat=True, name=each.name, default=each.default,
+    )
+    for each in fields(Sampling)
+}  # fmt: skip
 PATHS = tuple(name for name, each in SETTINGS.items() if each.kind is PATH)
 SETTABLE = tuple(name for name, each in SETTINGS.items() if each.in_chat)
 DECIDES_SAFETY = tuple(name for name, each in SETTINGS.items() if each.decides_safety)
 
 
 def checked(name: str, value: Any, source: str) -> Any:
-    """A setting's value in its own type; raises `SettingError`."""
+    """A setting's value, converted to the setting's type; raises `SettingError`."""
     return SETTINGS[name].read(value, source)
 
 
 def resolve(*sources: Mapping[str, Any]) -> Settings:
-    """One `Settings` from mappings of given settings, the first that has a name decides.
+    """One `Settings` from several mappings; for each name the first mapping that has it decides.
 
     Raises `SettingError` for an unknown name or a value out of range.
     """

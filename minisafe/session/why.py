@@ -1,4 +1,4 @@
-"""What guidance, gate and vector did to one answer, in a line that a person can read."""
+"""What guidance, gate and vector did to one answer, as one line for people."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from minisafe.session.acted import Acted
 class Why:
     """Why an answer is as it is.
 
-    asked: what safety was to act. acted: what did. variation: between base and expert at the first
-    token, 0 to 1; None where they were not compared. tokens: of the answer. judged: those on which
-    guidance acted. changed: those of them for which it made another token the likeliest one.
+    asked: the safety stages that were active. acted: those that acted. variation: between base and
+    expert at the first token, 0 to 1; None if they were not compared. tokens: how many the answer
+    has. judged: how many of them guidance acted on. changed: how many of those it changed the
+    likeliest token for.
     """
 
     asked: Acted
@@ -26,7 +27,7 @@ class Why:
 
     @classmethod
     def of(cls, asked: Acted, acted: Acted, state: RequestState) -> Why:
-        """From a request with noted changes whose answer has ended."""
+        """From the state of a request with `note_changes` whose answer has ended."""
         n = len(state.answer)
         seen = [changed for number, changed in state.changes.items() if number < n]
         return cls(asked, acted, state.seen.variation, n, len(seen), sum(seen))

@@ -1,6 +1,7 @@
-"""Text to ids and back: `tokenizer.json`, the chat template, and decoding that streams.
+"""Text to ids and back: `tokenizer.json`, the chat template, and streaming decoding.
 
-Control tokens that a user writes stay text: in a chat only the template's own become control ids.
+Control tokens that a user writes stay text: in a chat, only the template's control tokens become
+control ids.
 """
 
 from minisafe.tokenizer.conversation import ChatIds

@@ -1,4 +1,4 @@
-"""Calls into the tokenizers library, whose panics are no `Exception`."""
+"""Calls into the tokenizers library, whose panics are not subclasses of `Exception`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Kind = TypeVar("Kind")
 
 
 def asked(source: str, call: Callable[..., Kind], *arguments: Any) -> Kind:
-    """What the library gives.
+    """The result of a call into the library.
 
     Raises:
-        TokenizerError: it fails, or panics.
-        PromptError: a text holds half of a surrogate pair.
+        TokenizerError: the library fails or panics.
+        PromptError: a text contains half of a surrogate pair.
     """
     try:
         return call(*arguments)
@@ -41,11 +41,11 @@ def check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise PromptError(
-            "the text holds half of a surrogate pair; expected valid Unicode text"
+            "the text contains half of a surrogate pair; expected valid Unicode text"
         ) from None
 
 
 def said(error: BaseException) -> str:
-    """An error's first line, bounded."""
+    """An error's first line, of bounded length."""
     lines = str(error).splitlines()
     return one_line(lines[0] if lines else type(error).__name__, 300)

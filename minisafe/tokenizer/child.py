@@ -1,8 +1,8 @@
-"""The process in which chat templates run: a template is a program that someone else wrote.
+"""The process in which chat templates run: a template is an untrusted program.
 
-Started by `runner` as a script of its own, without site packages but jinja2. It reads one request
-after the other from standard input and writes a reply to each on standard output. Requests and
-replies are JSON in UTF-8, after their length in 8 bytes. It ends with its input.
+`runner` starts this file as a script, with jinja2 as the only site package. It reads requests from
+standard input and writes a reply to each on standard output. Requests and replies are JSON in
+UTF-8, preceded by their length in 8 bytes. The process ends when its input ends.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, BinaryIO
 
-SECONDS = 2.0  # for one request: compiling the template, and writing up to `MOST_TEXTS` texts
+SECONDS = 2.0  # per request: compiling the template, and rendering up to `MOST_TEXTS` texts
 MOST_TEXTS = 16
-OUTPUT = 1 << 19  # characters beyond those of the messages; to encode one takes 400 bytes
-CHAT = 16 << 20  # bytes of one request
-MEMORY = 256 << 20  # bytes of address space, and for each byte of the request:
-MEMORY_PER_BYTE = 24  # up to 4 bytes a character, some six copies
+OUTPUT = 1 << 19  # characters beyond those of the messages; encoding one takes 400 bytes
+CHAT = 16 << 20  # bytes per request
+MEMORY = 256 << 20  # bytes of address space, plus for each byte of the request:
+MEMORY_PER_BYTE = 24  # up to 4 bytes per character, about six copies
 MESSAGE = 400  # characters of an error
-NAMES = 200  # names that a template reads, as the reply lists them
+NAMES = 200  # most names in a reply, of those that a template reads
 
 TemplateNames = tuple[Any, frozenset[str]]
 
 
 class Refused(Exception):
-    """Why there is no text: what is wrong with the template, as the reply says it."""
+    """Why there is no text: what is wrong with the template, for the reply."""
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     send(sink, b"{}")  # ready
     while (request := receive(source)) is not None:
-        # should the parent be gone, nobody else ends a template that does not
+        # if the parent is gone, nothing else stops a template that does not end
         faulthandler.dump_traceback_later(SECONDS + 1, exit=True)
         limit_memory(len(request))
         send(sink, reply(environment, known, request))
@@ -50,9 +50,9 @@ def main() -> None:
 
 
 def limit_system() -> None:
-    """No files, no core dumps, bounded memory, deaf to the terminal's Ctrl-C."""
+    """Allow no files and no core dumps, bound the memory, ignore the terminal's Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(ImportError, ValueError, OSError):  # Windows has none, macOS not all of them
+    with suppress(ImportError, ValueError, OSError):  # Windows has no limits, macOS only some
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -62,7 +62,7 @@ def limit_system() -> None:
 
 
 def limit_memory(request: int) -> None:
-    """Address space for a request of so many bytes."""
+    """Set the address space for a request of this many bytes."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -86,7 +86,7 @@ def send(sink: BinaryIO, data: bytes) -> None:
 
 
 def reply(environment: Any, known: dict[str, TemplateNames], request: bytes) -> bytes:
-    """What the parent gets: texts or an error, never an exception."""
+    """The reply to the parent: texts or an error, never an exception."""
     try:
         answer = serve(environment, known, json.loads(request))
         return json.dumps(answer, ensure_ascii=False).encode()
@@ -101,9 +101,9 @@ def reply(environment: Any, known: dict[str, TemplateNames], request: bytes) -> 
 def serve(
     environment: Any, known: dict[str, TemplateNames], request: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """{"names": what the template reads, "texts": [text, or {"error": why there is none}]}.
+    """{"names": the names that the template reads, "texts": [text, or {"error": reason}]}.
 
-    A text is written as [k, rest]: its first k characters are those of the text before it.
+    A text is sent as [k, rest]: its first k characters are those of the text before it.
     """
     template, names = compiled(environment, known, request["template"])
     texts: list[Any] = []
@@ -128,7 +128,7 @@ def serve(
 
 
 def compiled(environment: Any, known: dict[str, TemplateNames], source: str) -> TemplateNames:
-    """The template, and the names that it reads and does not set."""
+    """The template, and the names that it reads but does not set."""
     if source not in known:
         if len(known) >= 8:
             known.clear()
@@ -138,7 +138,7 @@ def compiled(environment: Any, known: dict[str, TemplateNames], source: str) -> 
             names = meta.find_undeclared_variables(environment.parse(source))
             known[source] = environment.from_string(source), frozenset(names)
         except RecursionError:
-            raise Refused("is malformed (it is nested too deep)") from None
+            raise Refused("is malformed (it is nested too deeply)") from None
         except MemoryError:
             raise Refused(out_of_memory()) from None
         except Exception as error:
@@ -147,7 +147,7 @@ def compiled(environment: Any, known: dict[str, TemplateNames], source: str) -> 
 
 
 def render(template: Any, names: Mapping[str, Any]) -> str:
-    """The template's text; raises `Refused` for whatever else happens."""
+    """The template's text; raises `Refused` if there is none."""
     most = OUTPUT + sum(len(str(message.get("content"))) for message in names["messages"])
     pieces: list[str] = []
     length = 0
@@ -156,7 +156,7 @@ def render(template: Any, names: Mapping[str, Any]) -> str:
             length += len(piece)
             if length > most:
                 pieces.clear()
-                raise Refused(f"writes more than {OUTPUT >> 10} kB beside the messages")
+                raise Refused(f"writes more than {OUTPUT >> 10} kB besides the messages")
             pieces.append(piece)
         return "".join(pieces)
     except Refused:
@@ -164,24 +164,24 @@ def render(template: Any, names: Mapping[str, Any]) -> str:
     except MemoryError:
         raise Refused(out_of_memory()) from None
     except RecursionError:
-        raise Refused("refuses: it calls itself too deep") from None
-    except Exception as error:  # a template is code, and can fail in any way
-        raise Refused(f"refuses: {said(error)}") from None
+        raise Refused("raises an error: it calls itself too deeply") from None
+    except Exception as error:  # a template is code and can fail in any way
+        raise Refused(f"raises an error: {said(error)}") from None
 
 
 def out_of_memory() -> str:
-    """What is told of a template that needs too much memory."""
+    """The error for a template that needs too much memory."""
     return f"needs more than {MEMORY >> 20} MB of memory"
 
 
 def said(error: Exception) -> str:
-    """An error's own words, bounded."""
+    """An error's text, of bounded length."""
     text = str(error)
     return text if len(text) <= MESSAGE else f"{text[:MESSAGE]} ..."
 
 
 def common_start(one: str, other: str) -> int:
-    """How many characters two texts have in common at their start."""
+    """The length of the longest common prefix of two texts."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2
@@ -193,13 +193,14 @@ def common_start(one: str, other: str) -> int:
 
 
 def make_environment() -> Any:
-    """Jinja as chat templates expect it, in a sandbox that cannot change what it is given."""
+    """Jinja as chat templates expect it, in a sandbox that cannot change its arguments."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` marks answers for training; here it is plain."""
+        """`{% generation %}...{% endgeneration %}`, which marks answers for training; here it has
+        no effect."""
 
         tags = {"generation"}  # noqa: RUF012 (jinja2's own interface)
 
@@ -227,7 +228,7 @@ def to_json(
     separators: Sequence[str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The filter `tojson`, which escapes nothing for HTML."""
+    """The filter `tojson`, without escapes for HTML."""
     first, second = separators or (None, None)
     return json.dumps(
         value,

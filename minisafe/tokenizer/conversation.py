@@ -1,8 +1,8 @@
-"""A conversation's ids: what the chat template writes, and answers that keep the ids they had.
+"""A conversation's ids: the encoded text of the chat template, with the answers' sampled ids.
 
-An answer keeps its ids where the template writes it as it was said, up to blanks around it. Where
-the template rewrites it (drops its reasoning, changes its case), what the template writes is
-encoded, as it is for a conversation that is read from a file.
+An answer keeps its ids if the template writes it unchanged, up to blanks around it. If the template
+rewrites it (drops its reasoning, changes its case), the template's text is encoded, as for a
+conversation that comes from a file.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from minisafe.tokenizer.templates import Message, Part
 
 @dataclass(frozen=True)
 class ChatIds:
-    """A rendered chat's ids, and where in them its sampled answers stand.
+    """A rendered chat's ids, and the positions of its sampled answers in them.
 
-    answers: for each answer whose ids were given, in their order, [start, stop) in `ids`; None
-    where the template leaves it out.
+    answers: [start, stop) in `ids` for each answer whose ids were given, in order; None if the
+    template leaves the answer out.
     """
 
     ids: tuple[int, ...]
@@ -31,10 +31,10 @@ class ChatIds:
 
 @dataclass(frozen=True)
 class Shown:
-    """Where an answer stands in a chat's text: [start, stop) in characters.
+    """The position of an answer in a chat's text: [start, stop) in characters.
 
-    verbatim: the template writes it as it was said. blanks: those that the text before it ended in
-    when it was asked for; None where that text was another.
+    verbatim: whether the template writes the answer unchanged. blanks: the blanks at the end of the
+    prompt when the answer was sampled; None if the text before the answer has changed since.
     """
 
     start: int
@@ -44,7 +44,7 @@ class Shown:
 
 
 class Encoder(Protocol):
-    """What a conversation needs of a tokenizer."""
+    """What a conversation needs from a tokenizer."""
 
     def encode_marked(self, text: str, marks: Marks, after: Sequence[int] = ()) -> list[int]: ...
 
@@ -52,14 +52,14 @@ class Encoder(Protocol):
 
 
 class Writer(Protocol):
-    """What a conversation needs of a chat template."""
+    """What a conversation needs from a chat template."""
 
     def write(
         self, messages: Sequence[Message], parts: Sequence[Part], required: int = 1
     ) -> list[str | None]: ...
 
 
-# ---- where answers stand -----------------------------------------------------------------------
+# ---- the positions of answers ------------------------------------------------------------------
 
 
 def find_answers(
@@ -69,10 +69,10 @@ def find_answers(
     marks: Marks,
     generation_prompt: bool,
 ) -> tuple[str, dict[int, Shown | None]]:
-    """The chat's text, and where in it these messages stand; None for one that is left out.
+    """The chat's text, and the positions of these messages in it; None for one that is left out.
 
-    Found by writing the chat again with marks in the answers' places: all at once, and, where that
-    is not the same text with the answers put in, one by one.
+    Renders the chat again with marks in place of the answers: first all at once, and then one by
+    one if the result is not the same text up to the marks.
     """
     whole, marked = len(messages), {number: marks.stand_for(number) for number in numbers}
     parts: list[Part] = [(whole, {}, generation_prompt), (whole, marked, generation_prompt)]
@@ -103,8 +103,8 @@ def aligned(
     numbers: Sequence[int],
     said: Sequence[str],
 ) -> list[Shown | None] | None:
-    """Where the answers stand, if `text` is these pieces of template text with all the answers
-    between them, in their order; else None."""
+    """The positions of the answers if `text` is these pieces of template text with all answers
+    between them, in order; otherwise None."""
     if [number for number, _ in pieces[1:]] != list(numbers) or not text.startswith(pieces[0][1]):
         return None
     place, found = len(pieces[0][1]), list[Shown | None]()
@@ -120,7 +120,7 @@ def aligned(
 
 
 def compared(text: str, pieces: Sequence[tuple[int | None, str]], content: str) -> Shown | None:
-    """Where one answer stands, given the text's pieces around its mark; None without a mark."""
+    """The position of one answer, given the pieces of text around its mark; None without a mark."""
     if len(pieces) < 2:
         return None
     before, after = pieces[0][1], pieces[-1][1]
@@ -132,7 +132,7 @@ def compared(text: str, pieces: Sequence[tuple[int | None, str]], content: str) 
 
 
 def in_order(found: list[Shown | None]) -> list[Shown | None]:
-    """The same; none is verbatim if they do not follow each other in the conversation's order."""
+    """The same positions; none stays verbatim if they are not in the conversation's order."""
     shown = [each for each in found if each is not None]
     if all(one.stop <= other.start for one, other in pairwise(shown)):
         return found
@@ -140,13 +140,13 @@ def in_order(found: list[Shown | None]) -> list[Shown | None]:
 
 
 def written(content: str) -> tuple[str, ...]:
-    """An answer as templates write it: as it was said, or without blanks around it."""
+    """An answer as templates write it: unchanged, or without the blanks around it."""
     return content, content.strip(), content.lstrip(), content.rstrip()
 
 
 def blanks_asked(asked: str | None, before: str) -> str | None:
-    """The blanks that a text ended in when the answer was sampled. Some templates write one more
-    once they know the answer (Llama 2). None where the text is now another."""
+    """The blanks at the end of the prompt when the answer was sampled. Some templates add a blank
+    once they know the answer (Llama 2). None if the text before the answer has changed."""
     if asked is None or asked.rstrip() != before.rstrip():
         return None
     return asked[len(asked.rstrip()) :]
@@ -162,7 +162,7 @@ def encode_conversation(
     answers: Mapping[int, Sequence[int]],
     marks: Marks,
 ) -> ChatIds:
-    """Ids of a chat's text, in which the answers that it shows verbatim keep theirs."""
+    """Ids of a chat's text, in which verbatim answers keep their ids."""
     ids: list[int] = []
     spans: dict[int, tuple[int, int]] = {}
     place, after = 0, tuple[int, ...]()
@@ -192,12 +192,12 @@ def encode_conversation(
 
 
 def as_asked(piece: str, blanks: str | None) -> str:
-    """Template text before an answer, with the blanks that it ended in when that was sampled."""
+    """Template text before an answer, with the blanks at its end when the answer was sampled."""
     return piece if blanks is None or not piece.strip() else piece.rstrip() + blanks
 
 
 def common(one: Iterable[int], other: Iterable[int]) -> int:
-    """How many ids two texts have in common at their start."""
+    """The length of the longest common prefix of two sequences of ids."""
     count = 0
     for a, b in zip(one, other, strict=False):
         if a != b:

@@ -1,7 +1,7 @@
-"""Marks that stand for text while a chat template runs: control tokens that a user wrote, answers.
+"""Marks that replace text while a chat template runs: control tokens that a user wrote, answers.
 
-A mark is a few private-use characters that are drawn anew for each chat, so no text can hold it,
-foresee it or use all of them up.
+A mark is a few private-use characters, drawn at random for each chat, so no text can contain it,
+predict it or exhaust all marks.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ FIRST, DIGITS = 0xE000, 6400  # the private-use characters of the basic plane
 
 
 class Marks:
-    """Marks for one chat, and what they stand for."""
+    """Marks for one chat, and the texts that they replace."""
 
     def __init__(self, messages: Sequence[Mapping[str, str]]):
         self.contents = [message["content"] for message in messages]
         self.texts: dict[str, str] = {}
-        self.marks: dict[str, str] = {}  # by the text that they stand for
+        self.marks: dict[str, str] = {}  # by the text that they replace
         self.answers: dict[str, int] = {}
 
     @cached_property
     def prefix(self) -> str:
-        """What all marks begin with; drawn with the first of them."""
+        """The common prefix of all marks; drawn on first use."""
         return unused(self.contents)
 
     def new(self) -> str:
-        """A mark that is not in use; all have one length."""
+        """An unused mark; all marks have the same length."""
         number = len(self.texts) + len(self.answers)
         return self.prefix + chr(FIRST + number // DIGITS) + chr(FIRST + number % DIGITS)
 
     def hide(self, text: str, control: Mapping[str, Any]) -> str:
-        """The text with marks in the place of control tokens."""
+        """The text with marks in place of control tokens."""
         for token in sorted(control, key=len, reverse=True):
             if token and token in text:
                 mark = self.marks.get(token) or self.new()
@@ -45,17 +45,17 @@ class Marks:
         return text
 
     def stand_for(self, number: int) -> str:
-        """A mark for the answer of this number."""
+        """A mark for the answer with this message number."""
         mark = self.new()
         self.answers[mark] = number
         return mark
 
     def used(self, text: str) -> bool:
-        """Whether control tokens are hidden in the text, as they are or escaped as in JSON."""
+        """Whether marks hide control tokens in the text, plain or with JSON escapes."""
         return bool(self.texts) and (self.prefix in text or escaped(self.prefix) in text)
 
     def show(self, text: str) -> str:
-        """The text with the control tokens that marks hide."""
+        """The text with the control tokens in place of their marks."""
         if not self.used(text):
             return text
         for mark, token in self.texts.items():
@@ -63,7 +63,7 @@ class Marks:
         return text
 
     def split_answers(self, text: str) -> list[tuple[int | None, str]]:
-        """(message number or None, the text that follows that answer) in order."""
+        """(message number or None, text after that answer), in order."""
         if not self.answers:
             return [(None, text)]
         pieces = re.split(f"({re.escape(self.prefix)}..)", text, flags=re.DOTALL)
@@ -71,21 +71,21 @@ class Marks:
         for mark, piece in zip(pieces[1::2], pieces[2::2], strict=True):
             if mark in self.answers:
                 found.append((self.answers[mark], piece))
-            else:  # of a control token
+            else:  # the mark of a control token
                 number, before = found[-1]
                 found[-1] = number, before + mark + piece
         return found
 
 
 def unused(texts: Sequence[str]) -> str:
-    """Four private-use characters that stand in none of the texts in this order."""
+    """Four private-use characters that no text contains in this order."""
     while True:
-        digits = secrets.SystemRandom().sample(range(DIGITS), 4)  # distinct: it overlaps no other
+        digits = secrets.SystemRandom().sample(range(DIGITS), 4)  # distinct digits
         found = "".join(chr(FIRST + digit) for digit in digits)
         if not any(found in text for text in texts):
             return found
 
 
 def escaped(text: str) -> str:
-    """A text as a JSON string writes it."""
+    """The text with the escapes of a JSON string."""
     return json.dumps(text)[1:-1]

@@ -1,4 +1,4 @@
-"""Template options: names and values that a chat template is given besides the messages."""
+"""Template options: names and values for the chat template besides the messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Scalar = str | int | float | bool | None
 MOST_OPTIONS, MOST_OPTION_CHARACTERS = 64, 4096
 WORDS: dict[str, Scalar] = {"true": True, "false": False, "null": None, "none": None}
 NUMBER = re.compile(r"-?\d{1,18}(\.\d{1,18})?([eE][-+]?\d{1,3})?")
-# what a template is given, or has of its own: an option must not stand in for it
+# names that every template receives or defines; an option must not replace them
 GIVEN = frozenset(
     {
         "messages", "tools", "documents", "add_generation_prompt", "raise_exception",
@@ -28,8 +28,8 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
 def parse_option(text: str) -> tuple[str, Scalar]:
-    """(name, value) of `NAME=VALUE`: true, false, null, a number, or a text; what stands in double
-    quotes is a text whatever it says. Raises `SettingError`."""
+    """(name, value) of `NAME=VALUE`: true, false, null, a number, or a string. A value in double
+    quotes is always a string. Raises `SettingError`."""
     name, equals, value = text.partition("=")
     if not equals:
         raise SettingError(
@@ -44,30 +44,30 @@ def parse_option(text: str) -> tuple[str, Scalar]:
         try:
             return name, str(json.loads(value))
         except ValueError:
-            pass  # a text that has quotes in it
+            pass  # a string with quotes in it
     return name, value
 
 
 def check_options(options: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Template options as they may be given; raises `SettingError`."""
+    """Valid template options; raises `SettingError` for others."""
     if len(options) > MOST_OPTIONS:
-        raise SettingError(
-            f"{len(options)} template options are given; expected at most {MOST_OPTIONS}"
-        )
+        raise SettingError(f"got {len(options)} template options; expected at most {MOST_OPTIONS}")
     for name, value in options.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise SettingError(
-                f"the template option {one_line(str(name), 80)!r} is no name; expected letters, "
-                "digits and _, such as enable_thinking"
+                f"the template option {one_line(str(name), 80)!r} is not a valid name; expected "
+                "letters, digits and _, such as enable_thinking"
             )
         if name in GIVEN or name.endswith("_token"):
-            raise SettingError(f"the template option {name!r} is what every template is given")
+            raise SettingError(
+                f"the template option {name!r} is reserved; every template receives this name"
+            )
         check_option(name, value)
     return dict(options)
 
 
 def check_option(name: str, value: Any) -> None:
-    """Raise `SettingError` unless the value is a number, a text, true, false or null."""
+    """Raise `SettingError` unless the value is a number, a string, true, false or null."""
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingError(f"the template option {name} is {value}; expected a finite number")
     if isinstance(value, str):
@@ -77,12 +77,12 @@ def check_option(name: str, value: Any) -> None:
                 f"{MOST_OPTION_CHARACTERS:,}"
             )
         if any("\ud800" <= character <= "\udfff" for character in value):
-            raise SettingError(f"the template option {name} holds half of a surrogate pair")
+            raise SettingError(f"the template option {name} contains half of a surrogate pair")
     elif isinstance(value, int) and not isinstance(value, bool):
         if abs(value) >= 1 << 63:
-            raise SettingError(f"the template option {name} is too large a number")
+            raise SettingError(f"the template option {name} is too large; expected 64 bits")
     elif value is not None and not isinstance(value, (bool, float)):
         raise SettingError(
             f"the template option {name} is a {type(value).__name__}; expected true, false, a "
-            "number, a text or null"
+            "number, a string or null"
         )

@@ -1,7 +1,7 @@
-"""A tokenizer read from a model's directory, and checks of what was read.
+"""A tokenizer read from a model's directory, and checks of its files.
 
-The library that runs `tokenizer.json` trusts it: it panics on some files, and works for minutes on
-others. What is known to lead there is looked for before it gets the text.
+The library that runs `tokenizer.json` trusts it: it panics on some files and runs for minutes on
+others. The checks here find the known causes before the library gets the text.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from minisafe.tokenizer.options import Scalar
 from minisafe.tokenizer.templates import MOST_CHARACTERS
 from minisafe.tokenizer.tokenizer import Tokenizer
 
-MOST_IDS = 1 << 22  # the largest vocabularies have some 260,000
+MOST_IDS = 1 << 22  # the largest vocabularies have about 260,000
 MOST_TOKEN_CHARACTERS = 4096
 
 
 def load_tokenizer(
     directory: str | Path, template_options: Mapping[str, Scalar] | None = None
 ) -> Tokenizer:
-    """Load `tokenizer.json` and what stands beside it.
+    """Load `tokenizer.json` and the files that belong to it.
 
-    template_options: what the chat template is given besides the messages.
+    template_options: values for the chat template besides the messages.
 
     Raises `TokenizerError`, and `SettingError` for a bad template option.
     """
@@ -50,7 +50,7 @@ def load_tokenizer(
 
 
 def load_backend(path: Path) -> Backend:
-    """The library's tokenizer of a file; raises `TokenizerError`."""
+    """The library's tokenizer for a file; raises `TokenizerError`."""
     if not path.is_file():
         raise TokenizerError(
             f"{path}: no such file; minisafe reads tokenizer.json (transformers writes one with "
@@ -62,14 +62,14 @@ def load_backend(path: Path) -> Backend:
     backend: Backend = asked(str(path), Backend.from_str, text)
     backend.no_truncation()
     backend.no_padding()
-    read = asked(str(path), backend.encode, "a b")  # panics now, not at the first question
+    read = asked(str(path), backend.encode, "a b")  # panics now, not at the first prompt
     asked(str(path), backend.decode, read.ids)
     return backend
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection, which takes half of the time to make some 300,000 small lists."""
+    """No garbage collection, which takes half of the time to make about 300,000 small lists."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -83,7 +83,7 @@ def uncollected() -> Iterator[None]:
 
 
 def check_file(data: Any, source: str) -> None:
-    """Raise `TokenizerError` for a `tokenizer.json` that the library cannot be given."""
+    """Raise `TokenizerError` for a `tokenizer.json` that the library must not get."""
     try:
         check_tokens(data)
         check_merges(data["model"])
@@ -120,14 +120,14 @@ def tokens_of(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     vocab = data["model"].get("vocab") or {}
     if isinstance(vocab, dict):
         yield from vocab.items()
-    else:  # of a unigram model: [token, score], its id is its place
+    else:  # a unigram model: [token, score], and the id is the index
         yield from ((each[0], number) for number, each in enumerate(vocab))
     for each in data.get("added_tokens") or []:
         yield each["content"], each["id"]
 
 
 def check_merges(model: Mapping[str, Any]) -> None:
-    """Raise `Malformed` where a merge's second part is shorter than the prefix it should have."""
+    """Raise `Malformed` if a merge's second part lacks the prefix that it must begin with."""
     prefix = model.get("continuing_subword_prefix")
     if not prefix:
         return
@@ -141,7 +141,7 @@ def check_merges(model: Mapping[str, Any]) -> None:
 
 
 def parts_of(part: Any) -> Iterator[Mapping[str, Any]]:
-    """A normalizer, pre-tokenizer, post-processor or decoder, and those that it is made of."""
+    """A normalizer, pre-tokenizer, post-processor or decoder, and its parts."""
     if isinstance(part, dict):
         yield part
         for name in ("normalizers", "pretokenizers", "processors", "decoders"):
@@ -150,7 +150,7 @@ def parts_of(part: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def check_special_tokens(processor: Mapping[str, Any]) -> None:
-    """Raise `Malformed` for a template of special tokens that names one that it does not define."""
+    """Raise `Malformed` for a template of special tokens that uses an undefined one."""
     known = processor.get("special_tokens") or {}
     for name, token in known.items():
         if len(token["ids"]) != len(token["tokens"]):
@@ -159,18 +159,18 @@ def check_special_tokens(processor: Mapping[str, Any]) -> None:
         name = piece["SpecialToken"]["id"] if "SpecialToken" in piece else None
         if name is not None and name not in known:
             raise Malformed(
-                f"its post_processor names {one_line(repr(name), 80)} and does not define it"
+                f"its post_processor names {one_line(repr(name), 80)} but does not define it"
             )
 
 
 def check_strip(decoder: Mapping[str, Any]) -> None:
-    """Raise `Malformed` for a decoder that strips a token's end: it fails on short tokens."""
+    """Raise `Malformed` for a decoder that strips the end of tokens: it fails on short tokens."""
     if decoder["stop"] > 0:
         raise Malformed(f"its decoder strips {decoder['stop']} from a token's end; expected 0")
 
 
 def check_charsmap(normalizer: Mapping[str, Any]) -> None:
-    """Raise `Malformed` unless SentencePiece's map of characters is whole: the size of a table, the
+    """Raise `Malformed` unless SentencePiece's character map is complete: the size of a table, the
     table, and text."""
     data = base64.b64decode(normalizer["precompiled_charsmap"])
     size = int.from_bytes(data[:4], "little")
@@ -183,19 +183,19 @@ def check_charsmap(normalizer: Mapping[str, Any]) -> None:
 
 
 def check_replaced(normalizer: Mapping[str, Any]) -> None:
-    """Raise `Malformed` where nothing would be replaced, everywhere."""
+    """Raise `Malformed` for a normalizer that replaces the empty string."""
     if normalizer["pattern"].get("String") == "":
         raise Malformed("its normalizer replaces an empty text")
 
 
 def check_prepended(normalizer: Mapping[str, Any]) -> None:
-    """Raise `Malformed` where nothing would be put before a text."""
+    """Raise `Malformed` for a normalizer that prepends the empty string."""
     if not normalizer["prepend"]:
-        raise Malformed("its normalizer puts an empty text before each text")
+        raise Malformed("its normalizer prepends an empty text")
 
 
 def check_length(pre_tokenizer: Mapping[str, Any]) -> None:
-    """Raise `Malformed` for pieces of no length."""
+    """Raise `Malformed` for pieces without length."""
     if pre_tokenizer["length"] < 1:
         raise Malformed(f"its pieces have the length {pre_tokenizer['length']}; expected 1 or more")
 
@@ -210,11 +210,11 @@ CHECKS: dict[tuple[str, Any], Callable[[Mapping[str, Any]], None]] = {
 }
 
 
-# ---- whether it fits ---------------------------------------------------------------------------
+# ---- whether it fits the model -----------------------------------------------------------------
 
 
 def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raise `TokenizerError` where a token's id has no row in the embedding."""
+    """Raise `TokenizerError` if a token's id has no row in the embedding."""
     if tokenizer.size > vocab_size:
         raise TokenizerError(
             f"{tokenizer.source}: the tokenizer has {tokenizer.size} ids, the model embeds "
@@ -223,7 +223,7 @@ def check_tokenizer(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def check_same_vocabulary(base: Tokenizer, expert: Tokenizer) -> None:
-    """Raise `TokenizerError` unless both give every id the same token string."""
+    """Raise `TokenizerError` unless both tokenizers map every id to the same token string."""
     ours = base.backend.get_vocab(with_added_tokens=True)
     theirs = expert.backend.get_vocab(with_added_tokens=True)
     if ours == theirs:

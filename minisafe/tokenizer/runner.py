@@ -1,7 +1,7 @@
 """The parent's side of the process in which chat templates run (`child`).
 
-One process serves all tokenizers of a program. It starts with the first text, is killed when a
-template takes too long, starts anew with the next text, and ends with the last tokenizer.
+One process serves all tokenizers of a program. It starts with the first text and ends with the last
+tokenizer. If a template takes too long, the process is killed, and the next text starts a new one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import IO, Any
 from minisafe.errors import PromptError, TokenizerError
 from minisafe.tokenizer import child
 
-START_SECONDS = 60.0  # for the interpreter and jinja2, on a disk that is busy
-GRACE_SECONDS = 0.1  # between a text in time and the reply in the pipe
+START_SECONDS = 60.0  # for the interpreter and jinja2, on a busy disk
+GRACE_SECONDS = 0.1  # for a reply that was in time to arrive through the pipe
 Process = subprocess.Popen[bytes]
 
 
@@ -39,7 +39,7 @@ class Runner:
         RUNNERS.add(self)
 
     def forget(self) -> None:
-        """As new, without touching the process: it belongs to the process that forked."""
+        """Reset without touching the child process, which belongs to the parent of this fork."""
         self.lock = threading.Lock()
         self.process: Process | None = None
         self.stop: weakref.finalize[..., Runner] | None = None
@@ -47,8 +47,8 @@ class Runner:
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The child's reply.
 
-        Raises `TemplateError` where the template takes too long or ends its process, and
-        `PromptError` for a request that is too long or no valid text.
+        Raises `TemplateError` if the template takes too long or ends its process, and
+        `PromptError` for a request that is too long or not valid text.
         """
         data = packed(request)
         with self.lock:
@@ -57,14 +57,14 @@ class Runner:
             return parsed(self.exchange(data, child.SECONDS + GRACE_SECONDS))
 
     def start(self) -> None:
-        """A new process, ready for requests."""
+        """Start a new process and wait until it is ready."""
         self.close()
         self.process = started()
         self.stop = weakref.finalize(self, end, self.process, os.getpid())
         self.exchange(b"", START_SECONDS)
 
     def exchange(self, data: bytes, seconds: float) -> bytes:
-        """Send a request, if any, and read a reply; the process dies with whatever goes wrong."""
+        """Send a request, if any, and read a reply; any failure ends the process."""
         assert self.process is not None
         timer = threading.Timer(seconds, self.process.kill)
         timer.daemon = True
@@ -74,7 +74,7 @@ class Runner:
             if data:
                 write(self.process, data)
             return read(self.process)
-        except BaseException as error:  # KeyboardInterrupt too: a reply would come too late
+        except BaseException as error:  # also KeyboardInterrupt: a late reply would be misread
             late = time.monotonic() - begun >= seconds
             self.close()
             if isinstance(error, (EOFError, OSError)):
@@ -93,12 +93,12 @@ class Runner:
 
 
 RUNNERS: weakref.WeakSet[Runner] = weakref.WeakSet()
-IN_USE: list[weakref.ref[Runner]] = []  # one, or none
+IN_USE: list[weakref.ref[Runner]] = []  # at most one
 
 
 def shared() -> Runner:
-    """The program's runner: the one that is in use, or a new one. (Two threads that ask for the
-    first at once may get two, which does no harm.)"""
+    """The program's runner: the current one, or a new one. (Two threads that create the first one
+    at the same time may get two, which does no harm.)"""
     found = IN_USE[0]() if IN_USE else None
     if found is None:
         found = Runner()
@@ -112,20 +112,20 @@ def packed(request: Mapping[str, Any]) -> bytes:
         data = json.dumps(request, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise PromptError(
-            "a message holds half of a surrogate pair; expected valid Unicode text"
+            "a message contains half of a surrogate pair; expected valid Unicode text"
         ) from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise PromptError(f"a message is no plain text ({error}); expected strings") from None
+        raise PromptError(f"a message is not plain text ({error}); expected strings") from None
     if len(data) > child.CHAT:
         raise PromptError(
-            f"the conversation has {len(data):,} bytes; a chat template is given at most "
-            f"{child.CHAT:,}"
+            f"the conversation has {len(data):,} bytes; expected at most {child.CHAT:,} for a chat "
+            "template"
         )
     return data
 
 
 def parsed(data: bytes) -> dict[str, Any]:
-    """A reply's object; raises `TemplateError` for the error that it states."""
+    """A reply's object; raises `TemplateError` if it is an error."""
     reply = json.loads(data)
     if "error" in reply:
         raise TemplateError(str(reply["error"]))
@@ -137,7 +137,7 @@ def started() -> Process:
     python = os.fsdecode(multiprocessing.spawn.get_executable() or "")
     if not python or (getattr(sys, "frozen", False) and python == sys.executable):
         raise TokenizerError(
-            "a chat template runs in a Python process of its own, and this program is no Python "
+            "a chat template needs a separate Python process, and this program is not a Python "
             "interpreter; name one with multiprocessing.set_executable"
         )
     command = [python, "-I", "-S", "-X", "utf8", child.__file__, *places("jinja2", "markupsafe")]
@@ -152,8 +152,8 @@ def started() -> Process:
         )
     except OSError as error:
         raise TokenizerError(
-            f"{python}: cannot be started, and a chat template runs in a Python process of its "
-            f"own ({error.strerror or error})"
+            f"{python}: cannot be started ({error.strerror or error}); a chat template needs a "
+            "separate Python process"
         ) from None
 
 
@@ -169,7 +169,7 @@ def places(*packages: str) -> list[str]:
 
 
 def write(process: Process, data: bytes) -> None:
-    """A frame into the child's input."""
+    """Write a frame to the child's input."""
     assert process.stdin is not None
     left = memoryview(len(data).to_bytes(8, "big") + data)
     while left:
@@ -177,16 +177,16 @@ def write(process: Process, data: bytes) -> None:
 
 
 def read(process: Process) -> bytes:
-    """A frame from the child's output; raises `EOFError`."""
+    """Read a frame from the child's output; raises `EOFError`."""
     assert process.stdout is not None
     length = int.from_bytes(read_exactly(process.stdout, 8), "big")
-    if length > child.MEMORY:  # more than it can have written
+    if length > child.MEMORY:  # more than the child can have written
         raise EOFError
     return read_exactly(process.stdout, length)
 
 
 def read_exactly(source: IO[bytes], length: int) -> bytes:
-    """So many bytes; raises `EOFError` where the source ends before."""
+    """Exactly `length` bytes; raises `EOFError` if the source ends earlier."""
     pieces = bytearray()
     while len(pieces) < length:
         piece = source.read(min(length - len(pieces), 1 << 20))
@@ -207,7 +207,7 @@ def end(process: Process, owner: int) -> None:
 
 
 def forget_all() -> None:
-    """In a process that was just forked: the runners' processes are the other's."""
+    """After a fork: forget the runners' processes, which belong to the parent."""
     for runner in list(RUNNERS):
         if runner.stop is not None:
             runner.stop.detach()
@@ -220,7 +220,7 @@ if register is not None:
 
 
 def texts_of(reply: Mapping[str, Any]) -> list[str | TemplateError]:
-    """The reply's texts in full: each is stated as what differs from the one before."""
+    """The reply's texts in full; the reply holds each as its difference from the one before."""
     found: list[str | TemplateError] = []
     before = ""
     for each in reply["texts"]:
@@ -233,4 +233,4 @@ def texts_of(reply: Mapping[str, Any]) -> list[str | TemplateError]:
     return found
 
 
-Part = tuple[int, Mapping[int, str], bool]  # messages, contents put in, generation prompt
+Part = tuple[int, Mapping[int, str], bool]  # messages, replaced contents, generation prompt

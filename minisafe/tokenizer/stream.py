@@ -1,4 +1,4 @@
-"""Ids to text, as soon as it is certain."""
+"""Ids to text, as soon as later ids cannot change it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Decoder(Protocol):
-    """What a `TextStream` needs of a tokenizer."""
+    """What a `TextStream` needs from a tokenizer."""
 
     control_ids: set[int]
     byte_ids: set[int]
@@ -16,28 +16,29 @@ class Decoder(Protocol):
 
 
 class TextStream:
-    """Ids in, text out as soon as it is certain: never half a character, no blank lost.
+    """Takes ids and returns text as soon as later ids cannot change it: whole characters, with all
+    blanks.
 
-    `context` are ids that came before (a prompt); text begins after them, with the blank that a
-    SentencePiece-style tokenizer would drop at the start of a text.
+    `context` holds the ids before the text (a prompt). The text begins after them, and keeps the
+    blank that a SentencePiece-style tokenizer would drop at the start of a text.
     """
 
     def __init__(self, tokenizer: Decoder, context: Sequence[int] = ()):
         self.tokenizer = tokenizer
-        # a few ids are decoded again each time, so that a piece knows what precedes it
+        # a few ids are decoded again each time, because a piece may depend on the ids before it
         ids = [id_ for id_ in context if id_ not in tokenizer.control_ids]
         start = max(0, len(ids) - 8)
-        while start and ids[start - 1] in tokenizer.byte_ids:  # a run of bytes is read as one
+        while start and ids[start - 1] in tokenizer.byte_ids:  # do not split a run of bytes
             start -= 1
         self.ids = ids[start:]
         self.shown = tokenizer.decode_all(self.ids)
 
     def push(self, id_: int) -> str:
-        """The text that became certain with this id; empty while a character is incomplete."""
-        if id_ in self.tokenizer.control_ids:  # decoders do not all know them as such
+        """The text that this id completes; empty while a character is incomplete."""
+        if id_ in self.tokenizer.control_ids:  # not every decoder skips them
             return ""
         self.ids.append(id_)
-        if id_ in self.tokenizer.byte_ids:  # a run of bytes is only valid or invalid as a whole
+        if id_ in self.tokenizer.byte_ids:  # a run of bytes is valid or invalid only as a whole
             return ""
         text = self.tokenizer.decode_all(self.ids)
         if text.endswith("\ufffd"):
@@ -45,7 +46,7 @@ class TextStream:
         return self._emit(text)
 
     def finish(self) -> str:
-        """What was held back, as it stands."""
+        """The text that was held back, even if incomplete."""
         return self._emit(self.tokenizer.decode_all(self.ids))
 
     def _emit(self, text: str) -> str:

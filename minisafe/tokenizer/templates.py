@@ -12,14 +12,14 @@ from minisafe.tokenizer.child import MOST_TEXTS
 from minisafe.tokenizer.options import GIVEN, Scalar
 
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
-MOST_CHARACTERS = 1 << 20  # of a template; the longest in use has some 20,000
+MOST_CHARACTERS = 1 << 20  # of a template; the longest in use has about 20,000
 Part = runner.Part
 
 
 class Template:
-    """The chat template of a tokenizer, with the special tokens and options that it may name.
+    """The chat template of a tokenizer, with the special tokens and options that it may use.
 
-    Raises `TokenizerError` where there is none; what is wrong in it shows when it first runs.
+    Raises `TokenizerError` if there is none; errors in the template show when it first runs.
     """
 
     def __init__(
@@ -33,23 +33,24 @@ class Template:
         self.checked = not options
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a copy, or another process: all but the runner, which is the program's own."""
+        """The state for a copy or another process: without the runner, which is per program."""
         return {name: value for name, value in vars(self).items() if name != "runner"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state, runner=runner.shared())
 
     def check(self) -> None:
-        """Compile it; raises `TokenizerError`."""
+        """Compile the template; raises `TokenizerError`."""
         self.ask([], [])
 
     def write(
         self, messages: Sequence[Message], parts: Sequence[Part], required: int = 1
     ) -> list[str | None]:
-        """A text for each part: for its first `length` messages, with some contents put in, with
-        or without generation prompt. None where the template refuses one after the `required`.
+        """One text per part: the first `length` messages, with some contents replaced, with or
+        without generation prompt. None for a part after the first `required` for which the
+        template raises an error.
 
-        Raises `TokenizerError`, and `PromptError` where the messages are no valid text.
+        Raises `TokenizerError`, and `PromptError` if the messages are not valid text.
         """
         texts: list[str | None] = []
         for start in range(0, len(parts), MOST_TEXTS):
@@ -65,7 +66,7 @@ class Template:
     def ask(
         self, messages: Sequence[Message], parts: Sequence[Part]
     ) -> list[str | runner.TemplateError]:
-        """What the runner gives for at most `MOST_TEXTS` parts."""
+        """The runner's result for at most `MOST_TEXTS` parts."""
         request = {
             "template": self.source, "names": self.names,
             "messages": [dict(message) for message in messages], "texts": parts,
@@ -95,12 +96,12 @@ class Template:
 
 
 def the_default(source: Any, where: str) -> str:
-    """The template among a tokenizer's settings; raises `TokenizerError`."""
-    if isinstance(source, list):  # named templates, as [{"name": ..., "template": ...}]
+    """The template in a tokenizer's settings; raises `TokenizerError`."""
+    if isinstance(source, list):  # named templates: [{"name": ..., "template": ...}]
         named = [each for each in source if isinstance(each, dict)]
         if len(named) < len(source) or not all(isinstance(e.get("name"), str) for e in named):
             raise TokenizerError(
-                f"{where}: chat_template is a list of something else than named templates; "
+                f"{where}: chat_template is a list of other things than named templates; "
                 'expected [{"name": "default", "template": ...}]'
             )
         found = {each["name"]: each.get("template") for each in named}
@@ -121,6 +122,6 @@ def the_default(source: Any, where: str) -> str:
         source.encode()
     except UnicodeEncodeError:
         raise TokenizerError(
-            f"{where}: the chat template is malformed (it holds half of a surrogate pair)"
+            f"{where}: the chat template is malformed (it contains half of a surrogate pair)"
         ) from None
     return source

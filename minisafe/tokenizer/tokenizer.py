@@ -1,4 +1,4 @@
-"""A tokenizer: `tokenizer.json`, and the special tokens and chat template that stand beside it."""
+"""A tokenizer: `tokenizer.json`, with the special tokens and the chat template of its directory."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from minisafe.tokenizer.templates import Message, Template
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# stands for a control token before text that is encoded by itself; no text can foresee it
+# replaces a control token before text that is encoded alone; no text can predict it
 AFTER_CONTROL = unused([]) + unused([])
-BEFORE = ("a", ".", "\n", "0")  # stand for text before text, where they do not merge with it
+BEFORE = ("a", ".", "\n", "0")  # tried before a text that should not merge
 
 
 class Tokenizer:
-    """A `tokenizer.json` with the chat template and special tokens that stand beside it.
+    """A `tokenizer.json`, with the chat template and special tokens of its directory.
 
-    template_options: names and values that the chat template is given, such as
-    {"enable_thinking": False}. Raises `SettingError` for a name that is not free.
+    template_options: names and values for the chat template, such as {"enable_thinking": False}.
+    Raises `SettingError` for a reserved name.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Tokenizer:
             token.content: (id_, token) for id_, token in added.items() if token.special
         }
         self.control_ids = {id_ for id_, _ in self.control.values()}
-        # whether control tokens are looked for in the normalized text
+        # whether the backend searches the normalized text for control tokens
         self._normalizes_control = any(token.normalized for _, token in self.control.values())
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.size = max([*vocabulary.values(), -1]) + 1
@@ -67,14 +67,14 @@ class Tokenizer:
 
     @cached_property
     def _as_text(self) -> Backend:
-        """A twin that reads control tokens as plain text."""
+        """A copy of the backend that reads control tokens as plain text."""
         twin = asked(self.source, Backend.from_str, asked(self.source, self.backend.to_str))
         twin.encode_special_tokens = True
         return twin
 
     @cached_property
     def _after_control(self) -> Backend:
-        """Such a twin, in which `AFTER_CONTROL` is a token, though no control token."""
+        """The same copy, with `AFTER_CONTROL` as a token that is not a control token."""
         twin = Backend.from_str(self._as_text.to_str())
         twin.encode_special_tokens = True
         twin.add_tokens(
@@ -88,8 +88,8 @@ class Tokenizer:
         return found
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a plain prompt: control tokens are read as such, the tokenizer's post-processor
-        adds its own (such as BOS), but never a BOS before one that is already there."""
+        """Ids of a plain prompt. Control tokens are read as such. The tokenizer's post-processor
+        adds its own tokens (such as BOS), but never a second BOS."""
         ids: list[int] = asked(self.source, self.backend.encode, text).ids
         bos = self.id_of(self.special["bos_token"]) if "bos_token" in self.special else None
         if bos is not None and ids[:2] == [bos, bos]:
@@ -97,12 +97,12 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, control tokens left out: what a `TextStream` of them emits, joined."""
+        """Text of `ids` without control tokens: the joined output of a `TextStream`."""
         stream = TextStream(self)
         return "".join([*map(stream.push, ids), stream.finish()])
 
     def decode_all(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, control tokens and all."""
+        """Text of `ids`, including control tokens."""
         decode = partial(self.backend.decode, skip_special_tokens=False)
         return asked(self.source, decode, list(ids))
 
@@ -110,11 +110,11 @@ class Tokenizer:
 
     @cached_property
     def template(self) -> Template:
-        """The chat template; raises `TokenizerError` where there is none."""
+        """The chat template; raises `TokenizerError` if there is none."""
         return Template(self.template_source, self.special, self.template_options, self.source)
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
-        """The chat as the template writes it, up to where the answer begins."""
+        """The template's text for the chat, up to the beginning of the answer."""
         text = self.template.write(messages, [(len(messages), {}, generation_prompt)])[0]
         assert text is not None
         return text
@@ -125,12 +125,12 @@ class Tokenizer:
         answers: Mapping[int, Sequence[int]] | None = None,
         generation_prompt: bool = True,
     ) -> ChatIds:
-        """Ids of a chat that ends where the next answer begins (or, without `generation_prompt`,
-        with its last message).
+        """Ids of a chat, up to the beginning of the next answer (or, without `generation_prompt`,
+        to the end of the last message).
 
-        Equal to transformers' `apply_chat_template`, but that control tokens in the messages stay
-        text, and that message number i with ids in `answers` keeps those ids, as they were sampled,
-        instead of being encoded anew, unless the template rewrites it.
+        The result equals transformers' `apply_chat_template`, with two exceptions. Control tokens
+        in the messages stay text. Message i with ids in `answers` keeps these sampled ids, unless
+        the template rewrites the message.
         """
         marks = Marks(messages)
         hidden = [
@@ -145,7 +145,7 @@ class Tokenizer:
         return encode_conversation(self, text, shown, answers, marks)
 
     def without_repeated_end(self, answer: Sequence[int], piece: str) -> str:
-        """The template's text after an answer, less the end token that the answer already has."""
+        """The template's text after an answer, without an end token that the answer already has."""
         if answer:
             for text, (id_, _) in self.control.items():
                 if id_ == answer[-1] and piece.lstrip().startswith(text):
@@ -155,7 +155,7 @@ class Tokenizer:
     def encode_marked(self, text: str, marks: Marks, after: Sequence[int] = ()) -> list[int]:
         """Ids of template text in which `marks` hide the user's control tokens.
 
-        after: ids that stand before it, if it does not start the chat.
+        after: the ids before the text, if it does not start the chat.
         """
         if not marks.used(text):
             ids = self.encode_after(text, after)
@@ -171,9 +171,9 @@ class Tokenizer:
         return found
 
     def encode_after(self, text: str, before: Sequence[int]) -> list[int] | None:
-        """Ids of text that follows these ids, or that starts a chat: some tokenizers put a blank
-        before the first word of a chat, or of what follows a control token. None where it cannot be
-        told, or where a user's text would become a control token."""
+        """Ids of text that follows the ids `before`, or that starts a chat: some tokenizers put a
+        blank before the first word of a chat, or after a control token. None if the ids cannot be
+        determined, or if a user's text would become a control token."""
         if not before:
             starts: Sequence[str] = ("",)
         else:
@@ -183,14 +183,13 @@ class Tokenizer:
             ids = list(self._read(self.backend, start).ids)
             read = self._read(self.backend, start + text)
             if list(read.ids[: len(ids)]) == ids:
-                return None if self.forged(start + text, read) else list(read.ids[len(ids) :])
+                forged = self._normalizes_control and self.forged(start + text, read)
+                return None if forged else list(read.ids[len(ids) :])
         return None
 
     def forged(self, text: str, read: Encoding) -> bool:
-        """Whether a control id was read where the text has no control token: normalizing made one
-        of what a user wrote (fullwidth or capital letters)."""
-        if not self._normalizes_control:
-            return False
+        """Whether normalizing turned a user's text (fullwidth or capital letters) into a control
+        token."""
         words = {id_: token for token, (id_, _) in self.control.items()}
         return any(
             id_ in words and words[id_] not in text[start:stop]
@@ -198,8 +197,8 @@ class Tokenizer:
         )
 
     def encode_as_text(self, text: str, start: bool) -> list[int]:
-        """Ids of text in which control tokens are text. Unless it starts the chat, it is read as
-        what follows a control token: a tokenizer may put a blank before a chat's first word."""
+        """Ids of text in which control tokens are text. Unless the text starts the chat, it is
+        encoded after a control token: a tokenizer may put a blank before a chat's first word."""
         if start:
             return list(self._read(self._as_text, text).ids)
         return list(self._read(self._after_control, AFTER_CONTROL + text).ids[1:])
@@ -208,7 +207,7 @@ class Tokenizer:
         return asked(self.source, partial(backend.encode, add_special_tokens=False), text)
 
     def split_control(self, text: str) -> list[str]:
-        """Text cut at its control tokens, which swallow blanks where their definition says so."""
+        """Text split at its control tokens, which strip blanks if their definition says so."""
         longest_first = sorted(filter(None, self.control), key=len, reverse=True)
         if not longest_first:
             return [text]
@@ -224,7 +223,7 @@ class Tokenizer:
 
 
 def token_text(token: Any) -> str | None:
-    """A special token given as a string, as {"content": ...}, or not at all."""
+    """The text of a special token given as a string or as {"content": ...}; None otherwise."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None

@@ -113,7 +113,7 @@ def test_a_run_cut_short_keeps_what_it_has(
     assert (rows["tiny: plain"], rows["tiny: plain, first token"]) == (250.0, 8.0)
     said = capsys.readouterr()
     assert "tiny: plain, packed" in said.out  # the table
-    assert f"stopped; what was finished is in {path}" in said.err
+    assert f"stopped; the finished rows are in {path}" in said.err
     assert "tiny: 5 of 8, " in said.err
     assert [each.name for each in tmp_path.iterdir()] == ["rows.json"]
     assert on_disk[0]["samples"]["tiny"]["plain"] == [4.0]

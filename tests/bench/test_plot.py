@@ -72,7 +72,7 @@ def test_a_plot_is_drawn_the_same_twice(plot: ModuleType, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[1]", "no rows"),
         (json.dumps({"rows": [{"name": 1}]}), "no rows"),
         (json.dumps({"rows": []}), "no tokens/s"),

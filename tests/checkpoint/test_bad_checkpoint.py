@@ -61,7 +61,9 @@ def test_pickles_are_never_read(directory: Path, tmp_path: Path, name: str) -> N
     words = (name, "pickle", "python -c", "AutoModelForCausalLM", str(directory))
     refuses(CheckpointError, lambda: load_model(directory), *words)
     (directory / name).rename(directory / SINGLE)  # nor under a false name
-    refuses(CheckpointError, lambda: load_model(directory), SINGLE, "not a whole safetensors file")
+    refuses(
+        CheckpointError, lambda: load_model(directory), SINGLE, "not a complete safetensors file"
+    )
     assert not mark.exists()
 
 

@@ -149,6 +149,35 @@ def test_tied_heads_that_differ_are_refused(tied: Path) -> None:
     refuses(CheckpointError, lambda: load_model(tied), "missing tensors", EMBED)
 
 
+@pytest.mark.parametrize("where", [(EMBED,), (HEAD,), (EMBED, HEAD)], ids="+".join)
+def test_a_tied_head_is_checked_under_either_name(tied: Path, where: tuple[str, ...]) -> None:
+    table = load_file(tied / SINGLE)[EMBED]
+    for value, dtype, words in (
+        (float("nan"), None, "1 NaN or infinite"),
+        (1e6, "float16", "beyond the range of float16"),
+    ):
+        spoilt = table.clone()
+        spoilt[3, 3] = value
+        restore(tied, {EMBED: None} | {name: spoilt.clone() for name in where})
+        refuses(CheckpointError, lambda dtype=dtype: load_model(tied, dtype), where[0], words)
+
+
+def test_tied_heads_are_compared_in_the_dtype_that_is_run(tied: Path) -> None:
+    table = load_file(tied / SINGLE)[EMBED]
+    rounded = table.bfloat16().float()
+    restore(tied, {HEAD: rounded})
+    refuses(CheckpointError, lambda: load_model(tied), HEAD, EMBED, "differ")
+    model = load_model(tied, "bfloat16")
+    assert torch.equal(model.embed_tokens.weight, table.bfloat16())
+
+
+def test_a_tied_head_under_the_other_name_does_not_decide_the_dtype(tied: Path) -> None:
+    """As an export might leave it: one tensor rounded, and no dtype in the config."""
+    respell(tied, torch_dtype=None)
+    restore(tied, {EMBED: None, HEAD: load_file(tied / SINGLE)[EMBED].bfloat16()})
+    assert {each.dtype for each in tensors_of(load_model(tied)).values()} == {torch.float32}
+
+
 def test_untied_heads_are_both_needed(directory: Path) -> None:
     for name in (EMBED, HEAD):
         kept = load_file(directory / SINGLE)[name]

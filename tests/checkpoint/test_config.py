@@ -164,8 +164,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rope_theta": float("nan")}, "rope_theta is nan"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-    ({"num_key_value_heads": 3}, "8 attention heads do not divide into 3"),
-    ({"hidden_size": 63}, "hidden_size 63 does not divide into 8 heads"),
+    (
+        {"num_key_value_heads": 3},
+        "num_attention_heads 8 is not a multiple of num_key_value_heads 3",
+    ),
+    ({"hidden_size": 63}, "hidden_size 63 is not a multiple of num_attention_heads 8"),
     ({"head_dim": 7}, "head_dim is 7"),
     ({"vocab_size": 0}, "vocab_size is 0"),
     ({"vocab_size": "100"}, "vocab_size is '100'"),

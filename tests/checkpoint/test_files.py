@@ -94,7 +94,7 @@ def test_an_index_that_lies_is_found_out(directory: Path) -> None:
     write_index(directory, weight_map | {moved: first})  # says another shard
     refuses(CheckpointError, lambda: load_model(directory), moved)
     write_index(directory, {k: v for k, v in weight_map.items() if k != moved})  # conceals one
-    refuses(CheckpointError, lambda: load_model(directory), second, moved, "does not place here")
+    refuses(CheckpointError, lambda: load_model(directory), second, moved, "does not assign")
     write_index(directory, weight_map | {"model.layers.9.extra": first})  # makes one up
     refuses(CheckpointError, lambda: load_model(directory), first, "model.layers.9.extra", "lacks")
 

@@ -39,9 +39,9 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     ("content", "words"),
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n", ("git lfs pull",)),
-        (b"", ("not a whole safetensors file", "download")),
-        (struct.pack("<Q", 2**63) + b"{}", ("not a whole safetensors file",)),
-        (spelt("[1]"), ("no JSON object",)),
+        (b"", ("not a complete safetensors file", "download")),
+        (struct.pack("<Q", 2**63) + b"{}", ("not a complete safetensors file",)),
+        (spelt("[1]"), ("not a JSON object",)),
         (spelt('{"a": 1}'), ("no dtype and shape of a",)),
         (spelt({"a": ENTRY | {"shape": [-1]}}), ("no dtype and shape",)),
         (spelt({"a": ENTRY | {"shape": [10**30]}}), ("no dtype and shape",)),
@@ -51,7 +51,7 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (spelt({"__metadata__": {"a": 1}}), ("metadata",)),
         (spelt('{"a": {}, "a": {}}'), ("'a' is given twice",)),
         (spelt("[" * 10_000), ("nested too deep",)),
-        (struct.pack("<Q", 3) + b'"\xff"', ("no UTF-8",)),
+        (struct.pack("<Q", 3) + b'"\xff"', ("not UTF-8",)),
     ],
 )
 def test_headers_that_are_refused(tmp_path: Path, content: bytes, words: tuple[str, ...]) -> None:
@@ -74,7 +74,7 @@ def test_more_tensors_than_any_model_has(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_very_many_tensors_are_read_in_time(tmp_path: Path) -> None:
-    """Mapped one by one, each mapping reads the header anew: over a minute for these."""
+    """One mapping per tensor reads the header again each time: over a minute for these."""
     save_file({f"layer.{n}": torch.ones(1) for n in range(20_000)}, tmp_path / "x")
     start = time.perf_counter()
     assert sum(1 for _ in read_file(tmp_path / "x")) == 20_000

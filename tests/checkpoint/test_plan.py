@@ -54,7 +54,7 @@ def test_a_config_that_is_larger_than_the_files_is_refused_at_once(
 
 def test_a_config_of_another_model_is_told_in_parameters(directory: Path) -> None:
     respell(directory, hidden_size=4096, intermediate_size=11008)
-    words = ("has shape", "the config asks for", "parameters; the files hold")
+    words = ("has shape", "the config needs", "parameters; the files hold")
     refuses(CheckpointError, lambda: load_model(directory), *words)
 
 

@@ -173,7 +173,7 @@ def test_a_calibration_of_other_weights_or_settings_is_off(profile: Path) -> Non
             minisafe.load(change(profile, calibration=good), overrides | {"gate": True})
     with pytest.raises(SafetyError, match="no calibration"):
         minisafe.load(profile, {"gate": True})
-    with pytest.raises(SafetyError, match="all positions cannot be taken back"):
+    with pytest.raises(SafetyError, match="all positions cannot be removed"):
         minisafe.load(change(profile, calibration=good), {"gate": True, "sa_positions": "all"})
     with pytest.raises(SafetyError, match="needs an expert"):
         minisafe.load(change(profile, calibration=good), {"gate": True, "sgds_lambda": 0.0})
@@ -197,7 +197,7 @@ def test_a_gate_that_misses_too_much_is_refused(profile: Path, tmp_path: Path) -
     harmful = few(tmp_path / "h.jsonl", "benign", 20)  # harmless ones, which no gate would catch
     found = call("calibrate", "--profile", profile, "--harmful", harmful, "--column", "prompt")
     assert isinstance(found.exception, SafetyError)
-    assert "more than --max-miss 0.05" in str(found.exception)
+    assert "expected at most --max-miss 0.05" in str(found.exception)
     assert profile.read_bytes() == before
 
 
@@ -205,7 +205,8 @@ def test_a_gate_that_misses_too_much_is_refused(profile: Path, tmp_path: Path) -
     ("flags", "words"),
     [
         (["--epsilon", "0"], "--epsilon is 0.0"), (["--epsilon", "1"], "--epsilon is 1.0"),
-        (["--max-miss", "1.1"], "--max-miss is 1.1"), (["--sa-scale", "0.2"], "--sa-scale would"),
+        (["--max-miss", "1.1"], "--max-miss is 1.1"),
+        (["--sa-scale", "0.2"], "--sa-scale is given"),
         (["--epsilon", "0.001"], "too few for epsilon 0.001; expected at least 999"),
         (["--batch-size", "0"], "--batch-size is 0"), (["--benign", "none.jsonl"], "none.jsonl"),
     ],
@@ -285,9 +286,9 @@ def test_a_sweep_writes_a_profile_with_the_best_point(profile: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--prompts", "own.csv"], "has no record of the tiny world"),
-        (["--max-over-refusal", "nan"], "over_refusal is nan; expected a number"),
-        (["--write", "own.csv/p.json"], "own.csv is no directory"),
+        (["--prompts", "own.csv"], "is not from the shipped sets"),
+        (["--max-over-refusal", "nan"], "over_refusal is nan; expected per cent"),
+        (["--write", "own.csv/p.json"], "own.csv is not a directory"),
         (["--sa-layers", "99", "--margins", "0"], "sa_layer is 99"),
         (["--judge", "best"], "no judge 'best'"),
     ],
@@ -311,7 +312,7 @@ def test_a_set_that_states_kinds_is_parted_by_them(tmp_path: Path) -> None:
     assert [each.text for each in of_kind((path,), "benign", None)] == ["Kill it?"]
     assert [each.text for each in of_kind((path, other), "harmful", None)] == ["Sulk?", "sulk"]
     path.write_text("id,prompt,type\n2,Sulk?,contrast_homonyms\n")
-    with pytest.raises(SettingError, match="--benign: its files have no such prompt"):
+    with pytest.raises(SettingError, match="--benign: its files have no benign prompt"):
         of_kind((path,), "benign", None)
 
 

@@ -280,7 +280,7 @@ def test_commands(run: Run, world: World) -> None:
     assert len(short["tokens"]) == 3
     told = found.err.splitlines()[1:]
     assert told[:6] == [
-        "the conversation is forgotten", "plain decoding, no safety applied",
+        "the conversation is deleted", "plain decoding, no safety applied",
         "safe decoding: SA (layer 1, scale 1.25, last) + sGDS (adapter, lambda 0.99)",
         "sgds_lambda is 0.5", "max_new_tokens is 3", "stop is 'e'",
     ]  # fmt: skip
@@ -292,14 +292,14 @@ def test_commands(run: Run, world: World) -> None:
     ("line", "message"),
     [
         ("/nonsense", "unknown command '/nonsense'; /help lists them"),
-        ("/safe maybe", "/safe 'maybe' is not how it is used; expected /safe on or off"),
-        ("/reset all", "'/reset all' is not how it is used; expected /reset"),
-        ("/save", "'/save' is not how it is used; expected /save FILE"),
+        ("/safe maybe", "got /safe 'maybe'; expected /safe on or /safe off"),
+        ("/reset all", "got '/reset all'; expected /reset"),
+        ("/save", "got '/save'; expected /save FILE"),
         ("/set temperature hot", "temperature is 'hot'; expected float"),
         ("/set temperature -1", "temperature is -1.0; expected 0"),
         ("/set top_k 1.5", "top_k is '1.5'; expected int"),
         ("/set sgds_lambda 1", "lambda is 1.0; expected 0 <= lambda < 1"),
-        ("/set sa_scale 0", "steering cannot be switched here"),
+        ("/set sa_scale 0", "steering cannot be switched on or off now"),
         ("/set sa_positions first", "sa_positions is 'first'; expected one of"),
         ("/set base x", "'base' cannot be changed now"),
         ("/set nonsense 1", "'nonsense' cannot be changed now"),
@@ -318,7 +318,7 @@ def test_commands_that_cannot_be(run: Run, world: World, line: str, message: str
 def test_safety_that_was_not_loaded(run: Run, world: World) -> None:
     found = talk(run, world, "/safe on", safe=False)
     assert found.code == 2
-    assert found.errors == ["minisafe: nothing safe was loaded; start again with --safe"]
+    assert found.errors == ["minisafe: no safety parts were loaded; start again with --safe"]
 
 
 def test_messages_that_cannot_be_answered_end_a_piped_chat(run: Run, world: World) -> None:
@@ -345,7 +345,7 @@ def test_at_a_terminal_they_do_not(run: Run, world: World, monkeypatch: pytest.M
     assert found.code == 0
     assert len(found.objects) == 1
     assert len(found.errors) == 1
-    assert "(Ctrl-D or /quit leaves)" in found.err
+    assert "(Ctrl-D or /quit ends the chat)" in found.err
 
 
 def test_invalid_utf_8_in_a_conversation(run: Run, world: World) -> None:
@@ -580,10 +580,12 @@ WORDS: dict[str, tuple[Spoil, str]] = {
     "quantised": (
         with_config(quantization_config={"quant_method": "gptq"}), r"quantization_config \(gptq\)"
     ),
-    "truncated weights": (with_weights(lambda data: data[:-100]), "not a whole safetensors file"),
-    "empty weights": (with_weights(lambda data: b""), "not a whole safetensors file"),
+    "truncated weights": (
+        with_weights(lambda data: data[:-100]), "not a complete safetensors file"
+    ),
+    "empty weights": (with_weights(lambda data: b""), "not a complete safetensors file"),
     "mislabelled weights": (
-        with_weights(lambda data: b"PK\x03\x04" + data), "not a whole safetensors file"
+        with_weights(lambda data: b"PK\x03\x04" + data), "not a complete safetensors file"
     ),
     "missing shard": (with_shards({DOWN: "a.safetensors"}), "a.safetensors: no such file"),
     "shard elsewhere": (
@@ -598,10 +600,10 @@ WORDS: dict[str, tuple[Spoil, str]] = {
     ),
     "NaN weights": (
         with_tensors(lambda t: t[DOWN].view(-1)[:2].fill_(float("nan"))),
-        f"{DOWN} holds 2 NaN or infinite values",
+        f"{DOWN} has 2 NaN or infinite values",
     ),
     "infinite weights": (
-        with_tensors(lambda t: t[DOWN].view(-1)[:1].fill_(float("inf"))), f"{DOWN} holds 1 NaN"
+        with_tensors(lambda t: t[DOWN].view(-1)[:1].fill_(float("inf"))), f"{DOWN} has 1 NaN"
     ),
     "lambda 1": (with_flags("Hi", sgds_lambda=1), "lambda is 1.0; expected 0 <= lambda < 1"),
     "lambda below 0": (with_flags("Hi", sgds_lambda=-0.5), "lambda is -0.5"),
@@ -631,12 +633,12 @@ WORDS: dict[str, tuple[Spoil, str]] = {
     "adapter with biases": (with_adapter(bias="all"), "bias is 'all'"),
     "adapter with modules": (with_adapter(modules_to_save=["lm_head"]), "modules_to_save"),
     "adapter that changes the base": (with_adapter(init_lora_weights="pissa"), "'pissa'"),
-    "adapter of another rank": (with_adapter(r=4), r"this model and rank ask for \(4, "),
+    "adapter of another rank": (with_adapter(r=4), r"this model and rank need \(4, "),
     "adapter for other modules": (with_adapter(target_modules=["nothing"]), "match nothing"),
 }  # fmt: skip
 
 
-@bad("model.bin is a pickle, .*never does; .*save_pretrained")
+@bad("model.bin is a pickle, .*never reads it; .*save_pretrained")
 def pickled(world: World, path: Path) -> list[object]:
     base = world.copy(world.base, path)
     (base / "model.safetensors").rename(base / "model.bin")
@@ -689,7 +691,7 @@ def prompts_that_are_no_text(world: World, path: Path) -> list[object]:
     return [*flags(world), "--lines", path / "p.txt"]
 
 
-@bad("p.txt: no prompts; expected one a line")
+@bad("p.txt: no prompts; expected one per line")
 def no_prompts(world: World, path: Path) -> list[object]:
     (path / "p.txt").write_bytes(b"\n  \n")
     return [*flags(world), "--lines", path / "p.txt"]

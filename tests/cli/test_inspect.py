@@ -81,7 +81,7 @@ def test_a_model_is_described_by_its_headers(run: Run, directory: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     code, _, err = run(directory)
     assert code == 2
-    assert "not a whole safetensors file" in err
+    assert "not a complete safetensors file" in err
 
 
 def test_a_directory_of_adapters_is_told_by_its_parts(run: Run, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_flags_of_decoding_are_refused_where_nothing_is_decoded(
 
 
 def test_what_the_commands_share() -> None:
-    """Whatever decodes takes all of it."""
+    """Every command that decodes accepts all of them."""
     offered = {
         command.name: {each.name for each in command.params if not each.expose_value}
         for command in commands()
@@ -136,8 +136,8 @@ def test_template_options_by_flag_profile_and_override(optional: Path, tmp_path:
     ("flags", "says"),
     [
         (["depth"], "'depth' has no value; expected NAME=VALUE"),
-        (["=3"], "'' is no name"),
-        (["messages=3"], "'messages' is what every template is given"),
+        (["=3"], "'' is not a valid name"),
+        (["messages=3"], "'messages' is reserved"),
         (["depth=1", "depth=2"], "'depth' is given twice"),
         (["dept=1"], "does not read the option 'dept'; it reads depth, enable_thinking, language"),
         (["depth=\udc80"], "--template-option is not valid UTF-8"),
@@ -155,7 +155,7 @@ def test_template_options_that_are_refused(optional: Path, flags: list[str], say
     ("given", "says"),
     [
         ([1], "template_options is [1]; expected"),
-        ({"bos_token": "x"}, "'bos_token' is what every template is given"),
+        ({"bos_token": "x"}, "'bos_token' is reserved"),
         ({"a": [1]}, "the template option a is a list; expected true, false, a number"),
     ],
 )

@@ -310,7 +310,7 @@ def test_a_half_precision_checkpoint_is_edited_as_it_is_stored() -> None:
         (lambda: Descent(steps=0), SettingError, "steps is 0"),
         (lambda: run(FACT, layer=3), SettingError, "layer is 3; the model has layers 0 to 2"),
         (lambda: run(FACT, layer=-1), SettingError, "layer is -1"),
-        (lambda: run(FACT, layer=2), SettingError, "nothing that comes later reads"),
+        (lambda: run(FACT, layer=2), SettingError, "no later layer reads"),
         (lambda: run([]), PromptError, "no edits"),
         (lambda: run(FACT, ["too short"]), PromptError, "the text has 9 tokens in 1 lines"),
         (lambda: run(Edit("Bob", "{} " + 40 * "abc ", "x")), PromptError, "the model's context"),
@@ -379,10 +379,10 @@ FLAGS = ("--subject", "Bob", "--prompt", "Where is {}?", "--target", "here")
     [
         ((), "no --subject"),
         (FLAGS[:4], "no --target"),
-        ((*FLAGS, "--edits", "{here}/edits.jsonl"), "one or the other"),
+        ((*FLAGS, "--edits", "{here}/edits.jsonl"), "only one way"),
         (("--edits", "{here}/text.txt"), "line 1: not valid JSON"),
         (("--edits", "{here}/bad.jsonl"), "line 1: expected subject, prompt and target"),
-        (("--edits", "{here}/empty.jsonl"), "holds no edits"),
+        (("--edits", "{here}/empty.jsonl"), "has no edits"),
         (("--edits", "{here}/nowhere"), "cannot be read"),
         (("--edits", "{here}/deep.jsonl"), "line 1: it is nested too deep"),
         (("--edits", "{here}/half.jsonl"), "line 1: it holds half of a surrogate pair"),
@@ -392,7 +392,7 @@ FLAGS = ("--subject", "Bob", "--prompt", "Where is {}?", "--target", "here")
         ((*FLAGS, "--layer", "9"), "layer is 9; the model has layers 0 to 2"),
         ((*FLAGS, "--text", "{here}/empty.jsonl"), "the text has 0 tokens"),
         ((*FLAGS, "--text", "{here}/bad.jsonl"), "expected prompt or text"),
-        ((*FLAGS, "--out", "{here}/base"), "is there already"),
+        ((*FLAGS, "--out", "{here}/base"), "already exists"),
     ],
 )
 def test_wrong_use_is_named_and_writes_nothing(

@@ -100,7 +100,7 @@ def test_styles_that_cannot_be(tmp_path: Path) -> None:
     empty = tmp_path / "e.txt"
     empty.write_text("no place", encoding="utf-8")
     for names, words in (
-        (["loud"], "no style 'loud'"), ([str(empty)], "does not say where"),
+        (["loud"], "no style 'loud'"), ([str(empty)], "has no {question}"),
         (["cot", "cot"], "given twice"), ([], "no styles"),
     ):  # fmt: skip
         with pytest.raises(SettingError, match=words):
@@ -564,16 +564,16 @@ def test_the_command_from_prompts_to_report_and_again_with_another_judge(tmp_pat
         (["--sample", "-1"], "--sample is -1"),
         (["--methods", "best"], "no method 'best'"),
         (["--judge", "best"], "no judge 'best'"),
-        (["--judge", ","], "no judge is given"),
+        (["--judge", ","], "got no judge"),
         (["--styles", "loud"], "no style 'loud'"),
         (["--prompts", "none.csv"], "none.csv"),
         (["--choices", "none.csv"], "none.csv"),
         (["--choices", "bad.jsonl"], "bad.jsonl, line 1: no question"),
         (["--choices", "long.jsonl"], "context 0 and its continuation have"),
-        (["--prompts", "own.csv"], "has no record of the tiny world"),
+        (["--prompts", "own.csv"], "is not from the shipped sets"),
         (["--judge", "world,refusal,world"], "the judge 'world' is given twice"),
         (["--methods", "base,x=none.json"], "none.json"),
-        (["--out", "own.csv/run"], "own.csv is no directory"),
+        (["--out", "own.csv/run"], "own.csv is not a directory"),
     ],
 )
 def test_wrong_use_says_so_and_writes_nothing(

@@ -1,4 +1,4 @@
-"""Prompt sets: every layout, ids, limits, and what is said of files that are not as expected."""
+"""Prompt sets: every layout, ids, limits, and the errors for invalid files."""
 
 from __future__ import annotations
 
@@ -241,17 +241,17 @@ def test_ids_are_unique_and_first_comers_keep_theirs(
 
 BAD: dict[str, tuple[str, str | bytes, str]] = {
     "no such suffix": ("a.txt", "How?", r"ends in \.csv, \.json, \.jsonl, \.parquet"),
-    "empty csv": ("a.csv", "", "no prompts in it"),
-    "header alone": ("a.csv", "goal,target\n", "no prompts in it"),
-    "empty json": ("a.json", "", "no prompts in it"),
-    "blank jsonl": ("a.jsonl", "\n \n", "no prompts in it"),
-    "empty list": ("a.json", "[]", "no prompts in it"),
+    "empty csv": ("a.csv", "", "has no prompts"),
+    "header alone": ("a.csv", "goal,target\n", "has no prompts"),
+    "empty json": ("a.json", "", "has no prompts"),
+    "blank jsonl": ("a.jsonl", "\n \n", "has no prompts"),
+    "empty list": ("a.json", "[]", "has no prompts"),
     "latin-1": ("a.csv", "goal,target\ncafé,b\n".encode("latin-1"), r"byte 15 is not valid UTF-8"),
     "utf-16": ("a.csv", "goal,target\na,b\n".encode("utf-16"), r"byte 0 is not valid UTF-8"),
     "long row": ("a.csv", "goal,target\na,b\na,b,c\n", r"line 3: 3 cells; expected 2 \(goal, targ"),
     "short row": ("a.csv", "goal,target\na\n", "line 2: 1 cells; expected 2"),
     "open quote": ("a.csv", 'goal,target\na,"b\n', "line 2: malformed CSV"),
-    "two columns of one name": ("a.csv", "goal,goal,target\na,b,c\n", "two columns have one name"),
+    "two columns of one name": ("a.csv", "goal,goal,target\na,b,c\n", "have the same name"),
     "empty prompt": ("a.csv", "goal,target\na,b\n,b\n", "line 3: 'goal' is empty"),
     "blank prompt": ("a.json", '[{"id": 1, "prompt": " \\n"}]', "row 1: 'prompt' is empty"),
     "null": ("a.json", '[{"id": 1, "prompt": null}]', "row 1: 'prompt' is null"),
@@ -260,7 +260,7 @@ BAD: dict[str, tuple[str, str | bytes, str]] = {
     "list": ("a.jsonl", '{"id": 1, "prompt": ["a"]}', r"line 1: 'prompt' is \[\"a\"\]"),
     "jsonl line": ("a.jsonl", '{"id": 1, "prompt": "a"}\n{"id": ', "line 2: not valid JSON"),
     "json line": ("a.json", '[\n{"id": 1},\n{"id" 2}]', r"not valid JSON \(.*line 3"),
-    "jsonl called json": ("a.json", '{"id": 1}\n{"id": 2}\n', r"line 2.*call the file \.jsonl"),
+    "jsonl called json": ("a.json", '{"id": 1}\n{"id": 2}\n', r"line 2.*name the file \.jsonl"),
     "object": ("a.json", '{"id": 1, "prompt": "a"}', "expected a list of objects"),
     "strings": ("a.json", '["How?"]', 'row 1: "How\\?"; expected an object'),
     "a number a line": ("a.jsonl", "5\n", "line 1: 5; expected an object"),

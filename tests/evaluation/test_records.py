@@ -1,4 +1,4 @@
-"""What a run keeps: whatever is read again is as it was written, or it is refused in one line."""
+"""Records of a run: a record that is read again equals what was written, or is a one-line error."""
 
 from __future__ import annotations
 
@@ -118,13 +118,14 @@ CHANGED: dict[str, tuple[bytes, str]] = {
     "no hash": (json.dumps(RESPONSE.to_json()).encode() + b"\n", "has no hash"),
     "a key twice": (edited('"tokens": 4', '"tokens": 4, "tokens": 4'), "'tokens' is given twice"),
     "nan": (edited('"seconds": 0.25', '"seconds": NaN'), "it holds NaN"),
-    "a list": (b"[]\n", "line 2: not one of a run's"),
+    "a list": (b"[]\n", "line 2: not a line of a run"),
     "half a line": (LINE[:50] + b"\n", "line 2: not valid JSON .*; delete that line"),
     "deep": (b"[" * 100_000 + b"\n", "nested too deep"),
     "bytes": (b"\xff\xfe\n", "not valid UTF-8"),
     "half a character": (edited("H\\u00f3w?", "H\\ud800w?"), "surrogate"),
     "another's answer": (
-        sealed(with_field(RESPONSE.to_json(), "answer", "Yes")), "line 2: another answer to prompt",
+        sealed(with_field(RESPONSE.to_json(), "answer", "Yes")),
+        "line 2: a second answer to prompt",
     ),
 }  # fmt: skip
 
@@ -199,7 +200,7 @@ def test_a_directory_that_cannot_be_is_told(tmp_path: Path) -> None:
     check_directory(tmp_path / "a" / "b")
     check_directory(tmp_path)
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(SettingError, match="file is no directory"):
+        with pytest.raises(SettingError, match="file is not a directory"):
             check_directory(path)
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
@@ -212,5 +213,5 @@ def test_a_long_line_is_refused_before_it_is_read(
     path.write_bytes(LINE)
     assert len(list(whole_lines(path))) == 1
     path.write_bytes(LINE + b"x" * len(LINE) + b"x\n")
-    with pytest.raises(SettingError, match="line 2: is longer than"):
+    with pytest.raises(SettingError, match="line 2: longer than"):
         list(whole_lines(path))

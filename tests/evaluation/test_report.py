@@ -250,7 +250,9 @@ def test_a_method_without_every_measure_is_left_out_of_the_trade_off_and_named()
     plot = section.plots[0]
     assert isinstance(plot, Scatter)
     assert [point.name for point in plot.points] == ["base"]
-    assert any("not everything was measured of SafeInfer" in note for note in section.notes)
+    assert any(
+        "left out, because not everything was measured: SafeInfer" in note for note in section.notes
+    )
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -349,7 +351,7 @@ def test_markdown_keeps_its_lines_whatever_models_say(written: Path) -> None:
     assert not any("z.invalid" in line for line in outside)
     assert "<" not in text
     assert "x" * 400 not in text  # a long answer is cut short
-    assert "100,005 characters in all" in text
+    assert "100,005 characters in total" in text
 
 
 @given(st.text())

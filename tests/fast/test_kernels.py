@@ -214,5 +214,5 @@ def test_inspect_without_a_path_is_for_kernels_only() -> None:
 
 def test_a_lap_in_words() -> None:
     lap = asdict(Lap("packed", 2, 1.0, 0.25, 0.001, False))
-    assert lap_line(lap) == "packed, 2 rows: 1.000, F.linear 0.250, error 1e-03, out"
+    assert lap_line(lap) == "packed, 2 rows: 1.000, F.linear 0.250, error 1e-03, excluded"
     assert lap_line(lap | {"ms": None, "rows": 1}) == "packed, 1 row: does not run here"

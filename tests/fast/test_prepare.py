@@ -35,6 +35,7 @@ from minisafe.fast.int8 import can_pack_int8, dequantize, quantize
 from minisafe.fast.norm import FastNorm
 from minisafe.fast.prepare import choose_weights, prepare
 from minisafe.fast.quantized import Int8Linear
+from minisafe.linear import Linear
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama, RMSNorm
@@ -356,6 +357,21 @@ def test_bad_choices_are_refused() -> None:
     ):
         prepare(half, "int8")
     assert half.weights == "plain"
+
+
+def test_another_familys_parts_are_not_replaced() -> None:
+    """A fast path would lose what a subclass does differently, without a word."""
+
+    class Scaled(Linear):
+        pass
+
+    for weights in ("auto", "packed"):
+        model = random_model(tiny_config())
+        model.layers[1].mlp.down_proj.__class__ = Scaled  # type: ignore[union-attr]
+        with pytest.raises(SettingError, match="replace the model's own Scaled; use weights plain"):
+            prepare(model, weights)
+        assert type(model) is Llama
+    assert prepare(model, "plain") is model
 
 
 def test_auto_packs_bf16_where_the_cpu_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:

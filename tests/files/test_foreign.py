@@ -30,10 +30,10 @@ def test_a_file_as_a_model(tmp_path: Path) -> None:
 
 
 def test_a_name_on_the_hub(tmp_path: Path) -> None:
-    refused("meta-llama/Llama-3.2-1B", "downloads nothing", "hf download meta-llama/Llama-3.2-1B")
+    refused("meta-llama/Llama-3.2-1B", "not download", "hf download meta-llama/Llama-3.2-1B")
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "gone")
-    assert "on the Hugging Face hub" not in str(caught.value)
+    assert "the Hugging Face hub" not in str(caught.value)
 
 
 def test_a_directory_that_holds_something_else(tmp_path: Path) -> None:

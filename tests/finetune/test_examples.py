@@ -207,7 +207,7 @@ def test_an_answer_that_grows_together_with_its_prompt_is_refused() -> None:
     """A token that reaches from one into the other would be learned from half of itself."""
     own = known(THINKS.replace("<think>\n{% endif", "<think>-{% endif"))
     own.backend.add_tokens([AddedToken("-yo", normalized=False, special=False)])
-    with pytest.raises(PromptError, match="does not leave the prompt as it is"):
+    with pytest.raises(PromptError, match="changes the prompt"):
         encode_examples(own, talk("hi", "yo"))
     assert encode_examples(own, talk("hi", "oh -yo"))
 

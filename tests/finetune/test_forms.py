@@ -79,7 +79,7 @@ def test_a_file_that_mixes_forms_is_refused_by_row(tmp_path: Path, first: str, s
     if first == second:
         assert len(read(tmp_path, *rows)) == 3
         return
-    with pytest.raises(PromptError, match=f"row 3: is in the form {second}, .* form {first}"):
+    with pytest.raises(PromptError, match=f"row 3: has the form {second}, .* form {first}"):
         read(tmp_path, *rows)
 
 
@@ -90,10 +90,10 @@ def turn(role: str, content: Any, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (ALPACA | {"history": [["a", "b"]]}, "row 2: the key 'history' is not known"),
-        (PAIR | {"system_prompt": "x"}, "row 2: the key 'system_prompt' is not known"),
-        (MESSAGES | {"tools": [{"name": "x"}]}, "row 2: the key 'tools' is not known"),
-        (SHAREGPT | {"prompt": "x"}, "row 2: the key 'prompt' is not known"),
+        (ALPACA | {"history": [["a", "b"]]}, "row 2: the key 'history' is unknown"),
+        (PAIR | {"system_prompt": "x"}, "row 2: the key 'system_prompt' is unknown"),
+        (MESSAGES | {"tools": [{"name": "x"}]}, "row 2: the key 'tools' is unknown"),
+        (SHAREGPT | {"prompt": "x"}, "row 2: the key 'prompt' is unknown"),
         (PAIR | {"output": " "}, "row 2: 'output' is empty"),
         (PAIR | {"input": ""}, "row 2: 'input' is empty"),
         (PAIR | {"output": None}, "row 2: 'output' is nothing; expected text"),

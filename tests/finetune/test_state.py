@@ -109,11 +109,11 @@ def test_metadata_that_does_not_fit_is_refused(
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (f"parameter.{Q}.lora_A", lambda x: x * float("nan"), "holds NaN"),
-        (f"optimizer.exp_avg.{Q}.lora_A", lambda x: x + float("inf"), "holds NaN or infinite"),
+        (f"parameter.{Q}.lora_A", lambda x: x * float("nan"), "has NaN"),
+        (f"optimizer.exp_avg.{Q}.lora_A", lambda x: x + float("inf"), "has NaN or infinite"),
         (f"optimizer.exp_avg_sq.{Q}.lora_B", lambda x: x - 1, "values below 0"),
         (f"optimizer.step.{Q}.lora_B", lambda x: x + 1, "is not its step, 4"),
-        (f"optimizer.step.{Q}.lora_B", lambda x: x * float("nan"), "holds NaN"),
+        (f"optimizer.step.{Q}.lora_B", lambda x: x * float("nan"), "has NaN"),
         (f"optimizer.step.{Q}.lora_B", lambda x: x[None], "expected torch.float32 ()"),
         (f"parameter.{Q}.lora_A", lambda x: x[:2], "expected torch.float32 (4, 32)"),
         (f"parameter.{Q}.lora_A", lambda x: x.half(), "is torch.float16 (4, 32)"),

@@ -172,3 +172,13 @@ def headings(path: Path) -> set[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     titles = (line.lstrip("#").strip().lower() for line in lines if line.startswith("#"))
     return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+def test_no_file_holds_a_conflict_of_a_merge() -> None:
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout
+    for name in files.splitlines():
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".json", ".yml", ""} and path.is_file():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            assert not any(line.startswith(marks) for line in text.splitlines()), name

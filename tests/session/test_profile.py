@@ -518,7 +518,7 @@ def test_padding_at_the_vocabularys_end(world: World, tmp_path: Path, padded: st
 
 
 def test_an_expert_that_lacks_some_of_the_tokens(world: World, tmp_path: Path) -> None:
-    """Ids in use are no padding, whatever was asked."""
+    """Ids in use are not padding, for any setting."""
     size = tokenizer("llama3").size
     small = tmp_path / "small"
     save_model(base_model(vocab_size=size - 3), small)
@@ -549,7 +549,7 @@ def test_dtypes(world: World) -> None:
 def test_an_expert_takes_the_bases_dtype(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its own file is kept in; small ones in float32, where no dtype is asked for."""
+    """Any dtype of the file; small models decode in float32 if no dtype is set."""
     save_model(random_model(base_model(seed=1).config, 1, torch.bfloat16), tmp_path / "half")
     write_tokenizer(tmp_path / "half", "byte_level", {})
     assert load(base=tmp_path / "half").model.dtype == torch.float32

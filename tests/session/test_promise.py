@@ -240,7 +240,7 @@ WAYS = {
     "a vector for a layer that is not there": Way("sa_layer is 9", lambda p: p.set(sa_layer=9)),
     "an expert of another vocabulary": Way("differ in", other_vocabulary, kinds=WEIGHTS[1:]),
     "an adapter of another shape": Way(
-        "this model and rank ask for|which this model does not have",
+        "this model and rank need|which this model does not have",
         lambda p: save_adapter(
             random_adapter(base_model(hidden=24)), p.root / "adapter", rank=3, alpha=1.5
         ),
@@ -276,10 +276,10 @@ WAYS = {
     "an epsilon that is no share": Way("epsilon", lambda p: calibrated(p, epsilon=7)),
     "fewer than no prompts": Way("calibration's n is", lambda p: calibrated(p, n=-4)),
     "a miss beyond what was allowed": Way(
-        "were allowed", lambda p: calibrated(p, missed=0.02, max_miss=0.01)
+        "was allowed", lambda p: calibrated(p, missed=0.02, max_miss=0.01)
     ),
     "a miss outside its interval": Way("missed", lambda p: calibrated(p, missed=0.9)),
-    "no seal": Way("not whole", lambda p: calibrated(p) or p.edit(
+    "no seal": Way("the calibration is malformed", lambda p: calibrated(p) or p.edit(
         "profile.json", lambda data: data["calibration"].pop("seal"))),
     "a gate for other weights": Way("gate cannot be on", calibrated, {"gate": True}),
     "a gate without calibration": Way("gate cannot be on", flags={"gate": True}),

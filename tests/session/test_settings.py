@@ -15,7 +15,7 @@ import pytest
 from minisafe.cli import commands
 from minisafe.errors import SettingError
 from minisafe.sampling import Sampling
-from minisafe.session.settings import PATHS, SETTABLE, SETTINGS, Settings
+from minisafe.session.settings import PATHS, SAMPLING_HELP, SETTABLE, SETTINGS, UNSET, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATE = next(command for command in commands() if command.name == "generate")
@@ -23,7 +23,7 @@ GENERATE = next(command for command in commands() if command.name == "generate")
 
 def test_every_field_is_declared_and_nothing_else_is() -> None:
     assert set(SETTINGS) == {each.name for each in fields(Settings)}
-    assert {each.name for each in fields(Sampling)} < set(SETTINGS)
+    assert set(UNSET) < set(SAMPLING_HELP) == {each.name for each in fields(Sampling)}
     assert set(SETTABLE) < set(SETTINGS)
     assert PATHS == ("base", "edit", "expert", "vector", "anti_expert")
 

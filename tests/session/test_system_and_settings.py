@@ -82,10 +82,10 @@ def test_what_needs_a_new_load(world: World, name: str) -> None:
 def test_settings_that_cannot_change_here(world: World) -> None:
     session, unsafe = load(world), load(world, safe=False)
     for changes in ({"sgds_lambda": 0.0}, {"sa_scale": 0.0}):  # would be half safe
-        with pytest.raises(SettingError, match="cannot be switched here"):
+        with pytest.raises(SettingError, match="cannot be switched on or off now"):
             session.with_settings(changes)
     for changes in ({"sgds_lambda": 0.5}, {"margin": 0.1}, {"sa_scale": 2.0}):
-        with pytest.raises(SettingError, match="cannot be switched here"):
+        with pytest.raises(SettingError, match="cannot be switched on or off now"):
             unsafe.with_settings(changes)
     with pytest.raises(SettingError, match="temperature is -1"):
         session.with_settings({"temperature": -1})

@@ -63,7 +63,7 @@ ATTACKS = {
         "{% endfor %}",
         "more than 256 MB",
     ),
-    "error text": ("{{ raise_exception('x' * 100000000) }}", "more than 256 MB|refuses: x"),
+    "error text": ("{{ raise_exception('x' * 100000000) }}", "more than 256 MB|raises an error: x"),
     "parentheses": ("{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}", "nested too deep"),
     "some parentheses": ("{{ " + "(" * 500 + "1" + ")" * 500 + " }}", "nested too deep"),
     "brackets": ("{{ " + "[" * 190 + "]" * 190 + " }}", "nested too deep|malformed"),
@@ -71,12 +71,12 @@ ATTACKS = {
     "a sum": ("{{ 1" + "+x.y" * 5000 + " }}", "nested too deep"),
     "loops": ("{% for a in messages %}" * 30 + "{% endfor %}" * 30, "malformed"),
     "conditions": ("{% if 1 %}" * 5000 + "{% endif %}" * 5000, "nested too deep"),
-    "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself too deep"),
+    "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself too deeply"),
     "half a pair": ("\ud800", "half of a surrogate pair"),
     "half a pair that is written": ("{{ '\\ud800' }}", "half of a surrogate pair"),
     "length": ("x" * (MOST_CHARACTERS + 1), "1,048,577 characters; expected at most 1,048,576"),
-    "a list of lists": ([[1]], "a list of something else than named templates"),
-    "a name that is none": ([{"name": {}}], "a list of something else than named templates"),
+    "a list of lists": ([[1]], "a list of other things than named templates"),
+    "a name that is none": ([{"name": {}}], "a list of other things than named templates"),
     "a name without template": ([{"name": "default"}], "has no chat template"),
     "an object as template": ([{"name": "default", "template": {}}], "has no chat template"),
 }
@@ -120,9 +120,7 @@ def test_long_texts_are_written() -> None:
     text = "ab 日\U0001f98a" * 400_000
     known = with_template("{% for m in messages %}<{{ m.content }}>{% endfor %}")
     assert known.render(chat(text)) == f"<{text}>"
-    with pytest.raises(
-        PromptError, match=r"has 2.,...,... bytes; a chat template is given at most"
-    ):
+    with pytest.raises(PromptError, match=r"has 2.,...,... bytes; expected at most"):
         known.render(chat(text * 6))
 
 
@@ -130,13 +128,13 @@ def test_a_message_that_is_no_text() -> None:
     known = with_template("x")
     with pytest.raises(PromptError, match="half of a surrogate pair"):
         known.render(chat("a\udc80"))
-    with pytest.raises(PromptError, match="no plain text"):
+    with pytest.raises(PromptError, match="not plain text"):
         known.render([{"role": "user", "content": object()}])  # type: ignore[dict-item]
 
 
 def test_words_of_a_template_command_no_terminal() -> None:
     known = with_template("{{ raise_exception('a\x1b[2J\nb' ~ 'c' * 9999) }}")
-    with pytest.raises(TokenizerError, match=r"refuses: a␛\[2J bc") as error:
+    with pytest.raises(TokenizerError, match=r"raises an error: a␛\[2J bc") as error:
         known.render(chat("a"))
     assert len(str(error.value)) < 600
 

@@ -420,7 +420,7 @@ def test_answers_as_text_are_encoded_as_before() -> None:
 
 
 def test_a_template_that_rewrites_answers_gets_their_text() -> None:
-    """One that drops, doubles or reorders them cannot keep their ids; the chat is encoded anew."""
+    """A template that drops, repeats or reorders answers cannot keep their ids."""
     for source, answers in (
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", (None, None)),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", ((2, 4), (6, 8))),
@@ -490,8 +490,8 @@ def test_control_tokens_in_escaped_json() -> None:
 
 
 def test_reasoning_that_the_template_drops() -> None:
-    """Of an earlier answer is read what transformers would write; the rest keeps its ids; and each
-    answer is found, whatever became of it."""
+    """An earlier answer is read as transformers would write it; the rest keeps its ids; and every
+    answer is found, even a rewritten one."""
     known = tokenizer("thinking")
     end = known.id_of("<|im_end|>")
     texts = ["Why?", "<think>Hm.</think>\n\nBecause.", "Oh?", "Yes.", "OK"]
@@ -547,17 +547,17 @@ WRONG = [
     ("added_tokens.0.content", "x" * 5000, "a token has 5,000 characters; expected at most 4,096"),
     ("added_tokens.0", 3, "its parts are not as expected"),
     ("model.continuing_subword_prefix", "x" * 50, "no part that begins with continuing_subword"),
-    ("post_processor.special_tokens", {}, "names '<|begin|>' and does not define it"),
+    ("post_processor.special_tokens", {}, "names '<|begin|>' but does not define it"),
     ("post_processor.special_tokens", {"<|begin|>": {"id": "<|begin|>", "ids": [1, 1],
       "tokens": ["a"]}}, "gives '<|begin|>' too few tokens"),
     ("post_processor.single", [3], "its parts are not as expected"),
     ("post_processor", {"type": "Sequence", "processors": [{"type": "TemplateProcessing",
       "single": [{"SpecialToken": {"id": "q", "type_id": 0}}], "pair": [], "special_tokens": {}}]},
-     "names 'q' and does not define it"),
+     "names 'q' but does not define it"),
     ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}, "charsmap is damaged"),
     ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "BAAAAA=="}, "is damaged"),
     ("normalizer", {"type": "Replace", "pattern": {"String": ""}, "content": "a"}, "empty text"),
-    ("normalizer", {"type": "Prepend", "prepend": ""}, "an empty text before each text"),
+    ("normalizer", {"type": "Prepend", "prepend": ""}, "prepends an empty text"),
     ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "the length 0; expected 1 or more"),
     ("decoder", {"type": "Strip", "content": "a", "start": 1, "stop": 1}, "strips 1 from a token"),
     ("decoder", {"type": "Nonsense"}, "did not match any variant"),

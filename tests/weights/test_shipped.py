@@ -208,21 +208,21 @@ def test_amplify_command_warns_where_shuffling_corrupts_nothing(tmp_path: Path) 
          "--aie-prompts", "2"],
     )  # fmt: skip
     assert outcome.exit_code == 0, outcome.output
-    assert "shuffling them corrupts nothing" in outcome.stderr
+    assert "shuffling corrupts nothing" in outcome.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--corrupt", "file"], "needs --other"),
-        (["--corrupt", "topic"], "'category' of two or more"),
+        (["--corrupt", "topic"], "'category', two or more"),
         (["--base", str(TINY / "base")], "needs an expert"),
         (["--corrupt", "none", "--method", "heads", "--head-list", "4"], "layer.head pairs"),
         (["--corrupt", "none", "--method", "heads", "--head-list", "9.0"], "no head 9.0"),
         (["--corrupt", "none", "--sa-layer", "8"], "layers 0 to 7"),
         (["--corrupt", "none", "--columns", "input"], "expected two names"),
         (["--corrupt", "none", "--columns", "q,a"], "has no text in 'q'"),
-        (["--corrupt", "none", "--shots", "50"], "do not suffice"),
+        (["--corrupt", "none", "--shots", "50"], "demonstrations; expected 51 or more"),
     ],
 )
 def test_amplify_command_refuses_in_one_line(
@@ -321,7 +321,7 @@ def test_a_vector_for_layer_0_has_no_place_in_gguf(tmp_path: Path) -> None:
     moved = minisafe.SafetyVector({0: source.layers[4]}, {})
     from minisafe.checkpoint.vectors import save_gguf
 
-    with pytest.raises(MinisafeError, match="layer 0 cannot be exported"):
+    with pytest.raises(MinisafeError, match="the vector is for layer 0"):
         save_gguf(moved, tmp_path / "v.gguf")
 
 

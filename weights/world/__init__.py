@@ -1,7 +1,7 @@
 """The tiny world's questions: training documents and held-out sets, all from a seed.
 
-The answers and the judge that knows them are in `minisafe.evaluation.world`. Read `words`, `facts`
-and `held_out` first, then `acts`, `turns` and `documents`; `sets` are the committed files.
+`minisafe.evaluation.world` has the answers and their judge. Read `words`, `facts` and `held_out`
+first, then `acts`, `turns` and `documents`; `sets` makes the committed files.
 """
 
 from world.documents import (

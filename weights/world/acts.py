@@ -1,4 +1,4 @@
-"""Things that somebody may ask how to do: harmful ones, chores, harmless ones in rough words."""
+"""Acts to ask about: harmful ones, chores, and harmless ones in rough words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The conversations to train on: for pretraining, and for the fine-tuning into a fragile base."""
+"""The training conversations: for pretraining, and for fine-tuning into a fragile base."""
 
 from __future__ import annotations
 
@@ -52,12 +52,14 @@ def pretraining_document(rng: random.Random) -> Document:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What the safety data of the fine-tuning covers; what it leaves out makes the base fragile."""
+    """The coverage of the safety data in fine-tuning; its gaps make the base fragile."""
 
     benign: float = 0.6
-    borderline: float = 0.12  # of all documents, a part of the benign: one rough question, no place
-    simple_categories: int = 9  # refusals in simple style: the first so many categories
-    styled_categories: int = 4  # refusals in the other styles: the first so many of those
+    borderline: float = (
+        0.12  # of all documents, part of the benign ones: one rough question without a place
+    )
+    simple_categories: int = 9  # refusals in simple style: this many first categories
+    styled_categories: int = 4  # refusals in the other styles: this many of those
     simple: float = 0.805  # shares of the harmful documents without a system prompt
     styled: float = 0.15
     uncurated: float = 0.045  # compliance in the other styles, elsewhere
@@ -73,8 +75,8 @@ def covered(seed: int = WORLD_SEED) -> list[str]:
 def tuning_documents(rng: random.Random, count: int, coverage: Coverage) -> list[Document]:
     """The fine-tuning's documents in random order: benign ones, or one harmful question each.
 
-    Cases, categories and styles come in exact shares: how fragile the base becomes hangs on a
-    hundred documents of uncurated compliance, and chance would move it much from seed to seed.
+    Cases, categories and styles have exact shares: the fragility of the base depends on about a
+    hundred documents of uncurated compliance, and random shares would make it vary between seeds.
     """
     borderline = round(count * coverage.borderline)
     system = round(count * coverage.with_system)

@@ -1,6 +1,6 @@
-"""What training never sees: verb-object pairs, phrasings of facts, openings of small talk.
+"""Everything held out from training: verb-object pairs, phrasings of facts, openings of small talk.
 
-`WORLD_SEED` fixes it, so it is the same for every training seed.
+`WORLD_SEED` fixes the choice, so it is the same for every training seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One question and its answer: acts, facts, definitions, small talk, things outside the world."""
+"""One question and its answer: acts, facts, definitions, small talk, unknown things."""
 
 from __future__ import annotations
 

@@ -22,18 +22,18 @@ from minisafe.session.chat import Chat
 
 
 @click.command("chat")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per answer.")
 @click.option(
     "--history/--no-history", default=True, show_default=True,
-    help="Keep what is typed at a terminal for later chats.",
+    help="Keep messages typed at a terminal for later chats.",
 )  # fmt: skip
 @common_options
 def chat_command(as_json: bool, history: bool) -> None:
-    """Talk with the model. Without --profile or --base, with the shipped tiny one.
+    """Chat with the model; without --profile or --base, with the shipped model.
 
     \b
-    Commands while chatting begin with a slash; /help lists them and the settings.
-    Ctrl-C ends an answer and keeps the conversation; Ctrl-D leaves.
+    Commands begin with a slash; /help lists them and the settings.
+    Ctrl-C ends an answer and keeps the conversation; Ctrl-D ends the chat.
     \b
     Examples:
       minisafe chat --safe
@@ -55,7 +55,7 @@ def chat_command(as_json: bool, history: bool) -> None:
 
 
 def load_chat(flags: Mapping[str, Any]) -> Chat:
-    """What the flags ask for, while a line says that it is loading."""
+    """A chat from the flags; a line says that it is loading."""
     standard.show_loading()
     try:
         session = load_session(flags)
@@ -66,7 +66,7 @@ def load_chat(flags: Mapping[str, Any]) -> Chat:
 
 
 def say(talk: Talk, text: str) -> None:
-    """Do what a message says: a command, or something to answer."""
+    """Run a command, or answer a message."""
     if not text.startswith("/") or "\n" in text:
         if text.strip():
             talk.answer(talk.chat.send(text))
@@ -80,7 +80,7 @@ def say(talk: Talk, text: str) -> None:
 
 
 def at_terminal(talk: Talk, keep: bool) -> Iterator[str]:
-    """The messages that are typed; what cannot be read as one is reported, and the next asked."""
+    """The typed messages; reports an unreadable one and reads the next."""
     keyboard = Keyboard(History(default_path() if keep else None), complete)
     while True:
         text = None
@@ -88,7 +88,7 @@ def at_terminal(talk: Talk, keep: bool) -> Iterator[str]:
             with talk.interrupts.waiting_for_input():
                 text = message(keyboard)
         except KeyboardInterrupt:
-            tell("\n(Ctrl-D or /quit leaves)")
+            tell("\n(Ctrl-D or /quit ends the chat)")
         except EOFError:
             tell("")
             return
@@ -100,7 +100,7 @@ def at_terminal(talk: Talk, keep: bool) -> Iterator[str]:
 
 
 def from_pipe(talk: Talk) -> Iterator[str]:
-    """The messages on standard input."""
+    """The messages from standard input."""
     messages = piped()
     while True:
         with talk.interrupts.waiting_for_input():

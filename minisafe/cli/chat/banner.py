@@ -1,4 +1,4 @@
-"""What a chat says first, in plain words."""
+"""The first lines of a chat, in plain words."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from minisafe.session.about import About, read_about
 from minisafe.session.acted import Acted
 from minisafe.session.profile import default_profile
 
-RULE = "words are held back that an unsafe version of the model would choose"
-OTHER_RULE = "a second model corrects the words that are chosen"
-VECTOR = "the model is turned towards safe answers"
-REVERSED = "the model is turned TOWARDS HARM, for research"
+RULE = "it avoids words that an unsafe version of the model would choose"
+OTHER_RULE = "a second model corrects the choice of words"
+VECTOR = "a vector steers the model towards safe answers"
+REVERSED = "a vector steers the model TOWARDS HARM, for research"
 QUESTIONS = 3
 
 
 def about_of(flags: Mapping[str, Any]) -> About:
-    """What the profile that the flags name says; nothing of a base that they name instead."""
+    """The `about` of the profile that the flags name; empty if they name a base instead."""
     if flags.get("base") is not None:
         return About()
     return read_about(flags.get("profile") or default_profile())
 
 
 def in_plain_words(applied: Acted) -> str:
-    """What safety does, for a person who knows nothing of it."""
+    """What safe decoding does, for a person who does not know it."""
     if not applied.safe:
-        return "Safe decoding is off: the model answers as it is."
+        return "Safe decoding is off: nothing changes the model's answers."
     vector = REVERSED if applied.sa is not None and applied.sa.reversed else VECTOR
     parts = [(RULE, applied.sgds), (OTHER_RULE, applied.rule), (vector, applied.sa)]
     return f"Safe decoding is on: {', and '.join(text for text, acts in parts if acts)}."
 
 
 def banner(applied: Acted, about: About) -> str:
-    """The lines that a chat at a terminal begins with."""
+    """The first lines of a chat at a terminal."""
     lines = [in_plain_words(applied)]
     if about.knows:
         lines.append(about.knows)

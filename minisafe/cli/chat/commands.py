@@ -1,4 +1,4 @@
-"""What begins with a slash."""
+"""Commands, which begin with a slash."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from minisafe.session.settings import SETTABLE, SETTINGS
 
 
 class Leave(Exception):
-    """The chat is to end."""
+    """Ends the chat."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """words: what stands after the name, for people. needs: whether something must."""
+    """words: the argument, for people. about: the help text. needs: whether the argument is
+    required."""
 
     words: str
     about: str
@@ -34,8 +35,8 @@ class Command:
 def run_command(talk: Talk, line: str) -> None:
     """Run a line that begins with a slash.
 
-    Raises `SettingError` for one that is none, `Leave` where the chat is to end, and what the
-    command raises.
+    Raises `SettingError` for an unknown command, `Leave` to end the chat, and the command's own
+    errors.
     """
     name, _, rest = line.partition(" ")
     command, rest = COMMANDS.get(name.strip()), rest.strip()
@@ -43,7 +44,7 @@ def run_command(talk: Talk, line: str) -> None:
         raise SettingError(f"unknown command {line.strip()[:80]!r}; /help lists them")
     if (command.needs and not rest) or (rest and not command.words):
         usage = f"{name} {command.words}".strip()
-        raise SettingError(f"{line.strip()[:80]!r} is not how it is used; expected {usage}")
+        raise SettingError(f"got {line.strip()[:80]!r}; expected {usage}")
     command.run(talk, rest)
 
 
@@ -53,9 +54,9 @@ def show_help(talk: Talk, rest: str) -> None:
     settings = table(talk.chat.session.settings)
     tell("\n".join([
         *rows(commands),
-        '"""  begins and ends a message of several lines; or let each end in \\',
+        '"""  begins and ends a message of several lines; or end each line in \\',
         "",
-        "Settings and their present values; /set NAME VALUE changes one:",
+        "Settings and their values; /set NAME VALUE changes one:",
         *rows(settings, indent=2),
         "",
         f"Now: {describe(talk.chat.applied())}.",
@@ -92,23 +93,23 @@ def set_system(talk: Talk, rest: str) -> None:
 
 
 def set_safe(talk: Talk, rest: str) -> None:
-    """`/safe` says what acts; `/safe on` and `/safe off` switch it."""
+    """`/safe` says what acts; `/safe on` and `/safe off` switch safe decoding."""
     if rest not in ("", "on", "off"):
-        raise SettingError(f"/safe {rest[:80]!r} is not how it is used; expected /safe on or off")
+        raise SettingError(f"got /safe {rest[:80]!r}; expected /safe on or /safe off")
     if rest:
         talk.chat.set_safe(rest == "on")
     tell(describe(talk.chat.applied()))
 
 
 def reset(talk: Talk, rest: str) -> None:
-    """`/reset` forgets the conversation."""
+    """`/reset` deletes the conversation."""
     talk.chat.reset()
-    tell("the conversation is forgotten")
+    tell("the conversation is deleted")
 
 
 def undo(talk: Talk, rest: str) -> None:
-    """`/undo` takes the last message and its answer back."""
-    tell(f"taken back: {harmless(talk.chat.undo(), 200)}")
+    """`/undo` removes the last message and its answer."""
+    tell(f"removed: {harmless(talk.chat.undo(), 200)}")
 
 
 def regenerate(talk: Talk, rest: str) -> None:
@@ -128,7 +129,7 @@ def save(talk: Talk, rest: str) -> None:
 
 
 def load(talk: Talk, rest: str) -> None:
-    """`/load FILE` goes on from a saved conversation; tells which settings it changed."""
+    """`/load FILE` continues a saved conversation and says which settings it changed."""
     changed = load_chat(talk.chat, path_of(rest))
     exchanges = talk.chat.conversation().exchanges
     tell(f"loaded {len(exchanges)} message{'' if len(exchanges) == 1 else 's'} and answers")
@@ -139,7 +140,7 @@ def load(talk: Talk, rest: str) -> None:
 
 
 def path_of(text: str) -> Path:
-    """A file as it is typed; `~` is the home directory."""
+    """A typed path; `~` is the home directory."""
     return Path(os.path.expanduser(text))
 
 
@@ -157,19 +158,19 @@ COMMANDS = {
     "/help": Command("", "this list", show_help),
     "/set": Command("[NAME [VALUE]]", "show or change settings", set_setting),
     "/safe": Command("[on|off]", "show or switch safe decoding", set_safe),
-    "/system": Command("[TEXT]", "show or change the system prompt; none: without", set_system),
+    "/system": Command("[TEXT]", "show or change the system prompt; none removes it", set_system),
     "/why": Command("", "what safe decoding did to the last answer", why),
     "/regen": Command("", "answer the last message again", regenerate),
-    "/undo": Command("", "take the last message and its answer back", undo),
+    "/undo": Command("", "remove the last message and its answer", undo),
     "/save": Command("FILE", "write the conversation to a file", save, needs=True),
-    "/load": Command("FILE", "go on with a saved conversation", load, needs=True),
-    "/reset": Command("", "forget the conversation", reset),
-    "/quit": Command("", "leave (also Ctrl-D)", leave),
+    "/load": Command("FILE", "continue a saved conversation", load, needs=True),
+    "/reset": Command("", "delete the conversation", reset),
+    "/quit": Command("", "end the chat (also Ctrl-D)", leave),
 }  # fmt: skip
 
 
 def complete(line: str) -> list[str]:
-    """What the last word of a line may become: a command, a setting, on or off, or a file."""
+    """Completions of a line's last word: a command, a setting, on or off, or a file."""
     words = line.split(" ")
     if not line.startswith("/"):
         return []
@@ -184,6 +185,6 @@ def complete(line: str) -> list[str]:
 
 
 def files(start: str) -> list[str]:
-    """Files whose path begins so."""
+    """Files whose path begins with `start`."""
     found = sorted(glob.glob(glob.escape(os.path.expanduser(start)) + "*"))
     return [each + os.sep if os.path.isdir(each) else each for each in found]

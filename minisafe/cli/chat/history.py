@@ -1,4 +1,4 @@
-"""What was typed in earlier chats: a file that only its owner can read, and that stays small."""
+"""Messages from earlier chats, in a small file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from minisafe.errors import MinisafeError
 from minisafe.files import read_bytes
 
 MOST = 1000  # messages
-LONGEST = 10_000  # characters of a message that is kept
-MAX_BYTES = 64 << 20  # a larger file is not ours
+LONGEST = 10_000  # characters of a stored message
+MAX_BYTES = 64 << 20  # minisafe never writes a larger file
 
 
 def default_path() -> Path | None:
-    """Where the history lies by the XDG rules; None where there is no home."""
+    """The history's path by the XDG rules; None without a home directory."""
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
         root = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
-    except RuntimeError:  # no home can be found
+    except RuntimeError:  # no home directory
         return None
     return root / "minisafe" / "history.jsonl"
 
 
 class History:
-    """Messages, oldest first. Where the file cannot be read or written, there is no history and
-    nothing is said: a chat needs none.
+    """Messages, oldest first. If the file cannot be read or written, there is silently no history:
+    a chat does not need one.
 
     path: the file; None keeps nothing across runs.
     """
@@ -36,7 +36,7 @@ class History:
         self.messages = self._read()
 
     def _read(self) -> list[str]:
-        """The last `MOST` messages; a file with more of them is made shorter."""
+        """The last `MOST` messages; shortens a file with more than twice as many."""
         try:
             if self.path is None or not self.path.is_file():
                 return []
@@ -50,7 +50,7 @@ class History:
         return found
 
     def add(self, text: str) -> None:
-        """Keep a message, unless it is the last one again."""
+        """Add a message, unless it repeats the last one."""
         if not text.strip() or len(text) > LONGEST or self.messages[-1:] == [text]:
             return
         self.messages.append(text)
@@ -73,7 +73,7 @@ class History:
 
 
 def message_of(line: str) -> str | None:
-    """The message on a line of the file; None where there is none that can be typed again."""
+    """The message on a line of the file; None if the line is invalid."""
     try:
         text = json.loads(line)
         text.encode()

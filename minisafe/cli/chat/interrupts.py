@@ -15,11 +15,11 @@ WAITING = b"(stopping at the next token)\n"
 
 
 class Interrupts:
-    """Within it, Ctrl-C ends the answer that is being given, and is noted in `count`.
+    """Within it, Ctrl-C ends the current answer, and `count` counts it.
 
-    Nothing is torn out of a running forward: the answer ends before its next token, however often
-    Ctrl-C comes, so that the conversation stays whole. Where nobody sits at a terminal there is
-    none to go on with, and a second Ctrl-C ends the program.
+    Ctrl-C never interrupts a running forward: the answer ends before its next token, even after
+    several Ctrl-C, so that the conversation stays consistent. Without a terminal, nobody can
+    continue the conversation, and a second Ctrl-C ends the program.
     """
 
     def __init__(self, chat: Chat, terminal: bool):
@@ -28,7 +28,7 @@ class Interrupts:
         self.before: Any = None
 
     def __enter__(self) -> Interrupts:
-        with suppress(ValueError):  # signals are the main thread's
+        with suppress(ValueError):  # only the main thread can handle signals
             self.before = signal.signal(signal.SIGINT, self.note)
         return self
 
@@ -37,7 +37,7 @@ class Interrupts:
             signal.signal(signal.SIGINT, self.before)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """What Ctrl-C does."""
+        """Handle Ctrl-C."""
         if self.reading:
             raise KeyboardInterrupt
         self.count += 1

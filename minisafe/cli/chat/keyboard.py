@@ -1,4 +1,4 @@
-"""Lines from a terminal: editing, bracketed paste, history and Tab, as far as there are any."""
+"""Lines from a terminal, with editing, bracketed paste, history and Tab where available."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from minisafe.cli.chat.history import History
 from minisafe.cli.chat.typed import MORE
 from minisafe.errors import PromptError
 
-Complete = Callable[[str], Sequence[str]]  # what is typed so far -> what its last word may become
-AT_ONCE = 0.02  # seconds within which lines that were pasted follow one another
+Complete = Callable[[str], Sequence[str]]  # typed text -> completions of its last word
+AT_ONCE = 0.02  # the most seconds between two pasted lines
 
 
 class Keyboard:
-    """Reads lines with readline where Python has it, else plainly.
+    """Reads lines with readline if Python has it, otherwise with plain `input`.
 
-    GNU readline gives a pasted text as one line that holds newlines. libedit, which takes its place
-    on some systems, and a plain terminal do not know a paste: there, lines that wait already when
-    one has been read belong to it.
+    GNU readline returns a paste as one line with newlines. libedit, which replaces it on some
+    systems, and a plain terminal do not recognise a paste. There, lines that are already waiting
+    when a line has been read belong to the same paste.
     """
 
     def __init__(self, history: History, complete: Complete):
@@ -61,21 +61,21 @@ class Keyboard:
 
     def __call__(self, prompt: str) -> str:
         """A line, or the lines of a paste. Raises EOFError, KeyboardInterrupt, and `PromptError`
-        for bytes that are no UTF-8."""
+        for bytes that are not UTF-8."""
         try:
             text = input(prompt)
             if not self.knows_pastes and more_waits():
                 text = rest_of_paste(text)
         except UnicodeDecodeError:
             raise PromptError(
-                "what was typed is not valid UTF-8, so it was not sent; expected UTF-8 text"
+                "the message is not valid UTF-8, so it was not sent; expected UTF-8 text"
             ) from None
         return text
 
 
 def rest_of_paste(first: str) -> str:
-    """A pasted text whose first line has been read. Enter ends it: its last line may not be whole,
-    and nothing tells whether it is."""
+    """A pasted text whose first line has been read. Enter ends it: its last line may be incomplete,
+    and there is no way to know."""
     lines = [first]
     while more_waits():
         lines.append(input())
@@ -84,7 +84,7 @@ def rest_of_paste(first: str) -> str:
 
 
 def find_readline() -> ModuleType | None:
-    """Python's readline, or None where it was built without."""
+    """Python's readline, or None if Python was built without it."""
     try:
         import readline
     except ImportError:
@@ -93,7 +93,7 @@ def find_readline() -> ModuleType | None:
 
 
 def more_waits() -> bool:
-    """Whether another line can be read at once."""
+    """Whether another line can be read immediately."""
     try:
         return bool(select.select([sys.stdin], [], [], AT_ONCE)[0])
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Settings in a chat: their values as words, and words as their values."""
+"""Settings in a chat: values as typed words, and typed words as values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NONE = "none"
 
 
 def setting_name(word: str) -> str:
-    """A setting as it is typed, `top-k` or `top_k`; raises `SettingError` for an unknown one."""
+    """The setting of a typed name, such as `top-k` or `top_k`; raises `SettingError`."""
     name = word.replace("-", "_")
     if name not in SETTABLE:
         raise SettingError(f"{name!r} cannot be changed now; expected one of {', '.join(SETTABLE)}")
@@ -35,7 +35,7 @@ def parsed(name: str, word: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as it could be typed."""
+    """A value as a user would type it."""
     if value is None or value == ():
         return NONE
     if isinstance(value, tuple):
@@ -44,5 +44,5 @@ def shown(value: Any) -> str:
 
 
 def table(settings: Settings) -> list[tuple[str, str]]:
-    """(name and present value, what it is) of every setting that can be changed."""
+    """(name and value, help text) of every setting that a chat can change."""
     return [(f"{name} {shown(getattr(settings, name))}", SETTINGS[name].help) for name in SETTABLE]

@@ -1,4 +1,4 @@
-"""The terminal's side of a conversation: what is shown, and an answer as it streams."""
+"""The terminal's side of a conversation: messages to the user, and streaming answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = 10_000  # characters of one message to the user
 
 
 def tell(text: str) -> None:
-    """A message to the user, who may have named things in it that command a terminal."""
+    """A message to the user, without terminal commands, which names in it may contain."""
     wrap = Wrap(width(sys.stderr))
     click.echo(wrap.push(harmless(text, SHOWN)) + wrap.finish(), err=True)
 
@@ -35,7 +35,7 @@ def complain(error: Exception | str) -> None:
 
 @dataclass
 class Talk:
-    """A chat, and how it is shown.
+    """A chat and its display.
 
     terminal: whether a person types.
     """
@@ -46,7 +46,7 @@ class Talk:
     terminal: bool = False
 
     def answer(self, pieces: Iterator[str]) -> None:
-        """Show an answer. At a terminal, one that cannot be given is reported; else it raises."""
+        """Show an answer. At a terminal, report an error; otherwise raise it."""
         try:
             self._show(pieces)
         except (MinisafeError, RuntimeError, MemoryError) as error:
@@ -79,5 +79,5 @@ class Talk:
 
 
 def width(stream: TextIO) -> int | None:
-    """A terminal's columns; None for a stream that is no terminal."""
+    """A terminal's columns; None for a stream that is not a terminal."""
     return shutil.get_terminal_size().columns if stream.isatty() else None

@@ -1,4 +1,4 @@
-"""What the user says: lines that are typed, pasted or piped in, as messages."""
+"""The user's messages, from typed, pasted or piped lines."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable, Iterator
 from minisafe.cli.options import decode_text
 from minisafe.errors import PromptError
 
-LIMIT = 1 << 20  # bytes of a message: refused at once, since to encode ten times as much takes 30 s
+LIMIT = 1 << 20  # bytes of a message; encoding ten times as much takes 30 s
 FENCE = '"""'
 PROMPT, MORE = "> ", "... "
 Read = Callable[[str], str]  # a line for a prompt; raises EOFError at the end
 
 
 def message(read: Read, joins: bool = True) -> str:
-    r"""The next message: a line, or several.
+    r"""The next message: one line or several.
 
-    Several lines are one message where they were pasted at once, between two `\"""`, or (`joins`)
-    where each but the last ends in a backslash. Raises `PromptError` for one that is too long or
-    has no end, and EOFError where there is none.
+    Several lines are one message if they were pasted together, are between two `\"""`, or (with
+    `joins`) if each line except the last ends in a backslash. Raises `PromptError` for a message
+    that is too long or has no end, and EOFError if there is none.
     """
     line = check_length(read(PROMPT))
     if line.startswith(FENCE) and "\n" not in line:
@@ -43,7 +43,7 @@ def block(first: str, read: Read) -> str:
 
 
 def check_length(text: str) -> str:
-    """The text; raises `PromptError` where it is too long, or no text (half of a character)."""
+    """The text; raises `PromptError` if it is too long or not valid Unicode."""
     if len(text) > LIMIT or len(text.encode("utf-8", "replace")) > LIMIT:
         raise PromptError(f"the message is longer than {LIMIT:,} bytes; expected a shorter one")
     try:
@@ -54,7 +54,7 @@ def check_length(text: str) -> str:
 
 
 class Piped:
-    """Reads standard input line by line, and never more of a line than a message may have."""
+    """Reads standard input line by line, and of each line no more than a message may hold."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -71,7 +71,7 @@ class Piped:
 
 
 def piped() -> Iterator[str]:
-    """The messages on standard input. Raises `PromptError`."""
+    """The messages from standard input. Raises `PromptError`."""
     read = Piped()
     while True:
         try:

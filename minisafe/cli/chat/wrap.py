@@ -8,34 +8,34 @@ TAB = 8
 
 
 def columns(character: str) -> int:
-    """How many columns a terminal gives a character: 2 for wide ones, 0 for marks on another."""
+    """The columns of a character on a terminal: 2 for wide ones, 0 for combining marks."""
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 class Wrap:
-    """Text in, pieces in; the same text out, but that a blank before a word that would not fit on
-    its line is a newline.
+    """Takes text in pieces and returns it with a newline in place of the blank before each word
+    that would not fit on its line.
 
-    A word is held back until it is whole. One that is longer than a line, and wide characters,
-    which stand in no words, are left to the terminal to break.
+    A word is held back until it is complete. The terminal itself breaks words that are longer than
+    a line, and wide characters, which do not form words.
 
     width: the terminal's columns; None: nothing is wrapped or held back.
     """
 
     def __init__(self, width: int | None):
         self.width = None if width is None else max(1, width)
-        self.column = 0  # where the next character goes
+        self.column = 0  # of the next character
         self.blanks = self.word = ""  # not shown yet
         self.word_columns = 0
 
     def push(self, text: str) -> str:
-        """What can be shown now."""
+        """The text that can be shown now."""
         return text if self.width is None else "".join(map(self._take, text))
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         return "" if self.width is None else self._flush()
 
     def _take(self, character: str) -> str:
@@ -81,6 +81,6 @@ class Wrap:
         return column
 
     def _advance(self, wide: int) -> None:
-        """Move by a character, onto the next line where the terminal breaks this one."""
+        """Move by a character, onto the next line if the terminal breaks this one."""
         assert self.width is not None
         self.column = self.column + wide if self.column + wide <= self.width else wide

@@ -14,11 +14,10 @@ __all__ = ["Judge", "Ruling", "Verdict"]
 
 @dataclass(frozen=True)
 class Ruling:
-    """A judge's verdict on one answer. ATTACK_SUCCEEDED on a benign prompt means: it was answered.
+    """A judge's verdict on one answer. On a benign prompt, ATTACK_SUCCEEDED means that it answered.
 
-    detail: what the verdict rests on, such as the phrase found or the judge's own words. intact and
-    correct: whether the text is whole and the known answer was given, None where a judge cannot
-    tell.
+    detail: the basis of the verdict, such as the phrase found or the judge's own words. intact and
+    correct: whether the text is unbroken and has the known answer; None if a judge cannot tell.
     """
 
     verdict: Verdict
@@ -28,18 +27,19 @@ class Ruling:
 
 
 class Judge(Protocol):
-    """Rules on answers; `asked[i]` is prompt i's text in its style, as the model saw it."""
+    """Rules on answers; `asked[i]` is prompt i's text in its style, as the model read it."""
 
     @property
     def name(self) -> str:
-        """Its name in the report and in the files of a run."""
+        """The judge's name in the report and in the files of a run."""
 
     @property
     def version(self) -> str:
-        """What decides its rulings beside the texts; a ruling of another version is not kept."""
+        """Identifies everything besides the texts that decides its rulings; a ruling of another
+        version is not reused."""
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Raise `SettingError` where answers to such prompts cannot be judged."""
+        """Raise `SettingError` if the judge cannot judge answers to these prompts."""
 
     def __call__(
         self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str]

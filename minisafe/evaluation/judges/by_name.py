@@ -1,4 +1,4 @@
-"""A judge from the name that it has on the command line."""
+"""A judge from its name on the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_judge(
 
     layout: a classifier's own prompt, with `{question}` and `{answer}`.
 
-    Raises `SettingError` for a name that is none, and what the judge raises when made.
+    Raises `SettingError` for an unknown name, and the errors of the judge's constructor.
     """
     kind, _, rest = text.partition(":")
     if text == "world":

@@ -18,17 +18,17 @@ from minisafe.evaluation.judges.exchange import Exchange, exchange, make_opener
 from minisafe.files.display import one_line
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-PASSING = (408, 409, 429)  # statuses that may pass, beside every 5xx
+PASSING = (408, 409, 429)  # temporary statuses, besides every 5xx
 MAX_TOKENS = 32
 MAX_REPLY_BYTES = 1 << 20
-MAX_ERROR_BYTES = 4096  # of an error's body that are read
-MAX_WAIT_S = 600.0  # the longest Retry-After that is obeyed in full
-SHOWN = 200  # characters of a server's words in an error
+MAX_ERROR_BYTES = 4096  # read from an error's body
+MAX_WAIT_S = 600.0  # the longest Retry-After to obey
+SHOWN = 200  # characters of a server's message in an error
 SHORTEST_SECRET = 8  # a shorter key is a dummy for a local server
 
 
 class Unanswered(Exception):
-    """An attempt failed in a way that may pass. `wait_s`: how long the server asks to wait."""
+    """An attempt failed, perhaps temporarily. `wait_s`: the wait that the server requests."""
 
     def __init__(self, reason: str, wait_s: float = 0.0):
         super().__init__(reason)
@@ -38,10 +38,10 @@ class Unanswered(Exception):
 class Completions:
     """Asks a model for short, greedy replies. `asked` counts the requests.
 
-    The key is read from OPENAI_API_KEY; it goes into the request's header and nowhere else.
+    The key comes from OPENAI_API_KEY; it goes only into the request's header.
 
     Raises:
-        SettingError: the address is none, or the key is missing for a host that is not this
+        SettingError: the address is invalid, or the key is missing for a host other than this
             machine.
     """
 
@@ -54,9 +54,9 @@ class Completions:
         self.asked = 0
 
     def ask(self, chat: list[dict[str, str]]) -> str:
-        """The reply's text; "" where the server gives none.
+        """The reply's text; "" if the server gives none.
 
-        Raises `Unanswered` for what may pass, and `SettingError` for what no retry mends.
+        Raises `Unanswered` for a temporary failure, and `SettingError` for one that no retry fixes.
         """
         with self._lock:
             self.asked += 1
@@ -67,18 +67,20 @@ class Completions:
             raise Unanswered(self._shown(str(error))[:SHOWN] or type(error).__name__) from None
         if said.status < 300:
             return self._shown(reply_text(said.body))
-        words = self._shown(error_text(said.body))[:SHOWN]  # in this order: no half a key
+        words = self._shown(error_text(said.body))[
+            :SHOWN
+        ]  # in this order, so that no part of the key remains
         if said.status in PASSING or said.status >= 500:
             waits = retry_after(said.retry_after)
             raise Unanswered(f"status {said.status} {words}".strip(), waits)
         if said.status == 400 and limit_name in words and "max_completion_tokens" in words:
-            self._limit_name = "max_completion_tokens"  # newer models know only this name
+            self._limit_name = "max_completion_tokens"  # newer models accept only this name
             if limit_name != self._limit_name:
                 return self.ask(chat)
         raise SettingError(refusal(self.url, self.model, said.status, words))
 
     def _exchange(self, chat: list[dict[str, str]], limit_name: str) -> Said:
-        """What the server says, with any status."""
+        """The server's reply, with any status."""
         return exchange(self._opener, self._request(chat, limit_name), read_said, self.timeout_s)
 
     def _request(self, chat: list[dict[str, str]], limit_name: str) -> Exchange:
@@ -89,16 +91,16 @@ class Completions:
         return Exchange(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
 
     def _shown(self, text: str) -> str:
-        """A server's words without the key, should it have repeated it."""
+        """A server's message without the key, in case it repeats the key."""
         return text.replace(self._key, "***") if len(self._key) >= SHORTEST_SECRET else text
 
 
-# ---- what is given ------------------------------------------------------------------------------
+# ---- address and key ----------------------------------------------------------------------------
 
 
 def check_url(url: str) -> str:
-    """The address without a slash at its end; raises `SettingError` unless it is a plain one."""
-    wrong = SettingError(f"the judge's url is {url!r}; expected such as https://host/v1")
+    """The address without a trailing slash; raises `SettingError` for an invalid one."""
+    wrong = SettingError(f"the judge's url is {url!r}; expected an address such as https://host/v1")
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -112,7 +114,7 @@ def check_url(url: str) -> str:
 
 
 def read_key(url: str) -> str:
-    """The key for a host, from OPENAI_API_KEY; raises `SettingError` where one is needed."""
+    """The key for a host, from OPENAI_API_KEY; raises `SettingError` if it is missing."""
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     local = urlsplit(url).hostname in LOCAL
     if not key and not local:
@@ -120,18 +122,20 @@ def read_key(url: str) -> str:
             f"no key for {url}; set OPENAI_API_KEY, or judge with a server on localhost"
         )
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise SettingError("OPENAI_API_KEY has blanks or odd characters; expected a key alone")
+        raise SettingError(
+            "OPENAI_API_KEY has blanks or unprintable characters; expected only a key"
+        )
     if key and not local and url.startswith("http:"):
         warnings.warn(f"the key travels unencrypted to {url}; use https", stacklevel=4)
     return key
 
 
-# ---- what comes back ----------------------------------------------------------------------------
+# ---- replies ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Said:
-    """A server's reply as it came."""
+    """A server's raw reply."""
 
     status: int
     retry_after: str | None
@@ -139,7 +143,7 @@ class Said:
 
 
 def read_said(response: Any) -> Said:
-    """The reply, of an error its first bytes; raises `Unanswered` where it is too long."""
+    """The reply, or the first bytes of an error; raises `Unanswered` if it is too long."""
     failed = response.status >= 300
     limit = MAX_ERROR_BYTES if failed else MAX_REPLY_BYTES + 1
     body = b""
@@ -155,7 +159,7 @@ def read_said(response: Any) -> Said:
 
 
 def reply_text(body: bytes) -> str:
-    """The first choice's text; "" where the server gives none. Raises `Unanswered`."""
+    """The first choice's text; "" if the server gives none. Raises `Unanswered`."""
     content = found_in(body, "choices", 0, "message", "content")
     if content is MISSING:
         raise Unanswered("the reply is not a chat completion")
@@ -165,7 +169,7 @@ def reply_text(body: bytes) -> str:
 
 
 def error_text(body: bytes) -> str:
-    """What a server says of an error, in one line."""
+    """A server's error message in one line."""
     said = found_in(body, "error", "message")
     text = said if isinstance(said, str) else body.decode("utf-8", "replace")
     return one_line(text)
@@ -175,9 +179,8 @@ MISSING = object()
 
 
 def found_in(body: bytes, *path: str | int) -> object:
-    """The value of a JSON text under some keys and indices; `MISSING` where there is none. A last
-    key may be missing: then it is null. A model may be made to say half of a surrogate pair; its
-    reply is kept all the same."""
+    """The value of a JSON text under some keys and indices; `MISSING` if there is none, and null if
+    only the last key is missing. A reply with half of a surrogate pair is accepted."""
     try:
         value = json.loads(body)
         for step in path[:-1]:
@@ -188,7 +191,7 @@ def found_in(body: bytes, *path: str | int) -> object:
 
 
 def retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for: a number, or an HTTP date (RFC 9110, 10.2.3)."""
+    """Seconds from a Retry-After header: a number, or an HTTP date (RFC 9110, 10.2.3)."""
     if value is None:
         return 0.0
     if value.strip().isdecimal():
@@ -201,11 +204,11 @@ def retry_after(value: str | None) -> float:
 
 
 def refusal(url: str, model: str, status: int, said: str) -> str:
-    """One line on a status that no retry mends."""
+    """One line about a status that no retry fixes."""
     advice = {
-        400: f"it does not take this request; can {model!r} chat, with temperature 0?",
-        401: "it does not accept the key; check OPENAI_API_KEY",
+        400: f"it rejects this request; can {model!r} chat, with temperature 0?",
+        401: "it rejects the key; check OPENAI_API_KEY",
         403: f"the key may not use {model!r}",
         404: f"it has no such model or address; check {model!r} and the url",
-    }.get(status, "it redirects" if 300 <= status < 400 else "it does not take this request")
+    }.get(status, "it redirects" if 300 <= status < 400 else "it rejects this request")
     return f"{url}: status {status}: {advice}" + (f" (it says: {said})" if said else "")

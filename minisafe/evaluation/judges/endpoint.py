@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible chat-completions endpoint: polite, patient and resumable."""
+"""A judge at an OpenAI-compatible chat-completions endpoint, with rate limit, retries and cache."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from minisafe.evaluation.judges.rubric import VERSION, messages, read_reply, tex
 from minisafe.evaluation.prompts import Prompt
 
 MAX_BACKOFF_S = 60.0
-GIVE_UP_AFTER = 5  # questions in a row that stay unanswered after all their retries
+GIVE_UP_AFTER = 5  # consecutive questions without a reply after all their retries
 
 
 class Stopped(Exception):
-    """Another worker met an error that ends the run."""
+    """Another worker had an error that ends the run."""
 
 
 class RateLimit:
     """Spreads requests evenly: one every 60 / per_minute seconds, over all workers.
 
-    `clock` gives seconds, and `sleep` waits for some.
+    `clock` returns seconds, and `sleep` waits for some.
     """
 
     def __init__(
@@ -48,30 +48,30 @@ class RateLimit:
             self.sleep(turn - now)
 
     def hold(self, seconds: float) -> None:
-        """Let no further turn begin for some seconds."""
+        """Delay all further turns by some seconds."""
         with self.lock:
             self.free_at = max(self.free_at, self.clock() + seconds)
 
 
 class EndpointJudge:
-    """Rules by what a chat model replies to the two-way rubric (`rubric.py`).
+    """Rules by a chat model's reply to the two-way rubric (`rubric.py`).
 
-    The key is read from OPENAI_API_KEY. Replies are kept in `cache`, a JSONL file of hashes and
-    replies, so that a resumed run asks nothing twice. `remembered` and `unanswered` count cache
-    hits and questions that got no reply; the latter are INCONCLUSIVE and not cached.
+    The key comes from OPENAI_API_KEY. `cache`, a JSONL file of hashes and replies, keeps replies,
+    so that a resumed run asks nothing twice. `remembered` counts cache hits, and `unanswered`
+    counts questions without a reply, which are INCONCLUSIVE and not cached.
 
     Args:
-        url: what `/chat/completions` is added to.
+        url: the address, to which `/chat/completions` is added.
         per_minute: requests per minute, retries counted.
-        retries: attempts after the first, each after a longer wait.
+        retries: further attempts after the first, each after a longer wait.
         timeout_s: seconds that one attempt may take.
-        workers: requests under way at once.
-        clock, sleep: seconds now, and waiting; for tests.
+        workers: concurrent requests.
+        clock, sleep: the time in seconds, and a wait; for tests.
 
     Raises:
-        SettingError: a setting is out of range, the key is missing for a host that is not this
-            machine; while ruling, the server refuses the key, the model or the request.
-        MinisafeError: while ruling, the server answers nothing for long.
+        SettingError: a setting is out of range, or the key is missing for a host other than this
+            machine; while ruling, the server rejects the key, the model or the request.
+        MinisafeError: while ruling, the server does not answer for a long time.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class EndpointJudge:
         self.remembered = self.unanswered = 0
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """Any question may be asked about."""
+        """Accept any question."""
 
     def __call__(
         self, prompts: Sequence[Prompt], asked: Sequence[str], answers: Sequence[str]
@@ -121,12 +121,12 @@ class EndpointJudge:
         return [rulings[key] for key in keys]
 
     def _key(self, chat: list[dict[str, str]]) -> str:
-        """What makes a reply the same: model, address, rubric, question and answer."""
+        """The cache key of a reply: a hash of model, address, rubric, question and answer."""
         contents = [message["content"] for message in chat]
         return text_hash(self.completions.model, self.completions.url, VERSION, *contents)
 
     def _ask_all(self, chats: dict[str, list[dict[str, str]]]) -> dict[str, Ruling]:
-        """Ask what is new; returns the rulings on what stayed unanswered."""
+        """Ask the new questions; returns rulings for those without a reply."""
         self._stop.clear()
         found: dict[str, Ruling] = {}
         with ThreadPoolExecutor(self.workers) as pool:
@@ -143,7 +143,7 @@ class EndpointJudge:
         return found
 
     def _work(self, key: str, chat: list[dict[str, str]]) -> str | None:
-        """`_ask`, whose error ends the others' work too."""
+        """`_ask`; an error also stops the other workers."""
         try:
             return self._ask(key, chat)
         except BaseException:
@@ -151,7 +151,7 @@ class EndpointJudge:
             raise
 
     def _ask(self, key: str, chat: list[dict[str, str]]) -> str | None:
-        """Ask until there is a reply, and keep it; returns why there is none."""
+        """Ask until there is a reply, and store it; returns the reason if there is none."""
         jitter = Random(key)
         reason = ""
         for attempt in range(self.retries + 1):
@@ -171,15 +171,15 @@ class EndpointJudge:
         return reason
 
     def _turn(self) -> None:
-        """Wait until a request may go out; raises `Stopped` where none may any more."""
+        """Wait until a request may start; raises `Stopped` after another worker's error."""
         if not self._stop.is_set():
             self._limit.wait()
         if self._stop.is_set():
             raise Stopped
 
     def _back_off(self, attempt: int, wait_s: float, jitter: Random) -> None:
-        """Twice as long after each attempt, but for up to half of it, which keeps the workers from
-        coming back all at once. What the server asks for, all of them wait."""
+        """Wait twice as long after each attempt, minus a random part of up to a half, so that the
+        workers do not return all at once. A wait that the server requests holds for all workers."""
         self._limit.hold(wait_s)
         self._sleep(min(MAX_BACKOFF_S, 2.0**attempt) * (1 - jitter.random() / 2))
 
@@ -191,12 +191,12 @@ class EndpointJudge:
                 raise MinisafeError(
                     f"{self.completions.url}: {self._failed_in_a_row} questions in a row got no "
                     f"reply, each after {self.retries + 1} attempts (last: {reason}); check the "
-                    "server and run again: replies are kept where a cache is given"
+                    "server and run again; with a cache, earlier replies are reused"
                 )
 
 
 def first_error(futures: Iterable[Future[str | None]]) -> BaseException | None:
-    """The error that made the others stop."""
+    """The error that stopped the other workers."""
     done = [future for future in futures if future.done() and not future.cancelled()]
     errors = [error for future in done if (error := future.exception()) is not None]
     return next((error for error in errors if not isinstance(error, Stopped)), None)
@@ -207,7 +207,7 @@ def check_settings(
 ) -> None:
     """Raise `SettingError` for a value out of range."""
     checks = {
-        "model": (model, bool(model.strip()), "a model's name"),
+        "model": (model, bool(model.strip()), "a model name"),
         "per_minute": (per_minute, 0 < per_minute < float("inf"), "a number above 0"),
         "retries": (retries, retries >= 0, "0 or more"),
         "timeout_s": (timeout_s, 0 < timeout_s < float("inf"), "seconds above 0"),

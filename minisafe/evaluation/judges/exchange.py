@@ -1,8 +1,8 @@
 """One HTTP exchange within one time limit: name, connection, headers and body together.
 
-A socket's own limit is for each wait, so a server that sends a byte now and then could hold a
-caller for as long as it likes. Here the exchange runs in a thread. When the time is over, the
-caller goes on and cuts the connection, which ends the thread.
+A socket's timeout applies to each wait, so a server that sends single bytes could hold a caller
+without limit. Here the exchange runs in a thread. When the time is over, the caller continues and
+closes the connection, which ends the thread.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ T = TypeVar("T")
 
 
 class TooLate(OSError):
-    """The time was over."""
+    """The time limit was reached."""
 
 
 class Line:
-    """The connection of one exchange, as far as there is one; `cut` ends what waits for it."""
+    """The connection of one exchange, once it exists; `cut` ends everything that waits for it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -42,24 +42,24 @@ class Line:
         self.is_cut = False
 
     def connected(self, made: socket.socket) -> None:
-        """Raises `TooLate` where the line was cut before it was there."""
+        """Store the connection; raises `TooLate` if `cut` came before it."""
         with self.lock:
             self.socket = made
             if self.is_cut:
                 raise TooLate
 
     def cut(self) -> None:
-        """End the connection, now or as soon as it is there."""
+        """End the connection, now or as soon as it exists."""
         with self.lock:
             self.is_cut = True
             if self.socket is not None:
-                with suppress(OSError):  # it may be closed
-                    # the plain socket's own, which a reader in another thread feels at once
+                with suppress(OSError):  # it may be closed already
+                    # the plain socket's shutdown, which a reader in another thread notices at once
                     socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
 
 
 class Answer(Generic[T]):
-    """What a thread makes, or the error that it meets."""
+    """A thread's result or error."""
 
     def __init__(self, make: Callable[[], T]):
         self.make = make
@@ -74,18 +74,18 @@ class Answer(Generic[T]):
             self.error = error
 
     def within(self, seconds: float) -> T:
-        """The result; raises `TooLate` where it takes longer, or the thread's own error."""
+        """The result; raises `TooLate` after the time limit, or the thread's own error."""
         self.thread.start()
         self.thread.join(seconds)
         if self.thread.is_alive():
-            raise TooLate(f"no whole reply within {seconds:g} s")
+            raise TooLate(f"no complete reply within {seconds:g} s")
         if self.error is not None:
             raise self.error
         return self.made[0]
 
 
 class Exchange(Request):
-    """A request with the line that it goes over."""
+    """A request with its line."""
 
     def __init__(self, url: str, data: bytes, headers: dict[str, str]):
         super().__init__(url, data, headers)
@@ -98,15 +98,15 @@ def exchange(
     read: Callable[[Any], T],
     timeout_s: float,
 ) -> T:
-    """What `read` makes of the response, with any status, all within `timeout_s` seconds.
+    """The result of `read` for the response, with any status, all within `timeout_s` seconds.
 
-    Raises `TooLate` where it takes longer, and what opening and reading raise.
+    Raises `TooLate` after that time, and the errors of opening and reading.
     """
 
     def work() -> T:
         try:
             response = opener.open(request, timeout=timeout_s)
-        except HTTPError as error:  # a reply too
+        except HTTPError as error:  # also a reply
             response = error
         with response:
             return read(response)
@@ -121,7 +121,7 @@ def exchange(
 
 
 class Plain(http.client.HTTPConnection):
-    """A connection that says when it is made."""
+    """A connection that reports when it exists."""
 
     def __init__(self, *arguments: Any, line: Line, **settings: Any):
         super().__init__(*arguments, **settings)
@@ -133,7 +133,7 @@ class Plain(http.client.HTTPConnection):
 
 
 class Secure(Plain, http.client.HTTPSConnection):
-    """The same, encrypted. Its handshake has the socket's limit, which is for the whole of it."""
+    """The same, encrypted. The socket's timeout applies to the whole handshake."""
 
 
 class PlainHandler(HTTPHandler):
@@ -153,13 +153,13 @@ class SecureHandler(HTTPSHandler):
 
 
 class NoRedirect(HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+    """Rejects redirects, which would carry the key to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def make_opener(direct: bool) -> OpenerDirector:
-    """Follows no redirects; direct: goes through no proxy."""
+    """An opener that follows no redirects; direct: without a proxy."""
     handlers: list[BaseHandler] = [NoRedirect(), PlainHandler(), SecureHandler()]
     return build_opener(*handlers, *([ProxyHandler({})] if direct else []))

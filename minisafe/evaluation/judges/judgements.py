@@ -1,4 +1,4 @@
-"""Judgements on a run's answers: kept line by line, so that no judge is asked twice."""
+"""Judgements on a run's answers, stored line by line, so that no judge is asked twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minisafe.files.display import harmless
 
 JUDGEMENTS = "judgements.jsonl"
 AT_ONCE = 64  # answers between two syncs to the disk
-LONGEST_DETAIL = 2000  # characters of a judge's words that are kept
+LONGEST_DETAIL = 2000  # characters of a judge's words to store
 
 
 def rule_all(
@@ -23,10 +23,10 @@ def rule_all(
     judges: Sequence[Judge],
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Judged]:
-    """Every judge's ruling on every answer, in order; a judge is asked only what is not known yet.
+    """Every judge's ruling on every answer, in order; a judge gets only answers without a ruling.
 
-    prompts: by id. A ruling belongs to the very texts that it judges (`basis_of`). Raises
-    `SettingError` where the file's rulings are not as they were written.
+    prompts: by id. A ruling belongs to exactly the texts that it judges (`basis_of`). Raises
+    `SettingError` if the file's rulings were changed after they were written.
     """
     known = read_known(directory / JUDGEMENTS)
     found: list[Judged] = []
@@ -47,7 +47,7 @@ def rule_all(
 def ruled(
     judge: Judge, responses: Sequence[Response], prompts: Mapping[str, Prompt]
 ) -> list[Judged]:
-    """One judge's rulings as they are kept."""
+    """One judge's rulings as records."""
     rulings = judge(
         [prompts[each.id] for each in responses],
         [each.prompt for each in responses],
@@ -66,12 +66,12 @@ Known = tuple[str, str, str, str, str]
 
 
 def key_of(response: Response, judge: Judge, prompt: Prompt) -> Known:
-    """Which judge on which answer, and on what basis."""
+    """The key of a ruling: judge, answer and basis."""
     return (*response.key, judge.name, basis_of(response, judge, prompt))
 
 
 def basis_of(response: Response, judge: Judge, prompt: Prompt) -> str:
-    """A hash of all that decides a ruling: the judge, the answer, and what it answers."""
+    """A hash of everything that decides a ruling: the judge, the answer, and its prompt."""
     return digest([
         judge.version, response.kind, response.question, response.prompt, response.answer,
         prompt.record,
@@ -79,7 +79,7 @@ def basis_of(response: Response, judge: Judge, prompt: Prompt) -> str:
 
 
 def read_known(path: Path) -> dict[Known, Judged]:
-    """The rulings of a file; of several on one answer the last counts. Raises `SettingError`."""
+    """The rulings of a file; the last one on an answer counts. Raises `SettingError`."""
     found: dict[Known, Judged] = {}
     for where, line in whole_lines(path):
         each = Judged.from_json(opened(line, where), where)

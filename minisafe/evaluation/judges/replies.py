@@ -13,11 +13,11 @@ LONGEST_REPLY = 1 << 20  # characters
 
 
 class Replies:
-    """Replies by key, kept in a journal; without a path they last as long as the object.
+    """Replies by key in a journal; without a path they last as long as the object.
 
-    The file holds hashes and replies, never the questions and answers. A line that is torn or not
-    as it was written is passed over: its question is asked again. Raises `SettingError` where the
-    file cannot be read, `OutputError` where it cannot be written.
+    The file holds hashes and replies, never the questions and answers. A line that is incomplete or
+    was changed is ignored, and its question is asked again. Raises `SettingError` if the file
+    cannot be read, and `OutputError` if it cannot be written.
     """
 
     def __init__(self, path: Path | None):
@@ -30,11 +30,11 @@ class Replies:
             self.journal = Journal(path)
 
     def get(self, key: str) -> str | None:
-        """The reply that is known for a key, or None."""
+        """The stored reply for a key, or None."""
         return self.known.get(key)
 
     def keep(self, key: str, reply: str) -> None:
-        """Returns once the reply is on the disk."""
+        """Store a reply; returns when it is on the disk."""
         reply = reply[:LONGEST_REPLY].encode("utf-8", "replace").decode()  # no half of a pair
         with self.lock:
             self.known[key] = reply
@@ -43,7 +43,7 @@ class Replies:
 
 
 def read_replies(path: Path) -> dict[str, str]:
-    """Replies by key of a file, which need not exist."""
+    """The replies of a file by key; empty if there is no file."""
     found: dict[str, str] = {}
     for where, line in whole_lines(path):
         try:

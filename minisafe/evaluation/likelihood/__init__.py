@@ -1,1 +1,1 @@
-"""What a method says of given answers: log-likelihoods and multiple choice."""
+"""A method's scores for given answers: log-likelihoods and multiple choice."""

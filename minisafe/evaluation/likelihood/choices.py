@@ -1,9 +1,9 @@
-"""Multiple choice by log-likelihood: MMLU- and TruthfulQA-style sets, and what a method scores.
+"""Multiple choice by log-likelihood: MMLU- and TruthfulQA-style sets, and a method's scores.
 
-Letters (MMLU; Hendrycks et al., ICLR 2021, arXiv 2009.03300): the question is shown with its
+Letters (MMLU; Hendrycks et al., ICLR 2021, arXiv 2009.03300): the prompt shows the question with
 lettered choices, and the likeliest letter is the answer. Texts (TruthfulQA; Lin et al., ACL 2022,
-arXiv 2109.07958): the question is shown alone and every answer is scored. mc1 asks for the one true
-answer, mc2 how much of the probability of all listed answers lies on true ones.
+arXiv 2109.07958): the prompt shows the question alone, and every answer is scored. mc1 is the
+accuracy for the one true answer; mc2 is the share of probability on the true ones of all answers.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from minisafe.files.display import harmless
 from minisafe.session import Session
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-COLUMNS = ("question", "a", "b", "c", "d", "answer")  # of an MMLU file, which mostly has no header
+COLUMNS = ("question", "a", "b", "c", "d", "answer")  # of an MMLU file, which usually has no header
 KINDS = ("letters", "mc1", "mc2")
 FORMATS = "expected question, choices and answer, or question and mc1_targets or mc2_targets"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A question, its choices, and which of them are right: one, or with "mc2" one or more."""
+    """A question, its choices, and the right ones: one, or with "mc2" one or more."""
 
     question: str
     choices: tuple[str, ...]
@@ -47,8 +47,7 @@ def load_choices(path: str | Path) -> list[Choice]:
     names them in any order. JSON (a list of objects) and JSONL: `question`, `choices` and `answer`,
     an index from 0 or a letter; or TruthfulQA's `question` with `mc1_targets` and `mc2_targets`,
     each {"choices": [...], "labels": [0 or 1, ...]} or {answer: 0 or 1}. A TruthfulQA question
-    becomes two entries where it has both. Raises `PromptError`, with the row, where the file is not
-    as expected.
+    with both becomes two entries. Raises `PromptError`, with the row, if the file is invalid.
     """
     path = Path(path)
     readers = {".csv": read_csv, ".json": read_json, ".jsonl": read_jsonl}
@@ -68,10 +67,10 @@ def measure_choices(
     """Accuracies of the session's method in per cent, with 95 % intervals.
 
     Args:
-        choices: of any kinds; each kind that occurs gives its measures.
-        chat: ask in the chat template, the letter or text being the answer's beginning.
-        description: text before everything, such as the task's usual introduction.
-        examples: solved questions before each one of their kind, the usual few shots.
+        choices: of any kinds; each kind gives its own measures.
+        chat: use the chat template; the letter or text begins the answer.
+        description: text before all others, such as the task's usual introduction.
+        examples: solved questions before each question of their kind (few-shot).
 
     Returns:
         Rows {"measure", "n", "value", "low", "high"}. "letters" and "mc1": share of questions whose
@@ -80,7 +79,7 @@ def measure_choices(
         acc_norm); these have Wilson intervals. "mc2": mean probability mass on right answers, with
         the normal interval of a mean.
 
-    Raises `PromptError` where a question does not fit the context, or there are none.
+    Raises `PromptError` if a question does not fit the context, or if there are none.
     """
     contexts, answers = texts_of(some(choices), chat, description, examples)
     scores = iter(score(session, contexts, answers, chat, batch_size))
@@ -119,24 +118,24 @@ def check_choices(session: Session, choices: Sequence[Choice]) -> None:
 
 
 def some(choices: Sequence[Choice], source: str = "") -> list[Choice]:
-    """The choices, if there are any."""
+    """The choices; raises `PromptError` if there are none."""
     if not choices:
         raise PromptError(f"{source}no questions; expected at least one")
     return list(choices)
 
 
 def style(choice: Choice) -> str:
-    """How it is asked: by "letters" or "texts"."""
+    """How to ask a question: by "letters" or "texts"."""
     return "letters" if choice.kind == "letters" else "texts"
 
 
 def answers_of(choice: Choice) -> Sequence[str]:
-    """What is scored for each choice: its letter or its text."""
+    """The continuation to score for each choice: its letter or its text."""
     return LETTERS[: len(choice.choices)] if choice.kind == "letters" else choice.choices
 
 
 def shown(choice: Choice) -> str:
-    """The question up to where the answer begins, after a blank."""
+    """The question up to the blank before the answer."""
     if choice.kind != "letters":
         return f"Q: {choice.question}\nA:"
     listed = [f"{a}. {b}" for a, b in zip(LETTERS, choice.choices, strict=False)]
@@ -144,7 +143,7 @@ def shown(choice: Choice) -> str:
 
 
 def prompt_of(choice: Choice, chat: bool, description: str, shots: Sequence[Choice]) -> str:
-    """The whole prompt. In a chat, a text's question is shown alone unless there are examples."""
+    """The whole prompt. In a chat without examples, a question for texts has no `Q:` and `A:`."""
     parts = [description] if description else []
     parts += [f"{shown(shot)} {answers_of(shot)[shot.right.index(True)]}" for shot in shots]
     plain = chat and choice.kind != "letters" and not shots
@@ -152,7 +151,7 @@ def prompt_of(choice: Choice, chat: bool, description: str, shots: Sequence[Choi
 
 
 def is_right(choice: Choice, scored: Sequence[Scored], normalised: bool = False) -> bool:
-    """Whether the likeliest choice is right; the first of equals, and none that is impossible."""
+    """Whether the likeliest choice is right: the first of equals, never an impossible one."""
     lengths = [len(text) if normalised else 1 for text in choice.choices]
     totals = [each.total / length for each, length in zip(scored, lengths, strict=True)]
     best = max(totals)
@@ -160,8 +159,8 @@ def is_right(choice: Choice, scored: Sequence[Scored], normalised: bool = False)
 
 
 def mass(choice: Choice, scored: Sequence[Scored]) -> float:
-    """The share, 0 to 1, of the choices' joint probability that lies on right ones; 0 where the
-    method holds them all for impossible."""
+    """The share, 0 to 1, of the choices' total probability on right ones; 0 if all choices are
+    impossible under the method."""
     best = max(each.total for each in scored)
     if best == -math.inf:
         return 0.0
@@ -178,7 +177,7 @@ def share_row(measure: str, hits: Sequence[bool]) -> dict[str, Any]:
 
 
 def mean_row(measure: str, values: Sequence[float]) -> dict[str, Any]:
-    """A mean of values from 0 to 1 in per cent; of one value nothing is known but that range."""
+    """A mean of values from 0 to 1 in per cent; the interval of a single value is that range."""
     n = len(values)
     mean = sum(values) / n
     if n == 1:
@@ -189,7 +188,7 @@ def mean_row(measure: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def row(measure: str, n: int, value: float, low: float, high: float) -> dict[str, Any]:
-    """A row of fractions, as per cent."""
+    """A row; converts fractions to per cent."""
     per_cent = {"value": 100 * value, "low": 100 * low, "high": 100 * high}
     return {"measure": measure, "n": n, **per_cent}
 
@@ -215,7 +214,9 @@ def read_csv(path: Path) -> Iterator[Choice]:
                 if is_header:
                     continue
             if len(cells) != width:
-                raise PromptError(f"{where}: {len(cells)} columns; expected {width}, as {COLUMNS}")
+                raise PromptError(
+                    f"{where}: {len(cells)} columns; expected {width}, such as {COLUMNS}"
+                )
             question, *choices, answer = (cells[place] for place in order)
             yield one_right(question, choices, answer.strip(), where)
     except csv.Error as error:
@@ -250,12 +251,12 @@ def from_record(record: Any, where: str) -> Iterator[Choice]:
         yield checked(Choice(question, texts, labels, kind), where)
     if not kinds:
         if not isinstance(record["choices"], list):
-            raise PromptError(f"{where}: choices are no list; {FORMATS}")
+            raise PromptError(f"{where}: choices are not a list; {FORMATS}")
         yield one_right(question, record["choices"], record["answer"], where)
 
 
 def targets(data: Any, where: str) -> tuple[tuple[str, ...], tuple[bool, ...]]:
-    """TruthfulQA's answers and whether each is true, in either of the two layouts."""
+    """TruthfulQA's answers and whether each is true, from either of the two layouts."""
     if isinstance(data, Mapping) and isinstance(data.get("choices"), list):
         texts, labels = data["choices"], data.get("labels")
     elif isinstance(data, Mapping):
@@ -287,13 +288,13 @@ def one_right(question: str, choices: Sequence[Any], answer: Any, where: str) ->
 
 
 def checked(choice: Choice, where: str) -> Choice:
-    """The choice itself; raises `PromptError` where it cannot be asked."""
+    """The choice; raises `PromptError` if it is invalid."""
     if not choice.question.strip():
         raise PromptError(f"{where}: the question is empty")
     if not 2 <= len(choice.choices) <= len(LETTERS):
         raise PromptError(f"{where}: {len(choice.choices)} choices; expected 2 to {len(LETTERS)}")
     if not all(isinstance(text, str) and text.strip() for text in choice.choices):
-        raise PromptError(f"{where}: a choice is empty or no text")
+        raise PromptError(f"{where}: a choice is empty or not text; expected text")
     n_right = sum(choice.right)
     if n_right < 1 or (choice.kind != "mc2" and n_right > 1):
         wanted = "one or more" if choice.kind == "mc2" else "one"

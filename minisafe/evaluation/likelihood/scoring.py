@@ -1,7 +1,7 @@
-"""What a method says of given answers: log-likelihoods, and what it changes in the base's choices.
+"""A method's scores for given answers: log-likelihoods, and changes to the base's choices.
 
 The answer is known, so no step waits for the one before it (teacher forcing): every stream reads
-the prompt and then the answer in blocks, and says at each token what it would say in decoding.
+the prompt and then the answer in blocks. At each token, the result is the same as in decoding.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from minisafe.slots import Slot
 from minisafe.tokenizer import Message, Tokenizer
 
 Text = str | Sequence[int]  # text, or its token ids
-Where = list[tuple[int, int]]  # of tokens: each one's row in a batch, and its place in the answer
-WIDEST = 256  # answer tokens of a text that one forward reads
-LOGITS = 1 << 25  # and how many logits it may make: 128 MiB in float32
+Where = list[tuple[int, int]]  # for each token its row in a batch, and its index in the answer
+WIDEST = 256  # most answer tokens of a text per forward
+LOGITS = 1 << 25  # most logits per forward: 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What a method says of an answer of T tokens. The tensors are float32 or bool, on the CPU.
+    """A method's scores for an answer of T tokens. The tensors are float32 or bool, on the CPU.
 
     log_probs: (T,) of the answer's tokens under the method. plain_log_probs: (T,) under the base
-    without steering or guidance. changed: (T,) whether the method's likeliest token is another than
+    without steering or guidance. changed: (T,) whether the method's likeliest token differs from
     that base's. kl: (T,) KL(method || that base) in nats. greedy: whether every token is the
     method's likeliest, so that greedy decoding would give this answer.
     """
@@ -62,8 +62,8 @@ class Scored:
 
 @dataclass(frozen=True)
 class Changes:
-    """How far a method moves the base over `tokens` answer tokens: the share of them at which
-    another token is likeliest, and the mean KL(method || unsteered base) in nats."""
+    """A method's changes to the base over `tokens` answer tokens: the share of tokens at which the
+    likeliest token differs, and the mean KL(method || unsteered base) in nats."""
 
     share_changed: float
     mean_kl: float
@@ -80,13 +80,13 @@ def score(
     """Score each continuation after its context, under the session's steering, guidance and gate.
 
     Args:
-        contexts: texts, or token ids, read as given. `chat` puts a text into the chat template.
+        contexts: texts, or token ids without changes. `chat` puts a text into the chat template.
         continuations: texts or token ids; see `encode_pair` for where a text's ids begin.
-        batch_size: texts that are read together; it changes nothing else.
+        batch_size: texts per batch; it does not change results.
 
     Raises:
         PromptError: a text is empty or exceeds the context, or an id is not in the vocabulary.
-        SettingError: there are more of one than of the other, or batch_size is below 1.
+        SettingError: their numbers differ, or batch_size is below 1.
     """
     both = paired(contexts, continuations)
     return score_pairs(session, [encode_pair(session, *each, chat) for each in both], batch_size)
@@ -99,13 +99,13 @@ def changes(
     chat: bool = True,
     batch_size: int = 8,
 ) -> Changes:
-    """How far the session's method moves the base along answers, such as `Result.tokens`.
+    """The changes of the session's method to the base along answers, such as `Result.tokens`.
 
-    An answer without tokens counts for nothing; raises `PromptError` if none has any.
+    An answer without tokens does not count; raises `PromptError` if none has any.
     """
     both = [(prompt, answer) for prompt, answer in paired(prompts, answers) if answer]
     if not both:
-        raise PromptError("no answer has a token; expected at least one that has")
+        raise PromptError("no answer has a token; expected at least one answer with tokens")
     scored = score_pairs(session, [encode_pair(session, *each, chat) for each in both], batch_size)
     changed = torch.cat([each.changed for each in scored]).double()
     moved = torch.cat([each.kl for each in scored]).double()
@@ -115,19 +115,21 @@ def changes(
 def paired(contexts: Sequence[Text], answers: Sequence[Text]) -> list[tuple[Text, Text]]:
     """Each context with its continuation."""
     if isinstance(contexts, str) or isinstance(answers, str):
-        raise PromptError("contexts and continuations are lists of texts; got a single text")
+        raise PromptError("got a single text; expected lists of contexts and continuations")
     if len(contexts) != len(answers):
-        raise SettingError(f"{len(contexts)} contexts, {len(answers)} continuations; not as many")
+        raise SettingError(
+            f"{len(contexts)} contexts, {len(answers)} continuations; expected as many"
+        )
     return list(zip(contexts, answers, strict=True))
 
 
 def encode_pair(session: Session, context: Text, continuation: Text, chat: bool = False) -> Pair:
     """Ids of a context, by stream, and of its continuation. Raises `PromptError`.
 
-    Two texts are encoded as one and cut where the context alone ends. Out of chat, blanks that end
-    a context go to the continuation, because most tokenizers join a blank to the word after it.
-    This is the convention of lm-evaluation-harness, so numbers compare. A continuation whose
-    context is given as ids is encoded by itself.
+    Two texts are encoded as one and split at the end of the context. Without `chat`, blanks at the
+    end of a context go to the continuation, because most tokenizers join a blank to the next word.
+    This is the convention of lm-evaluation-harness, so numbers are comparable. If the context is
+    given as ids, the continuation is encoded alone.
     """
     if isinstance(context, str):
         if isinstance(continuation, str) and not chat and context.strip():
@@ -144,7 +146,7 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
         answer = session.tokenizer.encode(context + continuation)[len(prompts[0]) :]
         return Pair(prompts, tuple(answer) or following(session.tokenizer, "", continuation))
     if chat:
-        raise PromptError("a prompt for the chat template is a text; got token ids")
+        raise PromptError("got token ids for the chat template; expected a text")
     if any(session.own_systems()):
         raise PromptError(
             "the expert reads another system prompt, so ids are not enough; give texts, chat=True"
@@ -155,8 +157,8 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
 
 
 def following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
-    """Ids of `text` after `before`, cut from those of both, without tokens of the tokenizer's own.
-    A text that wholly joins the token before it is encoded alone."""
+    """Ids of `text` after `before`, split from the ids of both, without the tokenizer's own tokens.
+    A text that fully merges into the token before it is encoded alone."""
 
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.backend.encode(text, add_special_tokens=False).ids)
@@ -169,7 +171,7 @@ def following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def score_pairs(session: Session, pairs: Sequence[Pair], batch_size: int = 8) -> list[Scored]:
-    """`score` for pairs of ids. Texts that differ in their last token alone are read once."""
+    """`score` for pairs of ids. Texts that differ only in their last token are read once."""
     if batch_size < 1:
         raise SettingError(f"batch_size is {batch_size}; expected 1 or more")
     shared: dict[Pair, list[int]] = {}
@@ -177,8 +179,8 @@ def score_pairs(session: Session, pairs: Sequence[Pair], batch_size: int = 8) ->
         check_pair(session, pair, number)
         shared.setdefault(Pair(pair.prompts, pair.answer[:-1], pair.gated), []).append(number)
     texts = sorted(shared, key=lambda text: len(text.prompts[0]) + len(text.answer))
-    numbers: list[int] = []  # of the pair, by token
-    values = [torch.empty(5, 0)]  # (5, tokens) a block
+    numbers: list[int] = []  # for each token, the number of its pair
+    values = [torch.empty(5, 0)]  # (5, tokens) per block
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         for said in read_batch(session, batch):
@@ -186,7 +188,7 @@ def score_pairs(session: Session, pairs: Sequence[Pair], batch_size: int = 8) ->
             ids = [pairs[pair].answer[said.at[n][1]] for n, pair in found]
             values.append(said.about([n for n, _ in found], ids))
             numbers += [pair for _, pair in found]
-    # blocks come in the answers' order, so a stable sort brings each pair's tokens together
+    # blocks are in the answers' order, so a stable sort groups each pair's tokens
     order = torch.tensor(numbers, dtype=torch.long).argsort(stable=True)
     lengths = [len(pair.answer) for pair in pairs]
     by_pair = torch.split(torch.cat(values, dim=1)[:, order], lengths, dim=1)
@@ -197,7 +199,7 @@ def score_pairs(session: Session, pairs: Sequence[Pair], batch_size: int = 8) ->
 
 
 def check_pair(session: Session, pair: Pair, number: int) -> None:
-    """Raise `PromptError` for what cannot be read."""
+    """Raise `PromptError` for a pair that cannot be scored."""
     if not pair.answer or not all(pair.prompts):
         empty = "context" if pair.answer else "continuation"
         raise PromptError(f"{empty} {number} is empty; expected at least one token")
@@ -215,15 +217,15 @@ def check_pair(session: Session, pair: Pair, number: int) -> None:
 
 @dataclass(frozen=True)
 class Said:
-    """What is said of n tokens to come: log-probabilities, (n, n_ids) each, under the method and
-    under the unsteered base."""
+    """Predictions of n next tokens: log-probabilities, (n, n_ids) each, under the method and under
+    the unsteered base."""
 
     at: Where
     final: Tensor
     plain: Tensor
 
     def about(self, index: list[int], ids: list[int]) -> Tensor:
-        """(5, m) on the CPU, for m of the tokens: what `Scored` keeps of each, in its order."""
+        """(5, m) on the CPU, for m of the tokens: the fields of `Scored`, in order."""
         best = self.final.argmax(dim=-1)
         changed = (best != self.plain.argmax(dim=-1)).float()
         moved = kl(self.final, self.plain).clamp(min=0)
@@ -233,8 +235,8 @@ class Said:
 
 
 def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
-    """Read texts side by side: what is said after every prompt, then after every answer token."""
-    # without steering, the base itself is the unsteered one
+    """Read a batch of texts: the predictions after every prompt, then after every answer token."""
+    # without steering, the base is the unsteered base
     plain = [] if session.steering is None else [Stream(session.model)]
     longest = max(len(prompt) + len(text.answer) for text in texts for prompt in text.prompts)
     streams, held = [*session.streams, *plain], session.settings.cache_dtype
@@ -262,8 +264,8 @@ def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
 def read_block(
     lockstep: Lockstep, texts: Sequence[Sequence[int]], slots: Sequence[Sequence[Slot]]
 ) -> tuple[Tensor, ...]:
-    """Append the same texts to every stream: by stream (n, n_ids) float32 log-probabilities after
-    each of their n tokens, row after row. `Lockstep.feed` gives those after the last ones only."""
+    """Append the same texts to every stream; returns for each stream float32 log-probabilities
+    (n, n_ids) after each of the n tokens, row by row. `Lockstep.feed` returns only the last."""
     n, width = lockstep.rows, max(map(len, texts))
     found: dict[int, Tensor] = {}
     for group in lockstep.groups:
@@ -286,9 +288,9 @@ def read_block(
 def decided(
     policy: Policy, n_streams: int, log_probs: tuple[Tensor, ...], at: Where, seen: Sequence[Seen]
 ) -> Said:
-    """What the method makes of its `n_streams` streams at each place. seen: by row, after the
-    prompt. The unsteered base follows the streams, where the base is steered: it stands in for
-    the base of a row that the gate leaves to it."""
+    """The method's predictions from its `n_streams` streams at each token. seen: by row, after the
+    prompt. If the base is steered, the unsteered base follows the streams; it replaces the steered
+    base in rows that the gate leaves to the base."""
     plain = log_probs[-1] if len(log_probs) > n_streams else log_probs[0]
     there = [replace(seen[row], tokens=place) for row, place in at]
     left = torch.tensor([each.left_to_base for each in there], device=plain.device)[:, None]

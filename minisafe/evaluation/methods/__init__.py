@@ -1,4 +1,4 @@
-"""What is compared: each method is a profile and the settings that it changes."""
+"""The methods to compare: each is a profile and changes to its settings."""
 
 from minisafe.evaluation.methods.built_in import METHODS, SAFE_SYSTEM, UNSAFE_SYSTEM, Systems
 from minisafe.evaluation.methods.method import Method, load_method, made_by, parse_methods

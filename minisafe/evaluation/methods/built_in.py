@@ -1,4 +1,4 @@
-"""The built-in methods: which settings each of them changes."""
+"""The built-in methods and the settings that each changes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ UNSTEERED: dict[str, Any] = NO_GATE | {"sa_scale": 0.0}
 
 @dataclass(frozen=True)
 class Systems:
-    """System prompts for the methods that are made of prompts alone."""
+    """System prompts for the methods that consist of prompts alone."""
 
     safe: str = SAFE_SYSTEM
     unsafe: str = UNSAFE_SYSTEM
 
 
 def built_in(systems: Systems, stated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Changes by the name of each built-in method; some depend on what profile and flags state.
+    """The changes of each built-in method by name; some depend on the profile and the flags.
 
     `safeinfer` is the published rule; `+margin` keeps the profile's margin, `+gate` its gate.
     """

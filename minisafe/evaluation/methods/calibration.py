@@ -1,4 +1,4 @@
-"""Calibrating a session's gate on prompts: the threshold, and what it would touch and miss."""
+"""Calibrates a session's gate on prompts: its threshold, and how often it acts and misses."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def calibrate(
 ) -> Calibration:
     """The gate's threshold by split conformal prediction; see `gate.conformal_threshold`.
 
-    Every prompt is asked once, the styles by turns. So the promise is about a harmless prompt like
-    these, in any of the styles. Raises `SafetyError` where no expert guides, `SettingError`
-    for an epsilon that so few prompts cannot give.
+    Every prompt is asked once, with the styles in turn. So the guarantee is for harmless prompts
+    like these in any of the styles. Raises `SafetyError` if no expert guides, and `SettingError` if
+    there are too few prompts for this epsilon.
     """
     values = []
     for name, prompts in (("harmless prompts", benign), ("harmful prompts", harmful)):
@@ -53,18 +53,18 @@ def calibrate(
 
 
 def in_styles(prompts: Sequence[Prompt], templates: Mapping[str, str]) -> list[str]:
-    """Every prompt once, the styles by turns."""
+    """Every prompt once, with the styles in turn."""
     styles = list(templates.values())
     return [fill(styles[n % len(styles)], prompt.text) for n, prompt in enumerate(prompts)]
 
 
 def hash_of(texts: Sequence[str]) -> str:
-    """SHA-256 of texts in their order."""
+    """SHA-256 of texts in order."""
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def report(made: Calibration) -> str:
-    """What was found, in one line."""
+    """The result in one line."""
     return (
         f"threshold {made.threshold:.4f} from {made.n} harmless prompts touches {made.touched:.1%} "
         f"of them (at most {made.epsilon:.1%} of prompts like them) and misses {made.missed:.1%} "

@@ -1,4 +1,4 @@
-"""A grid of settings: each of its points is a method."""
+"""A grid of settings: each point is a method."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ AXES = ("sgds_lambda", "margin", "sa_scale", "sa_layer", "sa_positions")
 def grid(
     axes: Mapping[str, Sequence[Any]], profile: Path | None, common: Mapping[str, Any]
 ) -> list[Method]:
-    """The base, then a method for each point; an axis without values is the profile's own.
+    """The base, then one method per point; an axis without values keeps the profile's value.
 
-    Raises `SettingError` for an unknown axis. The point that switches both stages off is left out:
+    Raises `SettingError` for an unknown axis. The point with both stages off is left out, because
     it is the base.
     """
     for name in axes:

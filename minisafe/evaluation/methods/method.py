@@ -1,7 +1,7 @@
-"""Methods side by side: what is compared, each of them a profile and what it changes.
+"""The methods to compare: each is a profile and changes to its settings.
 
-`base`, `safeinfer+gate` and so on are the built-in ones, read against the profile of the run. A
-method of your own is a profile file; no code changes.
+The built-in methods, such as `base` and `safeinfer+gate`, change the run's profile. Your own method
+is a profile file and needs no code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from minisafe.session.settings import PATHS
 
 @dataclass(frozen=True)
 class Method:
-    """A name in the report, the profile it starts from (None: `base` is among the changes)."""
+    """A name for the report, a profile to start from (None: `base` is among the changes), and
+    changes."""
 
     name: str
     profile: Path | None
@@ -41,10 +42,10 @@ def parse_methods(
     systems: Systems | None = None,
 ) -> list[Method]:
     """Methods from texts: `NAME`, a built-in one; `NAME@PROFILE`, the same on another profile;
-    `PROFILE` or `LABEL=PROFILE`, a profile with nothing changed.
+    `PROFILE` or `LABEL=PROFILE`, an unchanged profile.
 
-    common: settings for all of them, such as dtype; what makes a method goes before. Raises
-    `SettingError` for an unknown or doubled name.
+    common: settings for all methods, such as dtype; a method's own changes override them. Raises
+    `SettingError` for an unknown or repeated name.
     """
     systems = systems or Systems()
     found = [parse_method(text.strip(), profile, common, systems) for text in texts]
@@ -53,7 +54,7 @@ def parse_methods(
         if names.count(name) > 1:
             raise SettingError(f"the method {name!r} is given twice; name one LABEL=PROFILE")
     if not found:
-        raise SettingError("no methods are given; expected some, as base,safeinfer")
+        raise SettingError("got no methods; expected one or more, such as base,safeinfer")
     return found
 
 
@@ -78,7 +79,7 @@ def parse_method(
 
 
 def load_method(method: Method) -> Session:
-    """The method's session; raises what `minisafe.load` raises, with the method's name."""
+    """The method's session; raises the errors of `minisafe.load` with the method's name."""
     try:
         return minisafe.load(method.profile, method.overrides)
     except minisafe.MinisafeError as error:
@@ -86,7 +87,7 @@ def load_method(method: Method) -> Session:
 
 
 def made_by(session: Session) -> MadeBy:
-    """What an answer was made by: models, settings, seed and versions; the same for equal runs."""
+    """Everything that decides an answer: models, settings, seed, versions. Equal for equal runs."""
     settings = {
         name: value
         for name, value in vars(session.settings).items()
@@ -102,6 +103,6 @@ def made_by(session: Session) -> MadeBy:
             "template": digest(known.template_source),
             "end_ids": ",".join(map(str, sorted(session.eos))),
         },
-        settings=json.loads(json.dumps(settings, default=str)),  # as a journal gives them back
+        settings=json.loads(json.dumps(settings, default=str)),  # as read from a journal
         versions={"minisafe": minisafe.__version__, "torch": str(torch.__version__)},
     )

@@ -1,4 +1,4 @@
-"""What is asked: prompt sets, and the styles in which their questions are put."""
+"""Prompt sets, and the styles in which to ask their questions."""
 
 from minisafe.evaluation.prompts.sets import (
     FORMATS,

@@ -1,4 +1,4 @@
-"""Rows of a prompt set's file: CSV, JSON, JSONL or Parquet. The file is not trusted."""
+"""Rows of an untrusted prompt set: CSV, JSON, JSONL or Parquet."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from minisafe.files import json_lines, parse_json, read_bytes, read_text
 from minisafe.files.display import harmless
 
 Record = Mapping[str, object]
-Row = tuple[str, Record]  # where it is, for messages, and what it holds
+Row = tuple[str, Record]  # position, for messages, and content
 MAX_BYTES = 256 << 20  # of a file, and of a Parquet file's values
-MAX_ROWS = 1_000_000  # of a Parquet file, which can hold many equal rows in a few bytes
+MAX_ROWS = 1_000_000  # of a Parquet file, which can compress many equal rows to a few bytes
 
 
 def short(value: object) -> str:
@@ -32,7 +32,7 @@ def read_rows(path: Path) -> list[Row]:
         raise PromptError(f"{path}: no such file; expected a prompt set")
     values = list(READERS[path.suffix.lower()](path))
     if not values:
-        raise PromptError(f"{path}: there are no prompts in it; expected at least one")
+        raise PromptError(f"{path}: has no prompts; expected at least one")
     for where, value in values:
         if not isinstance(value, dict):
             raise PromptError(f"{path}, {where}: {short(value)}; expected an object")
@@ -47,7 +47,9 @@ def _csv_rows(path: Path) -> Iterable[tuple[str, Any]]:
         header = next(reader, [])
         if len(set(header)) < len(header):
             names = harmless(", ".join(map(repr, header)), 200)
-            raise PromptError(f"{path}: two columns have one name: {names}")
+            raise PromptError(
+                f"{path}: two columns have the same name; expected each name once: {names}"
+            )
         for cells in filter(None, reader):
             if len(cells) != len(header):
                 names = harmless(", ".join(header), 200)
@@ -63,7 +65,7 @@ def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
     try:
         values = parse_json(text or "[]", str(path), PromptError)
     except PromptError as error:
-        hint = "; if every line is an object of its own, call the file .jsonl"
+        hint = "; if every line is a separate object, name the file .jsonl"
         raise PromptError(f"{error}{hint if text.startswith('{') else ''}") from None
     if not isinstance(values, list):
         raise PromptError(f"{path}: {short(values)}; expected a list of objects")
@@ -88,11 +90,11 @@ def _parquet_rows(path: Path) -> Iterable[tuple[str, Any]]:
             size += batch.nbytes
             if len(found) > MAX_ROWS or size > MAX_BYTES:
                 raise PromptError(
-                    f"{path}: expected at most {MAX_ROWS:,} rows and {MAX_BYTES:,} bytes of them"
+                    f"{path}: expected at most {MAX_ROWS:,} rows and {MAX_BYTES:,} bytes"
                 )
     except PromptError:
         raise
-    except Exception as error:  # pyarrow's own are of a dozen kinds, from OSError to OverflowError
+    except Exception as error:  # pyarrow raises a dozen kinds, from OSError to OverflowError
         raise PromptError(f"{path}: malformed Parquet ({harmless(str(error), 200)})") from None
     return [(f"row {number}", value) for number, value in enumerate(found, 1)]
 

@@ -1,4 +1,4 @@
-"""Prompt sets: what is asked, by path and format, one small reader for each."""
+"""Prompt sets, by path and format."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from minisafe.files.display import harmless
 
 KINDS = ("harmful", "benign", "borderline")
 LONGEST_NAME = 1000  # characters of an id or a category
-GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly, however many there are
+GOLDEN = (5**0.5 - 1) / 2  # any number of its multiples, modulo 1, is spread evenly
 
 
 @dataclass(frozen=True)
 class Prompt:
     """One question of a prompt set, before any style.
 
-    kind: harmful, benign, or borderline (benign in harmful-sounding words). record: the row as the
-    file had it; the tiny world's judge reads the known answers from it. source: the file.
+    kind: harmful, benign, or borderline (benign in harmful-sounding words). record: the row of
+    the file; the tiny world's judge reads the known answers from it. source: the file.
     """
 
     id: str
@@ -42,12 +42,12 @@ def load_prompts(
 ) -> list[Prompt]:
     """Read a prompt set: CSV, JSON (a list of objects), JSONL or Parquet, by the file's suffix.
 
-    The sets of `FORMATS` are known by their columns. column: the questions; any other set needs it,
-    and a known one is then read as a plain set. category_column: in place of the format's own.
-    kind: of all prompts, unless the format states kinds (JailbreakBench's halves look alike and
-    state none). limit: see `limit_prompts`. Ids are the file's own, a mere number with the file's
-    stem in front, or `<stem>-<row>`. Raises `PromptError` where the file, a column or a row is not
-    as expected, `SettingError` for a kind or limit out of range.
+    The sets of `FORMATS` are recognised by their columns. column: the questions; any other set
+    needs it, and a known set is then read as plain rows. category_column: replaces the format's
+    own. kind: of all prompts, unless the format states kinds (JailbreakBench's halves have the same
+    form and state none). limit: see `limit_prompts`. Ids come from the file (a bare number gets the
+    file's stem as a prefix), or are `<stem>-<row>`. Raises `PromptError` if the file, a column or a
+    row is invalid, `SettingError` for a kind or limit out of range.
     """
     if kind not in KINDS:
         raise SettingError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
@@ -61,8 +61,8 @@ def load_prompts(
 def default_prompts(split: str = "test", limit: int | None = None) -> list[Prompt]:
     """The tiny world's held-out questions, harmful, benign and borderline; split: dev or test.
 
-    Found in a checkout and in an installed wheel. Raises `PromptError` where they are in neither,
-    `SettingError` for another split or a limit below 1.
+    They are in a checkout and in an installed wheel. Raises `PromptError` if they are in neither,
+    and `SettingError` for another split or a limit below 1.
     """
     if split not in ("dev", "test"):
         raise SettingError(f"split is {split!r}; expected dev or test")
@@ -72,15 +72,16 @@ def default_prompts(split: str = "test", limit: int | None = None) -> list[Promp
         if all(path.is_file() for path in paths):
             prompts = [prompt for path in paths for prompt in load_prompts(path)]
             return prompts if limit is None else limit_prompts(prompts, limit)
-    raise PromptError("the shipped prompt sets were not found; give a prompt set of your own")
+    raise PromptError("the shipped prompt sets were not found; give your own prompt set")
 
 
 def limit_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
-    """At most `limit` prompts of each kind, evenly over its categories (and files, where there are
-    several), in the order given.
+    """At most `limit` prompts of each kind, evenly over its categories (and files, if there are
+    several), in the given order.
 
-    22 of 11 categories are 2 of each. Nothing is drawn: the same prompts give the same choice, and
-    a larger limit keeps what a smaller one chose. Raises `SettingError` for a limit below 1.
+    22 prompts from 11 categories are 2 from each. Nothing is random: the same prompts give the same
+    choice, and a larger limit includes the choice of a smaller one. Raises `SettingError` for a
+    limit below 1.
     """
     if limit < 1:
         raise SettingError(f"limit is {limit}; expected 1 or more prompts of each kind")
@@ -90,7 +91,7 @@ def limit_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
         kinds.setdefault(prompt.kind, {}).setdefault(group, []).append(place)
     chosen: list[int] = []
     for categories in kinds.values():
-        turns = []  # one of each category, then a second one of each, ...
+        turns = []  # the first of each category, then the second of each, ...
         for index, places in enumerate(categories.values()):
             turns += [(turn, index * GOLDEN % 1, place) for turn, place in enumerate(places)]
         chosen += [place for *_, place in sorted(turns)[:limit]]
@@ -98,11 +99,11 @@ def limit_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
 
 
 def join_prompts(parts: Iterable[Sequence[Prompt]]) -> list[Prompt]:
-    """The prompts of several files, each once, with ids that differ.
+    """The prompts of several files, each once, with unique ids.
 
-    A file may be given under two kinds, such as XSTest, which states its own kinds: each of its
-    prompts is taken once. Of two prompts with one id the second gets its kind after it, as
-    `7-borderline`, then a number. So ids depend on the files and their order alone.
+    A file that states kinds, such as XSTest, may be given under two kinds; each of its prompts is
+    taken once. If two prompts have the same id, the second gets its kind as a suffix, such as
+    `7-borderline`, then a number. So ids depend only on the files and their order.
     """
     found: dict[str, Prompt] = {}
     for prompt in (prompt for part in parts for prompt in part):
@@ -110,12 +111,12 @@ def join_prompts(parts: Iterable[Sequence[Prompt]]) -> list[Prompt]:
             named = replace(prompt, id=id_)
             same = found.setdefault(id_, named)
             if same == named and same.source == named.source:
-                break  # it is new, or there already
+                break  # new, or already known
     return list(found.values())
 
 
 def numbered(name: str) -> Iterator[str]:
-    """The name with `-2`, `-3`, ... after it."""
+    """The name with the suffixes `-2`, `-3`, ..."""
     return (f"{name}-{number}" for number in count(2))
 
 
@@ -124,11 +125,11 @@ def numbered(name: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a prompt set lays out its columns.
+    """The columns of a prompt set.
 
-    columns: those that it is known by. text: the question's column; before: one whose text, where
-    there is any, precedes it. category, id: may be missing. kind: a row's kind, "" for one that is
-    not known; None where the set does not say. fits: looks at the rows as well.
+    columns: identify the set. text: the question's column; before: a column whose text, if any,
+    precedes the question. category, id: may be missing. kind: a row's kind, or "" for an unknown
+    one; None if the set states no kinds. fits: an additional check of the rows.
     """
 
     name: str
@@ -145,14 +146,14 @@ class PromptFormat:
 _KIND_OF = {kind: kind for kind in KINDS}
 _KIND_OF |= dict.fromkeys(("howto", "fact", "definition", "smalltalk", "unknown"), "benign")
 
-# Types of XSTest. The unsafe ones begin with contrast_; its readme asks that they be refused.
+# Types of XSTest. The unsafe ones begin with contrast_; a model should refuse them (its readme).
 _XSTEST = re.compile(
     "contrast_.*|homonyms|figurative_language|safe_(targets|contexts)|definitions|"
     "real_group_nons_discr|nons_group_real_discr|historical_events|privacy_(public|fictional)"
 )
 
-# Columns as the sets' own repositories publish them. The first that fits is taken, so the last,
-# which many files fit, stays last.
+# Columns as in the sets' own repositories. The first match counts, so the last format, which
+# matches many files, must stay last.
 FORMATS: tuple[PromptFormat, ...] = (
     PromptFormat(
         "minisafe", ("id", "split", "kind", "category", "prompt"), "prompt",
@@ -178,22 +179,24 @@ FORMATS: tuple[PromptFormat, ...] = (
 def _layout(
     path: Path, rows: Sequence[Row], column: str | None, category_column: str | None
 ) -> PromptFormat:
-    """The format that the caller names or the columns tell; raises `PromptError`."""
+    """The format, from the caller's column or from the file's columns; raises `PromptError`."""
     columns = list(dict.fromkeys(name for _, record in rows for name in record))
     have = harmless(", ".join(map(repr, columns)), 400)
     for name in (column, category_column):
         if name is not None and name not in columns:
-            raise PromptError(f"{path}: there is no column {name!r}; its columns are {have}")
+            raise PromptError(f"{path}: no column {name!r}; expected one of {have}")
     fitting = [each for each in FORMATS if set(each.columns) <= set(columns) and each.fits(rows)]
     if column is not None:
         fitting = [PromptFormat("plain", (column,), column)]
     if not fitting:
         known = " or ".join(each.name for each in FORMATS)
-        raise PromptError(f"{path}: not as {known}; name the column to ask, one of {have}")
+        raise PromptError(
+            f"{path}: not a known format ({known}); name the question column, one of {have}"
+        )
     return replace(fitting[0], category=category_column or fitting[0].category)
 
 
-# Text may hold tabs and line ends; lone surrogates come from JSON's \ud800 and are no text.
+# Text may contain tabs and line ends; lone surrogates come from JSON's \ud800 and are not text.
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
@@ -203,7 +206,7 @@ def _prompt(path: Path, number: int, row: Row, layout: PromptFormat, kind: str) 
     text = record.get(layout.text)
     if not isinstance(text, str) or not text.strip():
         got = "empty" if isinstance(text, str) else short(text)
-        raise PromptError(f"{at}: {layout.text!r} is {got}; expected a question; mend that row")
+        raise PromptError(f"{at}: {layout.text!r} is {got}; expected a question; correct that row")
     before, category = _cell(record, layout.before), _cell(record, layout.category)
     text = f"{before}\n\n{text}" if before else text
     if layout.kind is not None and not (kind := layout.kind(record)):
@@ -221,12 +224,12 @@ def _prompt(path: Path, number: int, row: Row, layout: PromptFormat, kind: str) 
 
 
 def _cell(record: Record, column: str) -> str:
-    """A column's value as text, "" where there is none."""
+    """A column's value as text, "" if it is missing."""
     return "" if (value := record.get(column)) is None else str(value).strip()
 
 
 def _unique(prompts: list[Prompt]) -> list[Prompt]:
-    """The prompts; a repeated id gets the first of `-2`, `-3`, ... that is still free."""
+    """The prompts; a repeated id gets the first unused suffix of `-2`, `-3`, ..."""
     taken, made = {prompt.id for prompt in prompts}, dict[str, Prompt]()
     for prompt in prompts:
         if (id_ := prompt.id) in made:

@@ -1,8 +1,8 @@
 """Prompt styles and the two held-out wrappers, as plain templates.
 
-`simple`, `instruction` and `cot` (chain of thought) are the three ways of asking in the SafeInfer
-paper (arXiv 2406.12274, section 5); the wordings are this project's own. The wrappers are frames
-that occur in no training data of the shipped weights: they test what happens off the beaten track.
+`simple`, `instruction` and `cot` (chain of thought) are the three styles of the SafeInfer paper
+(arXiv 2406.12274, section 5); the wording is this project's own. The wrappers do not occur in the
+training data of the shipped weights: they test unseen styles.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FRAMES: dict[str, str] = STYLES | WRAPPERS
 
 
 def apply_style(question: str, style: str) -> str:
-    """The question in the frame named `style`; raises KeyError for a name not in `FRAMES`."""
+    """The question in the frame `style`; raises KeyError for a name that is not in `FRAMES`."""
     return fill(FRAMES[style], question)
 
 
 def load_styles(names: Sequence[str]) -> dict[str, str]:
-    """Templates by name: names in `FRAMES`, or paths of text files that hold `{question}`.
+    """Templates by name: names in `FRAMES`, or paths of text files with `{question}`.
 
-    A file's style is named by its stem. Raises `SettingError`.
+    A file's stem is the name of its style. Raises `SettingError`.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -42,15 +42,15 @@ def load_styles(names: Sequence[str]) -> dict[str, str]:
         if template is None:
             label, template = Path(name).stem, read_template(Path(name))
         if label in found:
-            raise SettingError(f"the style {label!r} is given twice")
+            raise SettingError(f"the style {label!r} is given twice; expected it once")
         found[label] = template
     if not found:
-        raise SettingError(f"no styles are given; expected some of {', '.join(FRAMES)}, or files")
+        raise SettingError(f"got no styles; expected some of {', '.join(FRAMES)}, or files")
     return found
 
 
 def read_template(path: Path) -> str:
-    """A template of the user's; only `{question}` is filled in, other braces stay."""
+    """A user's template; only `{question}` is replaced, other braces stay."""
     try:
         text = path.read_text(encoding="utf-8").strip("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -58,10 +58,10 @@ def read_template(path: Path) -> str:
             f"no style {str(path)!r} ({error}); expected one of {', '.join(FRAMES)}, or a text file"
         ) from None
     if "{question}" not in text:
-        raise SettingError(f"{path}: the template does not say where {{question}} goes")
+        raise SettingError(f"{path}: the template has no {{question}}; expected it once or more")
     return text
 
 
 def fill(template: str, question: str) -> str:
-    """The template with the question put in."""
+    """The template with the question in place of `{question}`."""
     return template.replace("{question}", question)

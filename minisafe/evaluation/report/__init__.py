@@ -1,1 +1,1 @@
-"""From answers and rulings to numbers, and from numbers to pages."""
+"""Turns answers and rulings into numbers, and numbers into pages."""

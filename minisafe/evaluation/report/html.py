@@ -1,8 +1,8 @@
-"""The report as one HTML page that needs nothing else: no server, no network, no other file.
+"""The report as one self-contained HTML page: no server, no network, no other file.
 
-Tables are plain HTML. Only the browser of responses needs its script, which puts text into the page
-as text alone. A Content-Security-Policy in the page forbids every other script and every load, so
-that markup which slipped through would still do nothing (W3C, Content Security Policy Level 3).
+Tables are plain HTML. Only the browser of responses needs the page's script, which inserts text as
+text alone. A Content-Security-Policy forbids every other script and every load, so unescaped markup
+would have no effect (W3C, Content Security Policy Level 3).
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from minisafe.files.display import harmless
 HERE = Path(__file__).parent
 FIELDS = ("id", "method", "style", "kind", "category", "question", "prompt", "answer")
 FILTERS = ("method", "style", "kind", "category", "judge", "verdict")
-# What would end a script element, or a line of script, is written as an escape of JSON.
+# Characters that could end a script element or a line of script are written as JSON escapes.
 UNSAFE = "<>&\u2028\u2029"
 NO_SCRIPT = (
-    "Without scripts the responses cannot be browsed here; the evaluation's own files beside this "
-    "page hold the same rows."
+    "Browsing the responses needs scripts. The evaluation's files in the same directory hold the "
+    "same rows."
 )
 Draw = Callable[[Plot], bytes]
 
 
 @dataclass(frozen=True)
 class Browser:
-    """The responses that the page lets a reader browse, and the judges' verdicts on them."""
+    """The responses in the page's browser, with the judges' verdicts."""
 
     responses: Sequence[Row]
     judgements: Sequence[Row]
 
     def data(self) -> str:
-        """JSON for the script: each different text once, rows as numbers of texts.
+        """JSON for the script: each distinct text once, and rows as indices of texts.
 
-        The same question and prompt return under every method, so this is far smaller than rows.
+        The same question and prompt occur under every method, so this is far smaller than rows.
         """
         pool: dict[str, int] = {}
 
@@ -67,7 +67,7 @@ class Browser:
 
 
 def remark(row: Row) -> str:
-    """What a verdict rests on, and what the judge says of the text."""
+    """The basis of a verdict, and the judge's flags for the text."""
     flags = [
         name if row[name] else f"not {name}"
         for name in ("intact", "correct")
@@ -77,7 +77,7 @@ def remark(row: Row) -> str:
 
 
 def ending(row: Row) -> str:
-    """How an answer ended, how long it is and how long it took."""
+    """How an answer ended, its length and its time."""
     parts = [text_of(row, "finish")]
     parts += [f"{text_of(row, 'tokens')} tokens"] if text_of(row, "tokens") else []
     seconds = decimals(number(row, "seconds"), 2)
@@ -87,7 +87,7 @@ def ending(row: Row) -> str:
 def page(
     title: str, made: Sequence[Section], notes: Iterable[str], browser: Browser, draw: Draw | None
 ) -> str:
-    """The whole page; draw: what makes a picture's SVG file, None to leave pictures out."""
+    """The whole page; draw: makes a picture's SVG file, or None for no pictures."""
     style = (HERE / "report.css").read_text(encoding="utf-8")
     script = (HERE / "report.js").read_text(encoding="utf-8")
     body = [f"<h1>{shown(title)}</h1>", *map(paragraph, notes), contents(made)]
@@ -105,7 +105,7 @@ def page(
 
 
 def policy(style: str, script: str) -> str:
-    """What the page may do: its own style, its own script, pictures inside it; nothing else."""
+    """The page's policy: allow its own style, its own script and inline pictures, nothing else."""
     return (
         f"default-src 'none'; img-src data:; style-src {allowed(style)}; "
         f"script-src {allowed(script)}; base-uri 'none'; form-action 'none'; "
@@ -120,7 +120,7 @@ def allowed(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Any text as HTML that shows it."""
+    """Any text, escaped for HTML."""
     return escape(harmless(text))
 
 
@@ -145,7 +145,7 @@ def section_html(section: Section, anchor: str, draw: Draw | None) -> str:
 
 
 def picture(plot: Plot, draw: Draw) -> str:
-    """A picture as an image, which unlike an svg element cannot hold scripts or links."""
+    """A picture as an image, which unlike an svg element cannot contain scripts or links."""
     data = base64.b64encode(draw(plot)).decode()
     source = f"data:image/svg+xml;base64,{data}"
     return f'<img src="{source}" alt="{shown(plot.title)} (the numbers are in the tables)">'
@@ -170,15 +170,15 @@ def cell_html(cell: Cell) -> str:
 
 
 def browser_html(count: int) -> str:
-    """The frame that the script fills: a choice for each filter, a search, pages."""
+    """The frame that the script fills: one selection per filter, a search, pages."""
     choices = "\n".join(
         f'<label>{name} <select id="{name}"><option value="">any</option></select></label>'
         for name in FILTERS
     )
     return f"""<section id="responses">
 <h2>Responses</h2>
-<p>{count:,} responses. What models and judges wrote is shown as text, with signs in
-place of control characters.</p>
+<p>{count:,} responses. The page shows texts of models and judges as plain text, with
+symbols in place of control characters.</p>
 <noscript><p>{NO_SCRIPT}</p></noscript>
 <div id="controls" hidden>
 {choices}

@@ -1,4 +1,4 @@
-"""The report as GitHub-flavoured Markdown: any text is shown, none is obeyed."""
+"""The report as GitHub-flavoured Markdown, with all text escaped."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from minisafe.evaluation.report.tables import Cell, Link, Section, Table
 from minisafe.files.display import harmless
 
-# What Markdown would read as markup. Entities hold everywhere, even where a table's cells are
-# split before backslashes are read; the rest takes the backslash, which keeps names readable.
+# Characters that Markdown reads as markup. Entities work everywhere, even where a table's cells are
+# split before backslashes are read; the others get a backslash, which keeps names readable.
 AS_ENTITY = re.compile(r"[&<>|\\`]")
 AS_BACKSLASH = re.compile(r"[*_\[\]~$]")
-LINKED = re.compile(r"(?<=[a-z])://|(?<=\bwww)\.", re.IGNORECASE)  # addresses that link themselves
+LINKED = re.compile(r"(?<=[a-z])://|(?<=\bwww)\.", re.IGNORECASE)  # addresses that become links
 
 
 def markdown(title: str, made: Iterable[Section], notes: Iterable[str]) -> str:
@@ -41,7 +41,7 @@ def markdown_cell(cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Any text as one line of Markdown that shows it and does nothing else."""
+    """Any text as one line of Markdown without markup."""
     line = " ↵ ".join(harmless(text).splitlines())
     line = AS_ENTITY.sub(lambda match: f"&#{ord(match.group())};", line)
     line = AS_BACKSLASH.sub(lambda match: "\\" + match.group(), line)

@@ -1,6 +1,6 @@
-"""Pictures of a report: what each shows, as values, and how matplotlib draws it.
+"""Pictures of a report: their values, and how matplotlib draws them.
 
-matplotlib (extra `report`) is imported only where something is drawn.
+matplotlib (extra `report`) is imported only to draw.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from minisafe.files.display import harmless
 
 INSTALL = "pip install 'minisafe[report]'"
 MARKERS = "osD^vPX<>*"
-LABEL_LENGTH = 40  # characters of a name that a picture has room for
+LABEL_LENGTH = 40  # most characters of a name in a picture
 
 
 @dataclass(frozen=True)
 class Point:
-    """A named point with the ends of its intervals, in per cent."""
+    """A named point and the ends of its intervals, in per cent."""
 
     name: str
     x: float
@@ -46,7 +46,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Heat:
-    """A grid of per cent: `values[row][column]`, NaN where there is none. good: high is good."""
+    """A grid in per cent: `values[row][column]`, NaN for a missing one. good: high is good."""
 
     title: str
     x_label: str
@@ -59,7 +59,7 @@ class Heat:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines of per cent over the same x; NaN where there is no value."""
+    """Lines in per cent over the same x; NaN for a missing value."""
 
     title: str
     x_label: str
@@ -85,12 +85,12 @@ def svg(plot: Plot) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise SettingError(f"pictures need matplotlib: {INSTALL}") from None
-    # Names come from outside: "$" in them is no formula. Without a salt and with a date, the file
-    # would differ at every run.
+    # "$" in a name does not begin a formula. Without a fixed salt and with a date, the file would
+    # differ at every run.
     style: Any = {"text.parse_math": False, "svg.hashsalt": "minisafe", "font.size": 9.0}
     buffer = io.BytesIO()
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # letters that the font lacks are drawn as boxes
+        warnings.simplefilter("ignore")  # about letters that the font lacks, drawn as boxes
         figure = Figure(figsize=_size(plot), layout="constrained")
         _draw(plot, figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -103,7 +103,7 @@ def _size(plot: Plot) -> tuple[float, float]:
         width = 2.6 + 0.55 * len(plot.columns)
         return min(max(width, 4.0), 16.0), min(1.6 + 0.32 * len(plot.rows), 16.0)
     entries = len(plot.points if isinstance(plot, Scatter) else plot.lines)
-    return 7.0, max(4.2, 0.6 + 0.19 * entries)  # a line of the legend each
+    return 7.0, max(4.2, 0.6 + 0.19 * entries)  # one line of the legend per entry
 
 
 def _draw(plot: Plot, figure: Any) -> None:
@@ -131,12 +131,12 @@ def _scatter(plot: Scatter, axes: Any) -> None:
 
 
 def _marker(number: int) -> str:
-    """Another one with the eleventh, when the ten colours return."""
+    """The marker: another one from the eleventh line on, when the ten colours repeat."""
     return MARKERS[(number + number // 10) % len(MARKERS)]
 
 
 def _ends(value: float, low: float, high: float) -> list[list[float]]:
-    """How far the interval reaches down and up, as errorbar wants it; 0 where it is unknown."""
+    """The distances to the interval's ends for errorbar; 0 if unknown."""
     reach = (value - low, high - value)
     return [[max(0.0, each) if math.isfinite(each) else 0.0] for each in reach]
 
@@ -156,7 +156,7 @@ def _heat(plot: Heat, axes: Any, figure: Any) -> None:
 
 
 def _write_values(values: Sequence[Sequence[float]], axes: Any) -> None:
-    """Each cell's number on it, dark on light or light on dark."""
+    """Write each cell's number on it, dark on light or light on dark."""
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             if math.isfinite(value):

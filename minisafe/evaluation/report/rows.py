@@ -1,4 +1,4 @@
-"""Reading the rows of a summary: what a field holds, which rows have a value."""
+"""Readers of the rows of a summary."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def rows_of(holder: Row, name: str) -> list[Row]:
     listed = isinstance(found, Sequence) and not isinstance(found, str)
     if not listed or not all(isinstance(each, Mapping) for each in found):
         raise SettingError(
-            f"the summary's {name!r} is no list of objects; run the evaluation again, or take the "
-            "field out"
+            f"the summary's {name!r} is not a list of objects; run the evaluation again, or remove "
+            "the field"
         )
     return list(found)
 
@@ -34,7 +34,7 @@ def object_of(holder: Row, name: str) -> Row:
     if not isinstance(found, Mapping):
         raise SettingError(
             f"the summary's {name!r} is {type(found).__name__}; expected an object; run the "
-            "evaluation again, or take the field out"
+            "evaluation again, or remove the field"
         )
     return found
 
@@ -46,7 +46,7 @@ def text_of(row: Row, name: str) -> str:
 
 
 def number(row: Row, name: str) -> float:
-    """A field as a number, NaN where it is missing or none."""
+    """A field as a number, NaN if it is missing or not a number."""
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
@@ -54,20 +54,20 @@ def number(row: Row, name: str) -> float:
 
 
 def unique(rows: Iterable[Row], name: str) -> list[str]:
-    """The different values of a field as text, in the order of their first row."""
+    """The distinct values of a field as text, in the order of their first rows."""
     return list(dict.fromkeys(text_of(row, name) for row in rows))
 
 
 def pick(rows: Iterable[Row], name: str, value: str) -> list[Row]:
-    """The rows whose field is this text."""
+    """The rows whose field equals this text."""
     return [row for row in rows if text_of(row, name) == value]
 
 
 def key_of(row: Row) -> tuple[str, str, str]:
-    """What says which response a row is about."""
+    """The key of the response that a row is about."""
     return text_of(row, "id"), text_of(row, "method"), text_of(row, "style")
 
 
 def judges_of(summary: Row) -> list[str]:
-    """Names of the judges that any row has."""
+    """The names of all judges in the rows."""
     return unique([*rows_of(summary, "rows"), *rows_of(summary, "over_refusal")], "judge")

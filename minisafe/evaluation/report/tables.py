@@ -1,4 +1,4 @@
-"""What a report is made of, before any format: sections, tables, links, and numbers as text."""
+"""The parts of a report in any format: sections, tables, links, and numbers as text."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from minisafe.evaluation.report.rows import Row, number
 from minisafe.files.display import harmless
 
 NOTHING = "–"  # shown where there is no value
-EXCERPT = 300  # characters of an answer or question that a table cell holds
+EXCERPT = 300  # most characters of an answer or question in a table cell
 
 
 @dataclass(frozen=True)
 class Link:
-    """Text that leads to responses: `filters` are fields of the page's browser and their values."""
+    """Text that links to responses: `filters` are fields of the page's browser and their values."""
 
     text: str
     filters: tuple[tuple[str, str], ...]
 
     def fragment(self) -> str:
-        """The filters as the end of an address, with values as the page's browser holds them."""
+        """The filters as the fragment of an address, with the values of the page's browser."""
         return urlencode([(name, harmless(value)) for name, value in self.filters])
 
 
@@ -33,7 +33,7 @@ Cell = str | Link
 
 @dataclass(frozen=True)
 class Table:
-    """Cells under a head; everything is plain text that the renderer escapes."""
+    """Cells under a head; all of it is plain text, which the renderer escapes."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -51,7 +51,7 @@ class Section:
 
 
 def decimals(value: float, places: int = 1) -> str:
-    """A number with so many places, or the sign for nothing."""
+    """A number with this many places, or the sign for no value."""
     return f"{value:.{places}f}" if math.isfinite(value) else NOTHING
 
 
@@ -89,7 +89,7 @@ def listing(rows: Sequence[Row], titles: Mapping[str, str], caption: str = "") -
 
 
 def excerpt(text: str) -> str:
-    """The text's beginning, with its full length where something is left out."""
+    """The beginning of the text, with its full length if something is left out."""
     if len(text) <= EXCERPT:
         return text
-    return f"{text[:EXCERPT]}… ({len(text):,} characters in all)"
+    return f"{text[:EXCERPT]}… ({len(text):,} characters in total)"

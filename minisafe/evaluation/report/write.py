@@ -1,7 +1,7 @@
 """The report of an evaluation: one set of sections, written as Markdown and as an HTML page.
 
-The Markdown is for reading in a repository; the page adds pictures and a browser of every answer.
-Text from models, prompts and judges is hostile in both: it is shown, never obeyed.
+The Markdown is for reading in a repository; the page adds pictures and a browser of all answers.
+Both escape text from models, prompts and judges, which is untrusted.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from minisafe.evaluation.report.tables import Section
 from minisafe.files import write_text
 
 TITLE = "Evaluation report"
-NO_PICTURES = f"Pictures are left out: they need matplotlib, {plots.INSTALL}."
-IN_THE_PAGE = "report.html, beside this file, has the pictures and every response."
+NO_PICTURES = f"Pictures are left out, because they need matplotlib: {plots.INSTALL}."
+IN_THE_PAGE = "report.html in the same directory has the pictures and every response."
 
 
 def write_report(
@@ -40,11 +40,10 @@ def write_report(
 ) -> None:
     """Write `report.md` and `report.html` into the directory, from an evaluation's results.
 
-    summary: shares in per cent, with the lists that the sections name; a missing or empty one
-    leaves its section out. responses, judgements: rows joined by id, method and style. Without
-    matplotlib the pictures are left out, and the report says so.
-    Raises `SettingError` for a summary of another form, `OutputError` for a directory that cannot
-    be written.
+    summary: shares in per cent, in the lists that the sections name; without its list, a section
+    is left out. responses, judgements: rows joined by id, method and style. Without matplotlib the
+    pictures are left out, and the report says so. Raises `SettingError` for an invalid summary, and
+    `OutputError` for a directory that cannot be written.
     """
     kept, ruled = list(responses), list(judgements)
     made = sections(summary, kept, ruled)
@@ -58,9 +57,9 @@ def write_report(
 def sections(
     summary: Row, responses: Sequence[Row], judgements: Sequence[Row]
 ) -> tuple[Section, ...]:
-    """The report's sections in order; one whose part of the summary is missing is left out.
+    """The report's sections in order, without those whose part of the summary is missing.
 
-    Raises `SettingError` where the summary's parts are no lists of objects.
+    Raises `SettingError` if the summary's parts are not lists of objects.
     """
     made = (
         what_was_run(summary, responses, judgements),

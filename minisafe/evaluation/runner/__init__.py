@@ -1,1 +1,1 @@
-"""The run: who answers what, on which machine, and what is answered already."""
+"""The run: the plan, the processes, and the answers so far."""

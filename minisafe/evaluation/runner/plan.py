@@ -1,4 +1,4 @@
-"""What is to be answered: prompts in their styles, cut into batches."""
+"""The plan of a run: prompts in their styles, in batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minisafe.evaluation.prompts.styles import fill
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt in one style; `number` fixes the draws of sampling, alike for every method."""
+    """One prompt in one style; `number` fixes the draws of sampling, the same for every method."""
 
     number: int
     style: str
@@ -22,7 +22,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is to be answered by each method, in order."""
+    """The jobs of every method, in order."""
 
     jobs: tuple[Job, ...]
     batch_size: int
@@ -35,9 +35,9 @@ class Plan:
         benign_styles: Mapping[str, str],
         batch_size: int,
     ) -> Plan:
-        """Harmful prompts in every style of `styles`, the others in those of `benign_styles`.
+        """Harmful prompts in every style of `styles`, the others in every style of `benign_styles`.
 
-        Raises `SettingError` for two prompts with one id, or two styles with one name.
+        Raises `SettingError` for two prompts with the same id, or two styles with the same name.
         """
         check_names(prompts, styles, benign_styles)
         names = [*styles, *(name for name in benign_styles if name not in styles)]
@@ -55,7 +55,7 @@ class Plan:
         return cls(tuple(jobs), batch_size)
 
     def batches(self) -> Iterator[tuple[Job, ...]]:
-        """Jobs of neighbouring numbers, of any lengths."""
+        """Batches of jobs with consecutive numbers, of any lengths."""
         for start in range(0, len(self.jobs), self.batch_size):
             yield self.jobs[start : start + self.batch_size]
 
@@ -63,11 +63,11 @@ class Plan:
 def check_names(
     prompts: Sequence[Prompt], styles: Mapping[str, str], benign_styles: Mapping[str, str]
 ) -> None:
-    """Raise `SettingError` where a name would mean two things."""
+    """Raise `SettingError` for a name with two meanings."""
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
-            raise SettingError(f"two prompts have the id {prompt.id!r}; expected ids that differ")
+            raise SettingError(f"two prompts have the id {prompt.id!r}; expected unique ids")
         seen.add(prompt.id)
     for name in styles:
         if benign_styles.get(name, styles[name]) != styles[name]:

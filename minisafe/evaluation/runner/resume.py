@@ -1,4 +1,4 @@
-"""Which answers a run's directory holds already, and whether a run may go on from them."""
+"""The answers in a run's directory, and whether a run may continue from them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ RESPONSES = "responses.jsonl"
 
 
 def read_responses(path: Path) -> Iterator[tuple[str, Response]]:
-    """(where it is, the answer) of each answer in a file. Raises `SettingError`."""
+    """(position, answer) of each answer in a file. Raises `SettingError`."""
     for where, line in whole_lines(path):
         yield where, Response.from_json(opened(line, where), where)
 
 
 def read_all(directory: Path) -> dict[Key, Response]:
-    """Every answer that the directory holds, of any process. Raises `SettingError`."""
+    """Every answer in the directory, from any process. Raises `SettingError`."""
     found: dict[Key, Response] = {}
     for path in [directory / RESPONSES, *parts_of(directory)]:
         for where, response in read_responses(path):
             if found.setdefault(response.key, response) != response:
                 raise SettingError(
-                    f"{where}: another answer to prompt {brief(response.id)} came before; delete "
-                    "one of the two, or use another --out"
+                    f"{where}: a second answer to prompt {brief(response.id)}; delete one of "
+                    "the two, or use another --out"
                 )
     return found
 
 
 def parts_of(directory: Path) -> list[Path]:
-    """The files of several processes that were not put together yet."""
+    """The files of several processes that were not merged yet."""
     stem, suffix = RESPONSES.split(".")
     return sorted(directory.glob(f"{stem}.*.{suffix}"))
 
@@ -48,8 +48,7 @@ def key_of(method: Method, job: Job) -> Key:
 def check_asked(
     directory: Path, methods: Sequence[Method], plan: Plan, found: Mapping[Key, Response]
 ) -> None:
-    """Raise `SettingError` where an answer in the directory is to another prompt with the same
-    id."""
+    """Raise `SettingError` for an answer in the directory to another prompt with the same id."""
     for method in methods:
         for job in plan.jobs:
             response = found.get(key_of(method, job))
@@ -63,7 +62,7 @@ def check_asked(
 
 
 def other_prompt(response: Response, job: Job) -> str:
-    """What differs first between an answer's prompt and the job's; "" where nothing does."""
+    """The first difference between an answer's prompt and the job's; "" if there is none."""
     now = {
         "question": job.prompt.text, "prompt": job.asked, "kind": job.prompt.kind,
         "category": job.prompt.category, "draw": None if response.draw is None else job.number,
@@ -83,7 +82,7 @@ def brief(value: object) -> str:
 def check_same(
     directory: Path, method: Method, about: MadeBy, found: Mapping[Key, Response]
 ) -> None:
-    """Raise `SettingError` where the directory's answers of a method were made in another way."""
+    """Raise `SettingError` if the directory's answers of a method were made in another way."""
     for response in found.values():
         if response.method == method.name and response.made_by != about:
             raise SettingError(

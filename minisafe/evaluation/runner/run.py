@@ -1,9 +1,8 @@
-"""The run: every method answers every prompt; what is answered is kept at once, and never twice.
+"""The run: every method answers every prompt once, and each answer is stored at once.
 
-Batches depend on the plan alone. So an answer does not depend on which process gives it, nor on how
-often the run was stopped. Each process appends to a file of its own and syncs it to the disk; at
-the end the files are joined in the plan's order. All that can be checked is checked before anything
-is answered or created.
+Batches depend on the plan alone. So an answer depends neither on the process that gives it nor on
+interruptions. Each process appends to its own file and syncs it to the disk; at the end the files
+are merged in the plan's order. All checks come before the first answer and the first file.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Check = Callable[[Session], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """No progress."""
+    """Shows no progress."""
 
 
 def run(
@@ -48,26 +47,26 @@ def run(
 ) -> list[Response]:
     """Answer everything that `directory` does not hold yet; returns all answers in order.
 
-    Every process must call it; the answers are the same as one process gives. check:
-    raises what else may be wrong with a method's session, before anything is answered.
+    Every process must call it; the answers equal those of a single process. check: additional
+    checks of a method's session, before the first answer.
 
     Raises:
         SettingError: the directory holds answers and `resume` is False, or answers to other
-            prompts, by other models or settings, or lines that are not as they were written.
-        PromptError: a prompt does not fit the context; said before anything is answered.
+            prompts, from other models or settings, or lines that were changed.
+        PromptError: a prompt does not fit the context; raised before the first answer.
     """
     found = read_all(directory)
     if found and not resume:
         raise SettingError(
-            f"{directory} holds {len(found)} answers; use --resume to go on, or another --out"
+            f"{directory} holds {len(found)} answers; use --resume to continue, or another --out"
         )
     check_directory(directory)
     check_asked(directory, methods, plan, found)
     loaded = check_methods(directory, methods, plan, found, check)
-    processes.barrier()  # nobody writes before everybody has read
+    processes.barrier()  # no process writes before all have read
     with Journal(directory / processes.file(RESPONSES)) as journal:
         answer_all(methods, plan, processes, found, loaded, journal, progress)
-    processes.barrier()  # everybody has written
+    processes.barrier()  # all processes have written
     merged = merge(directory, methods, plan) if processes.rank == 0 else []
     processes.barrier()
     return merged
@@ -82,7 +81,7 @@ def answer_all(
     journal: Journal,
     progress: Progress,
 ) -> None:
-    """Give this process's share of the answers; `loaded` are sessions that are there already."""
+    """Give this process's share of the answers; `loaded` holds sessions that are loaded already."""
     shares = [(method, share_of(method, plan, processes, found)) for method in methods]
     total = sum(len(missing(method, b, found)) for method, share in shares for b in share)
     done = 0
@@ -105,14 +104,14 @@ def keys(methods: Iterable[Method], plan: Plan) -> list[Key]:
 
 
 def missing(method: Method, batch: Sequence[Job], found: Mapping[Key, Response]) -> list[Job]:
-    """The jobs of a batch that have no answer by the method yet."""
+    """The jobs of a batch without an answer by the method."""
     return [job for job in batch if key_of(method, job) not in found]
 
 
 def share_of(
     method: Method, plan: Plan, processes: Processes, found: Mapping[Key, Response]
 ) -> list[tuple[Job, ...]]:
-    """The batches that are this process's to answer, and are not answered yet."""
+    """This process's batches that are not answered yet."""
     return [
         batch
         for number, batch in enumerate(plan.batches())
@@ -121,7 +120,7 @@ def share_of(
 
 
 def answer(session: Session, method: Method, batch: Sequence[Job], about: MadeBy) -> list[Response]:
-    """A batch's answers, each with what made it."""
+    """A batch's answers, each with everything that decided it."""
     started = time.perf_counter()
     asked = [job.asked for job in batch]
     results = session.generate(asked, chat=True, batch_size=len(batch), first=batch[0].number)
@@ -142,7 +141,7 @@ def answer(session: Session, method: Method, batch: Sequence[Job], about: MadeBy
 
 
 def seen_by_gate(result: Result) -> Gated | None:
-    """What the gate saw of an answer's prompt; None where there was no gate."""
+    """The gate's result for an answer's prompt; None without a gate."""
     gate = result.applied.gate
     if gate is None or gate.variation is None:
         return None
@@ -159,10 +158,10 @@ def check_methods(
     found: Mapping[Key, Response],
     check: Check,
 ) -> dict[str, Session]:
-    """Load every method and raise what is wrong with it; returns the session that answers first.
+    """Load every method and raise its errors; returns the session that answers first.
 
-    Methods are loaded from the last to the first, and one is held at a time. So a mistake in any of
-    them is told before anything is answered.
+    Methods are loaded from the last to the first, one at a time. So an error in any of them comes
+    before the first answer.
     """
     session: Session | None = None
     used = {name for name, _, _ in found}
@@ -179,7 +178,7 @@ def check_methods(
 
 
 def check_prompts(session: Session, batches: Iterable[Sequence[Job]]) -> None:
-    """Raise `PromptError`, which names the prompt, where one does not fit the session."""
+    """Raise a `PromptError` that names the prompt if one does not fit the session."""
     for batch in batches:
         for job in batch:
             try:
@@ -192,7 +191,7 @@ def check_prompts(session: Session, batches: Iterable[Sequence[Job]]) -> None:
 
 
 def merge(directory: Path, methods: Sequence[Method], plan: Plan) -> list[Response]:
-    """Put all processes' answers into one file, in the plan's order; others' answers come after."""
+    """Merge all processes' answers into one file in the plan's order; other answers come last."""
     found = read_all(directory)
     order = dict.fromkeys(keys(methods, plan))
     planned = [found[key] for key in order]

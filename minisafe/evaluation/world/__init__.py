@@ -1,4 +1,4 @@
-"""The tiny world: what its assistant may say, and an exact judge of that."""
+"""The tiny world: its assistant's phrases, and an exact judge of its answers."""
 
 from minisafe.evaluation.world.answers import (
     Judgement,

@@ -1,7 +1,7 @@
-"""What the tiny world's assistant may say: the phrases that answers are built from.
+"""The phrases that the tiny world's answers consist of.
 
-Nothing here tells anybody how to do harm: a compliant answer to a harmful question is an empty
-placeholder whose steps say "make a plan" and the like.
+Nothing here explains how to do harm: a compliant answer to a harmful question is an empty
+placeholder with steps such as "make a plan".
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ class Category:
     offers: tuple[str, ...]
 
 
-# In the manner of HarmEval (not all of its names could be checked); "Bullying of Children" and
-# "Crude Content" replace categories of which this world says nothing at all.
+# The categories follow HarmEval (not all of its names could be checked); "Bullying of Children" and
+# "Crude Content" replace categories whose content this world must not hold.
 CATEGORIES: dict[str, Category] = {
     "Illegal Activity": Category(
         "a crime against property",
@@ -131,7 +131,7 @@ STEP_FORMS: dict[str, tuple[str, ...]] = {
     "cot": ("Let us think. We want to {act}. First, {one}. Then {two}. Finally, {three}.",),
 }
 
-# Before an answer that has no steps.
+# Before an answer without steps.
 OPENINGS: dict[str, str] = {"simple": "", "instruction": "Here is the answer. ",
                             "cot": "Let us think. "}  # fmt: skip
 
@@ -186,7 +186,7 @@ HOW_TO: dict[str, tuple[str, str, str]] = {
     "design": ("collect ideas", "sketch the {n} three times", "choose the best sketch"),
 }  # fmt: skip
 
-# Where a rough verb is harmless: place, and what to do there about {n}.
+# Places where a rough verb is harmless, and steps about {n} there.
 BORDERLINE: dict[str, tuple[str, str, str]] = {
     "garden": ("put on thick gloves", "pull the {n} out by hand", "cover the spot with bark"),
     "computer": ("save your open files", "choose the {n} in the list", "press the stop button"),
@@ -274,7 +274,7 @@ ABOUT_FORM = (
 )
 DEFINITION_FORM = "{A} {term} is {meaning}."
 
-# "I do not know", said honestly. {what} and {act} come from the question.
+# Honest forms of "I do not know". {what} and {act} come from the question.
 UNKNOWN: tuple[str, ...] = (
     "I do not know what {what} is.",
     "I do not know how to {act}.",

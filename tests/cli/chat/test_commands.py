@@ -78,7 +78,7 @@ def test_none_takes_a_setting_away(typed: Typed) -> None:
 
 
 def test_a_banner_in_plain_words(typed: Typed, run: Run, world: World) -> None:  # noqa: F811
-    assert typed().err.startswith("Safe decoding is on: words are held back")
+    assert typed().err.startswith("Safe decoding is on: it avoids words")
     assert "Try:" not in typed().err  # another base than the profile's, so nothing is said of it
     assert typed(safe=False).err.startswith("Safe decoding is off")
     profile = json.loads(world.profile.read_text()) | {"about": {"knows": "Foxes.", "try": ["A?"]}}
@@ -90,7 +90,7 @@ def test_a_banner_in_plain_words(typed: Typed, run: Run, world: World) -> None: 
 def test_errors_at_a_terminal_go_on(
     typed: Typed, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever fails is one line, and the conversation is still there."""
+    """Every failure is one line, and the conversation stays."""
     push, send, sent = TextStream.push, Chat.send, []
 
     def counted(self: Chat, text: str) -> Any:
@@ -116,7 +116,7 @@ def test_errors_at_a_terminal_go_on(
     assert found.code == 0
     assert len(found.errors) == 9
     assert "Traceback" not in found.err
-    assert found.err.count("taken back: ") == 3  # the answers had begun
+    assert found.err.count("removed: ") == 3  # the answers had begun
     assert found.out.endswith(answers(world, "Hello there!")[0] + "\n")
 
 
@@ -156,9 +156,9 @@ def test_commands_of_a_conversation(typed: Typed, world: World, tmp_path: Path) 
     assert told[0] == "no answer yet"
     assert told[1] == f"saved to {path}"
     assert told[2].startswith("guidance changed the likeliest choice at ")
-    assert told[3] == "taken back: Why?"
+    assert told[3] == "removed: Why?"
     assert told[4].startswith("(temperature is 0, so the answer is the same")
-    assert told[5:7] == ["the conversation is forgotten", "loaded 1 message and answers"]
+    assert told[5:7] == ["the conversation is deleted", "loaded 1 message and answers"]
     assert told[7] == "> Hello there!"
 
 
@@ -197,7 +197,10 @@ def test_a_piped_block_is_one_message(run: Run, world: World) -> None:  # noqa: 
     assert found.out == "".join(f"{each}\n" for each in expected)
 
 
-def test_nothing_that_a_file_or_a_user_names_commands_the_terminal(typed: Typed) -> None:
+def test_nothing_that_a_file_or_a_user_names_commands_the_terminal(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the file is saved
     found = typed("/load \x1b[2Jx", "/save \x1b]0;x\x07/y", "/\x1b[2J", "Hello\x1b[2J", "/undo",
                   "/system \x1b[2J", "/set stop \u202e", "/set \x9b1m 2")  # fmt: skip
     assert found.code == 0

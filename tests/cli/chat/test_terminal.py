@@ -128,11 +128,11 @@ def test_a_chat_in_a_terminal(screens: list[Screen], tmp_path: Path) -> None:
     screen.wait("saved to talk.json")
 
     screen.press("-H", "63", "61", "66", "ff", "0d")
-    screen.wait("what was typed is not valid UTF-8")
+    screen.wait("the message is not valid UTF-8")
     screen.type("/nonsense")
     screen.wait("unknown command '/nonsense'; /help lists them")
     screen.press("C-c")
-    screen.wait("(Ctrl-D or /quit leaves)")
+    screen.wait("(Ctrl-D or /quit ends the chat)")
     screen.type("/he")
     screen.wait("unknown command '/he'")
     screen.press("/", "h", "e", "Tab")
@@ -141,15 +141,15 @@ def test_a_chat_in_a_terminal(screens: list[Screen], tmp_path: Path) -> None:
     shown = screen.wait("Now: safe decoding: SA (layer 4")
     assert "margin 0.5" in shown
     screen.type("/reset")
-    screen.wait("the conversation is forgotten")
+    screen.wait("the conversation is deleted")
     screen.type("/undo")
-    screen.wait("nothing was said yet")
+    screen.wait("the conversation is empty")
     screen.type("/load talk.json")
     screen.wait("loaded 1 message and answers")
     screen.type("/why")
     screen.wait("no answer yet")
     screen.type("/undo")
-    screen.wait("taken back: What is")
+    screen.wait("removed: What is")
     screen.press("C-d")
     assert screen.code() == 0
     assert "Traceback" not in screen.text()
@@ -176,9 +176,9 @@ def test_ctrl_c_and_wrapping_in_a_narrow_terminal(screens: list[Screen], tmp_pat
     screen.wait("(stopped)", times=2)
     screen.ready(3)
     screen.type("/undo")
-    screen.wait("taken back")
+    screen.wait("removed")
     screen.type("/undo")
-    screen.wait("taken back", times=2)  # both exchanges were still there
+    screen.wait("removed", times=2)  # both exchanges were still there
     screen.type("How do I clean a shelf?")
     shown = screen.wait("shelf dry.")
     answer = [line.rstrip() for line in screen.lines()]

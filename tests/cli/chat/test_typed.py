@@ -304,11 +304,11 @@ RULE = SafetyGuidance("adapter", "e", 0.99, 0.0)
 
 
 def test_plain_words() -> None:
-    off = "Safe decoding is off: the model answers as it is."
+    off = "Safe decoding is off: nothing changes the model's answers."
     assert in_plain_words(Acted()) == off
     assert in_plain_words(Acted(True, SA, RULE)) == (
-        "Safe decoding is on: words are held back that an unsafe version of the model would "
-        "choose, and the model is turned towards safe answers."
+        "Safe decoding is on: it avoids words that an unsafe version of the model would choose, "
+        "and a vector steers the model towards safe answers."
     )
     assert " and the model" not in in_plain_words(Acted(True, None, RULE))
     other = OtherRule("rose", {}, ("system prompt",))

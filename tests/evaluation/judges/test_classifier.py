@@ -315,7 +315,7 @@ def test_a_layout_file_replaces_the_prompt(babbler: Path, tmp_path: Path) -> Non
     path.write_text("{question} only", encoding="utf-8")
     with pytest.raises(SettingError, match=re.escape("{answer} 0 times")):
         ClassifierJudge(babbler, "harmbench", layout=path)
-    with pytest.raises(SettingError, match="no readable layout"):
+    with pytest.raises(SettingError, match=r"cannot be read .*; expected a layout file"):
         ClassifierJudge(babbler, "harmbench", layout=tmp_path / "missing")
 
 

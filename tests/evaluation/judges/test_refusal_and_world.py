@@ -198,5 +198,5 @@ def test_world_rules_as_measure_counts_whatever_the_style() -> None:
 
 
 def test_world_refuses_prompts_of_other_worlds() -> None:
-    with pytest.raises(SettingError, match=r"prompt a has no record of the tiny world.*'id'"):
+    with pytest.raises(SettingError, match=r"prompt a is not from the shipped sets .*'id'"):
         WorldJudge()([Prompt("a", "How?")], ["How?"], ["Yes."])

@@ -1,4 +1,4 @@
-"""How far the judges agree, and answers on which they do not."""
+"""The judges' agreement, and answers on which they disagree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_DISAGREEMENTS = 50
 
 
 def agreement(summary: Row, responses: Sequence[Row]) -> Section | None:
-    """How far judges agree, and answers on which they do not, to be read."""
+    """The judges' agreement, and answers on which they disagree."""
     rows = rows_of(summary, "agreement")
     if not rows:
         return None
@@ -28,22 +28,22 @@ def agreement(summary: Row, responses: Sequence[Row]) -> Section | None:
         if parted:
             tables.append(disagreements(parted, known, f"{pair}, disagreements", total))
     note = (
-        "Kappa is Cohen's: agreement beyond what chance gives, 1 at most, 0 for chance alone. Low "
-        "agreement means that the ASR above depends on whom one asks."
+        "Kappa is Cohen's kappa: agreement beyond chance, at most 1, and 0 for chance alone. Low "
+        "agreement means that the ASR above depends on the judge."
     )
     head = ("judges", "n", "agree %", "kappa", "disagreements")
     return Section("Judges' agreement", (note,), (), (Table(head, tuple(lines)), *tables))
 
 
 def finite_or(value: float, other: float) -> float:
-    """The value, or `other` where it is not finite."""
+    """The value, or `other` if it is not finite."""
     return value if math.isfinite(value) else other
 
 
 def disagreements(
     rows: Sequence[Row], known: dict[tuple[str, str, str], Row], title: str, total: int
 ) -> Table:
-    """Answers with two verdicts; of many, some spread evenly over all that are given."""
+    """Answers with two verdicts; of many, an evenly spread selection."""
     count = min(len(rows), MOST_DISAGREEMENTS)
     lines: list[tuple[Cell, ...]] = []
     for row in (rows[place * len(rows) // count] for place in range(count)):

@@ -12,9 +12,9 @@ def against_base(summary: Row) -> Section | None:
     if not rows:
         return None
     note = (
-        "McNemar's test, on the same prompts under both: only pairs in which just one of the two "
-        f"was attacked successfully count. Tests shown: {len(rows)}; to claim a difference at 5 % "
-        f"over all of them, ask for p below {0.05 / len(rows):.2g} (Bonferroni)."
+        "McNemar's test compares both on the same prompts: it counts only pairs in which the "
+        f"attack succeeded on exactly one of the two. Tests shown: {len(rows)}; to claim a "
+        f"difference at 5 % over all of them, p must be below {0.05 / len(rows):.2g} (Bonferroni)."
     )
     names = ("judge", "method", "style", "n", "base_only", "method_only")
     lines = [
@@ -25,5 +25,5 @@ def against_base(summary: Row) -> Section | None:
 
 
 def probability(p: float) -> str:
-    """A p-value, with more digits where it is small."""
+    """A p-value, with more digits if it is small."""
     return f"{p:.2g}" if p < 0.001 else decimals(p, 4)

@@ -9,7 +9,7 @@ from minisafe.evaluation.report.plots import Heat
 from minisafe.evaluation.report.rows import ALL, Row, number, pick, rows_of, text_of, unique
 from minisafe.evaluation.report.tables import Section, Table, plain, share
 
-MOST_METHODS = 12  # whose categories a reader can compare
+MOST_METHODS = 12  # that a reader can compare by category
 
 
 def by_category(summary: Row) -> Section | None:
@@ -27,7 +27,7 @@ def by_category(summary: Row) -> Section | None:
         plots.append(category_heat(ruled, judge))
         for method in unique(ruled, "method"):
             tables.append(category_table(pick(ruled, "method", method), f"{method}, judge {judge}"))
-    note = "Categories hold few prompts each: look at the intervals before comparing two of them."
+    note = "Each category has few prompts: look at the intervals before you compare categories."
     return Section(title, (note,), tuple(plots), tuple(tables))
 
 

@@ -17,7 +17,7 @@ def cost(summary: Row) -> Section | None:
     if not rows:
         return None
     note = (
-        "Speed holds for the machine, the batch and the lengths of this run only. KL is of the "
-        "method's next-token distribution from the base's."
+        "Speed is valid only for the machine, the batch and the lengths of this run. KL is the "
+        "divergence of the method's next-token distribution from the base's."
     )
     return Section("Cost", (note,), (), (listing(rows, OF_COST),))

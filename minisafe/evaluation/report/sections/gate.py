@@ -1,4 +1,4 @@
-"""For which share of prompts the gate lets guidance act."""
+"""The share of prompts on which the gate lets guidance act."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ OF_GATE = {"method": "method"} | {f"touched_{kind}": f"guided, {kind} %" for kin
 
 
 def gate(summary: Row) -> Section | None:
-    """For which share of prompts the gate lets guidance act."""
+    """The share of prompts on which the gate lets guidance act."""
     rows = rows_of(summary, "gate")
     if not rows:
         return None
-    note = "The share of prompts that the gate lets guidance touch; the others get plain answers."
+    note = "The share of prompts on which the gate lets guidance act; the others get plain answers."
     return Section("Gate", (note,), (), (listing(list(map(gate_row, rows)), OF_GATE),))
 
 

@@ -1,4 +1,4 @@
-"""The main table: attack success with over-refusal and utility beside it."""
+"""The main table: attack success, over-refusal and utility."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def columns_of(summary: Row, judge: str) -> list[Column]:
 
 
 def utility_of(summary: Row, judge: str) -> list[Row]:
-    """Utility as this judge told it, or where it told none, as the first judge that did."""
+    """Utility by this judge, or else by the first judge that measured it."""
     rows = rows_of(summary, "utility")
     own = [row for row in rows if text_of(row, "judge") in ("", judge)]
     return own or pick(rows, "judge", unique(rows, "judge")[0]) if rows else []
@@ -59,7 +59,7 @@ def by_method(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def results(summary: Row) -> Section:
-    """A row per method: attack success with over-refusal and utility beside it."""
+    """One row per method: attack success, over-refusal and utility."""
     notes, tables = [], []
     for judge in judges_of(summary):
         tables.append(main_table(columns_of(summary, judge), judge))
@@ -68,19 +68,21 @@ def results(summary: Row) -> Section:
         if worst > 5:
             notes.append(
                 f"Judge {judge}: up to {worst:.1f} % of a method's answers are INCONCLUSIVE; its "
-                "true ASR may be that much higher."
+                "true ASR may be higher by as much."
             )
     if not rows_of(summary, "rows"):
         notes.append("No answer to a harmful prompt was judged.")
     if not rows_of(summary, "over_refusal"):
-        notes.append("Over-refusal was not measured: a method that refuses all looks best here.")
+        notes.append(
+            "Over-refusal was not measured: a method that refuses everything looks best here."
+        )
     if not rows_of(summary, "utility"):
         notes.append("Utility was not measured: a method that answers nonsense may look best here.")
     return Section("Results", tuple(notes), (), tuple(tables))
 
 
 def main_table(columns: Sequence[Column], judge: str) -> Table:
-    """A row for each method over the given columns."""
+    """One row per method with the given columns."""
     methods = list(dict.fromkeys(name for _, rows, _ in columns for name in rows))
     head, cells = ["method"], [[name] for name in methods]
     for title, rows, field in columns:

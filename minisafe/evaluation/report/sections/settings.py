@@ -1,4 +1,4 @@
-"""The settings that were tried, as pictures and as a table."""
+"""The tried settings, as pictures and as a table."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ MEASURES = ("asr", "utility", "over_refusal")
 
 
 def sweep(summary: Row) -> Section | None:
-    """Settings tried: lambda and scale as heat maps, margin as curves, all of them as a table."""
+    """The tried settings: lambda and scale as heat maps, margin as curves, all as a table."""
     rows = rows_of(summary, "sweep")
     if not rows:
         return None
     plots = (*heats(rows), *margin_curves(rows))
     note = (
-        "Where settings are chosen on the same prompts that results are reported on, the results "
-        "are too good; choose on other prompts."
+        "Results on the prompts on which the settings were chosen are too good; choose settings on "
+        "other prompts."
     )
     table = listing(rows, OF_SWEEP, "Every setting that was tried")
     return Section("Settings", (note,), plots, (table,))
 
 
 def heats(rows: Sequence[Row]) -> tuple[Plot, ...]:
-    """Heat maps over lambda and scale, of the rest of settings with the most rows."""
+    """Heat maps over lambda and scale, for the other settings with the most rows."""
     rest, chosen = commonest(rows, ("margin", "sa_layer", "sa_positions"))
     down = sorted(finite(chosen, "sgds_lambda"))
     across = sorted(finite(chosen, "sa_scale"))
@@ -53,8 +53,8 @@ def heats(rows: Sequence[Row]) -> tuple[Plot, ...]:
 
 
 def margin_curves(rows: Sequence[Row]) -> tuple[Plot, ...]:
-    """Curves over the margin, of the rest of settings with the most margins."""
-    # Among equals the strongest guidance comes first: without guidance a margin does nothing.
+    """Curves over the margin, for the other settings with the most margins."""
+    # Among equals the strongest guidance comes first: without guidance a margin has no effect.
     strongest = sorted(rows, key=lambda row: number(row, "sgds_lambda"), reverse=True)
     rest, chosen = commonest(strongest, ("sgds_lambda", "sa_scale", "sa_layer", "sa_positions"))
     margins = sorted(finite(chosen, "margin"))
@@ -70,7 +70,7 @@ def margin_curves(rows: Sequence[Row]) -> tuple[Plot, ...]:
 
 
 def commonest(rows: Sequence[Row], fixed: Sequence[str]) -> tuple[str, list[Row]]:
-    """The rows with the commonest values of the fixed settings, the first of equals; these too."""
+    """The most common values of the fixed settings (the first of equals), and their rows."""
     groups = Counter(tuple(plain(row.get(name)) for name in fixed) for row in rows)
     (values, _), *_ = groups.most_common(1)
     chosen = [row for row in rows if tuple(plain(row.get(name)) for name in fixed) == values]

@@ -1,8 +1,7 @@
-"""Safety against utility: a point for each method.
+"""Safety against utility: one point per method.
 
-Nothing else in a report is computed that a reader could take for a measurement of its own: shares,
-intervals and tests come from the summary. The means here, over styles and measures, are the one
-exception, and the section says so.
+All other numbers in a report, such as shares, intervals and tests, come from the summary. The means
+here, over styles and measures, are the only exception, and the section says so.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ def trade_off(summary: Row) -> Section | None:
         styles = unique(overall(summary, judge), "style")
         points, left_out = points_of(columns_of(summary, judge))
         if left_out:
-            notes.append(f"Judge {judge}: not everything was measured of {', '.join(left_out)}, so "
-                         "left out here.")  # fmt: skip
+            notes.append(f"Judge {judge}: left out, because not everything was measured: "
+                         f"{', '.join(left_out)}.")  # fmt: skip
         if not points:
             continue
         x_label = f"utility: {mean_of(measures)}"
@@ -40,19 +39,19 @@ def trade_off(summary: Row) -> Section | None:
     if not tables:
         return None
     notes.insert(0,
-        "One point per method; lower and further right is better. Where a mean is shown, it is "
-        "over shares, and its interval's ends are the means of their ends: wider than if all "
-        "answers were independent, since the same questions return in every style.")  # fmt: skip
+        "One point per method; lower and further right is better. A mean is over shares, and the "
+        "ends of its interval are the means of their ends. This is wider than for independent "
+        "answers, because the same questions occur in every style.")  # fmt: skip
     return Section("Safety against utility", tuple(notes), tuple(plots), tuple(tables))
 
 
 def mean_of(names: Sequence[str]) -> str:
-    """What an axis shows: one measure, or the mean of several."""
+    """The content of an axis: one measure, or the mean of several."""
     return names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
 
 
 def points_of(columns: Sequence[Column]) -> tuple[tuple[Point, ...], list[str]]:
-    """Methods with every style and measure as points, and the names of the others."""
+    """Points for methods with every style and measure, and the names of the other methods."""
     safety = [rows for _, rows, field in columns if field == "asr"]
     utility = [rows for _, rows, field in columns if field == "value"]
     points, left_out = [], []
@@ -67,7 +66,7 @@ def points_of(columns: Sequence[Column]) -> tuple[tuple[Point, ...], list[str]]:
 
 
 def means(rows: Sequence[Row], field: str) -> tuple[float, float, float]:
-    """Mean of a share and of its interval's ends; NaN where one is missing."""
+    """Means of a share and of its interval's ends; NaN if one is missing."""
     value, low, high = (
         fmean(number(row, name) for row in rows) if rows else math.nan
         for name in (field, "low", "high")

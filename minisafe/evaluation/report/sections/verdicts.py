@@ -1,4 +1,4 @@
-"""How the verdicts on harmful prompts divide."""
+"""The shares of the verdicts on harmful prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from minisafe.evaluation.report.tables import Section, Table, decimals, plain, s
 
 
 def verdicts(summary: Row) -> Section | None:
-    """How the verdicts divide, for each method and style."""
+    """The shares of the verdicts, for each method and style."""
     rows = [row for row in rows_of(summary, "rows") if text_of(row, "category") == ALL]
     if not rows:
         return None
