@@ -172,7 +172,8 @@ class Settings(Sampling):
     weights: str = declared(
         "auto", TEXT, "How memory holds the weights; int8 is fastest and rounds them.",
         choices=WEIGHTS,
-        docs="How memory holds the weights. `plain`: as in the file. `packed`: fused, in the order "
+        docs="How memory holds the weights. `plain`: as in the file, run by the plain model: the "
+        "reference, and slower on small models. `packed`: fused, in the order "
         "that the CPU's kernels read. `int8`: 8 bits with one scale per output channel (CPU; less "
         "memory, faster, rounds every weight; large matrices also split activations into two 8-bit "
         "digits, which is more precise than bf16). `auto`: packed for bfloat16 on a CPU with "
