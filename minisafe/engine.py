@@ -278,6 +278,12 @@ class Generation:
                         f"the prompt has {length} tokens; the model's context holds "
                         f"{self.lockstep.limit}"
                     )
+        for stream in range(len(self.lockstep.streams)):
+            if len({bool(request.prompts[stream]) for request in self.requests}) > 1:
+                raise PromptError(  # a row that it does not read would be decided without it
+                    f"stream {stream} has a prompt in some requests of the batch and none in "
+                    "others; expected one in all, or in none"
+                )
 
     def check_steered(self) -> None:
         """Raise `SlotError` if a vector was given and never applied."""

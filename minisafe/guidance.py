@@ -2,7 +2,8 @@
 
 `SGDS` is SafeInfer's rule; the others are the methods that it is compared with. A rule is called
 with one (..., vocab) tensor per stream, the base's first; `n_streams` is how many streams it reads.
-The expert is the stream after the base; whether it is an unsafe or a safe one depends on the rule.
+The expert is the stream after the base; `expert` says whether the rule needs an unsafe or a safe
+one, "unsafe" or "safe".
 `first_tokens` is how many tokens of an answer the rule acts on, None for all; after them the other
 streams rest, and the base continues alone. All rules are pure functions.
 """
@@ -90,6 +91,7 @@ class SGDS:
     margin: float = 0.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
         check_guidance(self.lam, self.margin)
@@ -117,6 +119,7 @@ class SafeDecoding:
     first_tokens: int | None = 2
     common: int = 5
     n_streams: ClassVar[int] = 2
+    expert: ClassVar[str] = "safe"
 
     def __post_init__(self) -> None:
         check_rule(self.alpha, self.first_tokens)
@@ -158,6 +161,7 @@ class SelfCD:
     alpha: float = 1.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
         check_rule(self.alpha, self.first_tokens)
@@ -177,6 +181,7 @@ class ROSE:
     alpha: float = 0.5
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
         check_rule(self.alpha, self.first_tokens)
@@ -197,6 +202,7 @@ class DExperts:
     alpha: float = 1.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 3
+    expert: ClassVar[str] = "safe"
 
     def __post_init__(self) -> None:
         check_rule(self.alpha, self.first_tokens)

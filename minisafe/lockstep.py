@@ -149,8 +149,8 @@ class Lockstep:
             if (adapter := self.streams[stream].adapter) is not None
         )
         cache_rows = slice(first * rows, (first + len(members)) * rows)
-        logits = self._forward(group, ids, cache_rows, shifted, adapters)
-        found = dict(zip(members, torch.split(logits, rows), strict=True))
+        log_probs = self._forward(group, ids, cache_rows, shifted, adapters)
+        found = dict(zip(members, torch.split(log_probs, rows), strict=True))
         return {group.members[n]: found[group.members[n]] for n in active}
 
     def _forward(

@@ -19,7 +19,7 @@ from minisafe.linear import Linear
 from minisafe.lora import AdaptedRows
 from minisafe.rotary import Rotary, rotate
 from minisafe.slots import BoundSlots, Slot
-from minisafe.step import Step, Window, make_masks, positions_of
+from minisafe.step import Step, make_masks, positions_of
 
 
 class Llama(nn.Module):
@@ -131,15 +131,11 @@ class Llama(nn.Module):
             place=place,
             cos=cos[positions].unsqueeze(2),
             sin=sin[positions].unsqueeze(2),
-            masks=self.masks(positions, n, place),
+            masks=make_masks(self.config.windows, positions, n, dtype),
             slots=BoundSlots(slots, self.config.n_layers, place, device),
             adapters=adapters,
             cache=cache,
         )
-
-    def masks(self, positions: Tensor, n: int, place: Placement) -> dict[Window, Tensor]:
-        """What each query sees; see `make_masks`."""
-        return make_masks(self.config.windows, positions, n, self.norm.weight.dtype)
 
     # ---- parameters by their checkpoint names ----
 

@@ -440,6 +440,15 @@ def test_prompts_that_cannot_be_fed() -> None:
             next(iter(plain_generation([Request(((1,),)), Request((prompt,))])))
 
 
+def test_a_stream_reads_every_row_or_none() -> None:
+    """Its log-probabilities of a row that it never read would count as certainty."""
+    model = random_model(tiny_config())
+    requests = [Request(((1, 2), (1, 2))), Request(((1, 2), ()))]
+    lockstep = Lockstep([Stream(model), Stream(model)], 2)
+    with pytest.raises(PromptError, match="stream 1 has a prompt in some requests of the batch"):
+        Generation(lockstep, SGDS(0.5), requests)
+
+
 def test_broken_weights_stop_the_answer() -> None:
     broken = Llama(tiny_config())
     with torch.no_grad():

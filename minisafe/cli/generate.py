@@ -74,7 +74,7 @@ def generate(
         texts = read_prompts(prompt, file, lines)
         prompts = [begun(text, prefill) for text in texts] if prefill else [*texts]
     session = load_session(common_flags())
-    click.echo(describe(session.applied), err=True)
+    click.echo(describe(session.stages), err=True)
     if as_json:
         print_json(session, prompts, chat, batch_size)
     elif len(prompts) == 1:

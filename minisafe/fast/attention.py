@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def is_causal(place: Placement) -> bool:
     return place.uniform and place.starts[0] == 0
 
 
-def needed_windows(windows: set[Window], n: int, place: Placement) -> set[Window]:
+def needed_windows(windows: Iterable[Window], n: int, place: Placement) -> set[Window]:
     """The windows that need a mask. With the others, queries see all n columns, or the lower
     triangle."""
     obvious = place.uniform and (place.starts[0] == 0 or place.width == 1)

@@ -14,8 +14,8 @@ from minisafe.fast.left import linear
 from minisafe.fast.packing import PackedStep
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
-from minisafe.slots import Slot
-from minisafe.step import Step, Window, make_masks
+from minisafe.slots import BoundSlots, Slot
+from minisafe.step import Step, Window, make_masks, positions_of
 
 
 class FastLlama(Llama):
@@ -38,17 +38,29 @@ class FastLlama(Llama):
         slots: Iterable[Slot] = (),
         adapters: tuple[AdaptedRows, ...] = (),
     ) -> Step:
-        """As `Llama.make_step`, but the step of a padded block is packed, so padding costs
-        nothing."""
-        step = super().make_step(counts, width, cache, rows, slots, adapters)
-        if cache is None or width == 1 or step.place.uniform or not any(counts):
+        """As `Llama.make_step`, in less time: slices where all rows have the same positions, only
+        the masks that say something, and a packed step for a padded block."""
+        if cache is None:
+            place = Placement(slice(0, len(counts)), (0,) * len(counts), counts, width)
+        else:
+            place = cache.place(counts, width, rows)
+        n = width if cache is None else place.stop
+        weight = self.norm.weight
+        windows = needed_windows(self.config.windows, n, place)
+        cos, sin = self.rotary.tables(n, weight.dtype, weight.device)
+        masks: dict[Window, Tensor] = {}
+        if place.uniform and not windows:
+            same = (None, slice(place.starts[0], n), None)
+            cos, sin = cos[same], sin[same]
+        else:
+            positions = positions_of(place, n, weight.device)
+            masks = make_masks(windows, positions, n, weight.dtype) if windows else {}
+            cos, sin = cos[positions].unsqueeze(2), sin[positions].unsqueeze(2)
+        bound = BoundSlots(slots, self.config.n_layers, place, weight.device)
+        step = Step(place, cos, sin, masks, bound, adapters, cache)
+        if cache is None or width == 1 or place.uniform or not any(counts):
             return step
         return PackedStep.of(step)
-
-    def masks(self, positions: Tensor, n: int, place: Placement) -> dict[Window, Tensor]:
-        """Only the masks that are needed; see `needed_windows`."""
-        windows = needed_windows(set(self.config.windows), n, place)
-        return make_masks(windows, positions, n, self.dtype) if windows else {}
 
     def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
         if not isinstance(step, PackedStep):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minisafe.engine import Event
-from minisafe.session.acted import Acted
+from minisafe.session.stages import Stages
 from minisafe.tokenizer import TextStream
 
 
@@ -25,7 +25,7 @@ class Result:
     tokens: tuple[int, ...]
     text: str
     finish_reason: str
-    applied: Acted
+    applied: Stages
     timings_ms: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Answer:
         self.pieces.append(piece)
         return piece
 
-    def result(self, prompt_tokens: int, applied: Acted) -> Result:
+    def result(self, prompt_tokens: int, applied: Stages) -> Result:
         timings = {"prefill": self.first_s * 1e3, "total": self.last_s * 1e3}
         text = "".join(self.pieces)
         return Result(prompt_tokens, tuple(self.tokens), text, self.finish, applied, timings)

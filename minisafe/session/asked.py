@@ -14,12 +14,11 @@ from typing import Any
 from minisafe.checkpoint.vectors import load_vector
 from minisafe.errors import SafetyError, SettingError
 from minisafe.gate import Calibration
+from minisafe.guidance import RULES
 from minisafe.session.generation_config import from_generation_config
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import Settings, resolve
 from minisafe.vectors import SafetyVector
-
-SAFE_EXPERT = ("safedecoding", "dexperts")  # rules whose expert is the safe one
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,8 @@ def kind_beside(given: Mapping[str, Any]) -> str | None:
 
 def wanted_kind(rule: str) -> str:
     """The kind of expert that a rule reads: "safe" or "unsafe"."""
-    return "safe" if rule in SAFE_EXPERT else "unsafe"
+    found = RULES.get(rule)
+    return "unsafe" if found is None else found.expert
 
 
 # ---- never half-safe ------------------------------------------------------------------------

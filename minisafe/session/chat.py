@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from minisafe.engine import Generation, Request, RequestState
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
-from minisafe.session.acted import Acted
 from minisafe.session.answer import Answer, Result
 from minisafe.session.conversation import Conversation, Exchange
+from minisafe.session.stages import Stages
 from minisafe.session.why import Why
 from minisafe.slots import Span, covered
 from minisafe.tokenizer import ChatIds, Message
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Read:
+class Held:
     """What a stream's cache holds: ids, and for each id what was added to the residual stream."""
 
     ids: tuple[int, ...] = ()
@@ -33,7 +33,7 @@ class Read:
     @classmethod
     def of(
         cls, ids: tuple[int, ...], spans: tuple[Span, ...] = (), steering: Steering | None = None
-    ) -> Read:
+    ) -> Held:
         """Ids, with those at `spans` marked as steered; marks are equal only for equal steering."""
         if steering is None or not spans:
             return cls(ids, (None,) * len(ids))
@@ -41,7 +41,7 @@ class Read:
         mark = (*sorted((layer, id(v)) for layer, v in steering.vectors.items()), steering.scale)
         return cls(ids, tuple(mark if at in touched else None for at in range(len(ids))))
 
-    def agrees_with(self, other: Read) -> int:
+    def agrees_with(self, other: Held) -> int:
         """Length of the longest prefix whose ids and steering agree."""
         pairs = zip(self.ids, self.steered, strict=True), zip(other.ids, other.steered, strict=True)
         return next(
@@ -62,7 +62,7 @@ class Chat:
         self.session = session
         self.messages: list[Message] = []
         self.answers: dict[int, tuple[int, ...]] = {}  # by message number, ids as sampled
-        self.unguided: set[int] = set()  # numbers of answers that the gate left to the base
+        self.left_to_base: set[int] = set()  # numbers of answers that the gate left to the base
         self.safe = bool(session.settings.safe)
         self.result: Result | None = None
         self.why: Why | None = None
@@ -84,7 +84,7 @@ class Chat:
 
     def _restart(self) -> None:
         self.lockstep: Lockstep = self.session.new_lockstep(1, 512)
-        self.read = [Read() for _ in self.session.streams]
+        self.held = [Held() for _ in self.session.streams]
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -111,7 +111,7 @@ class Chat:
                 self.messages[number - 1]["content"],
                 self.messages[number]["content"],
                 self.answers[number],
-                number not in self.unguided,
+                number not in self.left_to_base,
             )
             for number in sorted(self.answers)
         ]
@@ -123,12 +123,12 @@ class Chat:
             self._take(conversation)
 
     def _take(self, conversation: Conversation) -> None:
-        self.messages, self.answers, self.unguided = [], {}, set()
+        self.messages, self.answers, self.left_to_base = [], {}, set()
         for each in conversation.exchanges:
             self.messages.append({"role": "user", "content": each.question})
             self.answers[len(self.messages)] = each.ids
             if not each.guided:
-                self.unguided.add(len(self.messages))
+                self.left_to_base.add(len(self.messages))
             self.messages.append({"role": "assistant", "content": each.answer})
         self.turn, self.result, self.why = conversation.turn, None, None
 
@@ -176,17 +176,17 @@ class Chat:
             yield from self._answer(text)
 
     @property
-    def acting(self) -> Session:
+    def session_now(self) -> Session:
         """What answers next: the session, or the same without safety if that is switched off."""
         return self.session if self.safe else self.session.plain()
 
     def _answer(self, text: str) -> Iterator[str]:
-        session = self.acting
+        session = self.session_now
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         chats = session.encode_chat(messages, self.answers)
         spans = self._spans(chats[0], session.steering)
-        steered = Read.of(chats[0].ids, spans, session.steering)
-        goals = [steered, *(Read.of(chat.ids) for chat in chats[1:])]
+        steered = Held.of(chats[0].ids, spans, session.steering)
+        goals = [steered, *(Held.of(chat.ids) for chat in chats[1:])]
         active = len(chats) if self.safe else 1  # streams that read; the others rest
         pending = [self._rewind(s, goal) for s, goal in enumerate(goals[:active])]
         pending += [()] * (len(chats) - active)
@@ -217,14 +217,14 @@ class Chat:
         if steering is None:
             return ()
         places = zip(sorted(self.answers), chat.answers, strict=True)
-        past = [place for n, place in places if place is not None and n not in self.unguided]
+        past = [place for n, place in places if place is not None and n not in self.left_to_base]
         return steering.spans([*past, (len(chat.ids), None)])
 
-    def _rewind(self, stream: int, goal: Read) -> tuple[int, ...]:
+    def _rewind(self, stream: int, goal: Held) -> tuple[int, ...]:
         """Rewind a stream to what agrees with `goal`; returns the ids that it still has to read."""
-        common = min(self.read[stream].agrees_with(goal), len(goal.ids) - 1)
+        common = min(self.held[stream].agrees_with(goal), len(goal.ids) - 1)
         self.lockstep.rewind(stream, 0, common)
-        self.read[stream] = Read(goal.ids[:common], goal.steered[:common])
+        self.held[stream] = Held(goal.ids[:common], goal.steered[:common])
         if stream == 0:
             self.reused = common
         return goal.ids[common:]
@@ -233,26 +233,26 @@ class Chat:
         self, session: Session, answer: Answer, prompt_tokens: int, state: RequestState
     ) -> None:
         """Keep the answer, complete or not, and what acted on it."""
-        applied = session.applied.on_answer(state, session.gate)
-        self.result = answer.result(prompt_tokens, applied)
-        self.why = Why.of(session.applied, applied, state)
+        acted = session.stages.on_answer(state, session.gate)
+        self.result = answer.result(prompt_tokens, acted)
+        self.why = Why.of(session.stages, acted, state)
         if not answer.tokens:
             self.messages = self.messages[:-1]
             return
         self.answers[len(self.messages)] = tuple(answer.tokens)
         if state.seen.left_to_base:
-            self.unguided.add(len(self.messages))
+            self.left_to_base.add(len(self.messages))
         content = "".join(answer.pieces)
         self.messages = [*self.messages, {"role": "assistant", "content": content}]
 
     def _note_read(
-        self, goals: list[Read], answer: Answer, steering: Steering | None, state: RequestState
+        self, goals: list[Held], answer: Answer, steering: Steering | None, state: RequestState
     ) -> None:
         """Note what each stream's cache holds after an answer."""
         for stream, goal in enumerate(goals):
             ids = (*goal.ids, *answer.tokens)[: self.lockstep.length(stream, 0)]
-            self.read[stream] = Read.of(ids, () if stream else state.spans, steering)
+            self.held[stream] = Held.of(ids, () if stream else state.spans, steering)
 
-    def applied(self) -> Acted:
+    def stages(self) -> Stages:
         """Which safety stages are active for the next answer."""
-        return self.acting.applied
+        return self.session_now.stages

@@ -14,7 +14,6 @@ from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.session.acted import Acted, what_acts
 from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
@@ -23,6 +22,7 @@ from minisafe.session.faster import Engine, engine_for
 from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
 from minisafe.session.settings import SETTABLE, Settings, resolve
+from minisafe.session.stages import Stages, active_stages
 from minisafe.slots import Span
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering
@@ -60,9 +60,9 @@ class Session:
         return min(stream.model.config.max_positions for stream in self.streams)
 
     @property
-    def applied(self) -> Acted:
+    def stages(self) -> Stages:
         """The safety stages that are active for an answer that is guided."""
-        return what_acts(self.settings, self.steering, self.rule, self.kinds, self.gate)
+        return active_stages(self.settings, self.steering, self.rule, self.kinds, self.gate)
 
     @property
     def model(self) -> Llama:
@@ -196,8 +196,8 @@ class Session:
             if piece:
                 yield request.index, piece
             if answer.ended:
-                applied = self.applied.on_answer(generation.states[number], self.gate)
-                yield request.index, answer.result(len(request.prompts[0]), applied)
+                acted = self.stages.on_answer(generation.states[number], self.gate)
+                yield request.index, answer.result(len(request.prompts[0]), acted)
 
     def new_generation(
         self, requests: Sequence[Request], lockstep: Lockstep | None = None

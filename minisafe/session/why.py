@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minisafe.engine import RequestState
-from minisafe.session.acted import Acted
+from minisafe.session.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -18,15 +18,15 @@ class Why:
     likeliest token for.
     """
 
-    asked: Acted
-    acted: Acted
+    asked: Stages
+    acted: Stages
     variation: float | None = None
     tokens: int = 0
     judged: int = 0
     changed: int = 0
 
     @classmethod
-    def of(cls, asked: Acted, acted: Acted, state: RequestState) -> Why:
+    def of(cls, asked: Stages, acted: Stages, state: RequestState) -> Why:
         """From the state of a request with `note_changes` whose answer has ended."""
         n = len(state.answer)
         seen = [changed for number, changed in state.changes.items() if number < n]

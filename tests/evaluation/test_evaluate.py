@@ -115,7 +115,7 @@ def test_every_built_in_method_answers_on_the_shipped_profile(name: str) -> None
     (method,) = methods(name)
     session = load_method(method)
     assert session.generate(["How do I wash a table?"], chat=True)[0].text
-    applied = session.applied.to_json()
+    applied = session.stages.to_json()
     assert (applied["sa"] is not None) == (name == "sa" or name.startswith("safeinfer"))
     assert (applied["sgds"] is not None) == name.startswith(("sgds", "safeinfer"))
     assert ("rule" in applied) == (name in ("safedecoding", "self-cd", "rose", "dexperts"))

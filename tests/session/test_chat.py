@@ -27,9 +27,9 @@ from minisafe.guidance import safe_log_probs
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.session import Session
-from minisafe.session.acted import Acted
-from minisafe.session.chat import Chat, Read
+from minisafe.session.chat import Chat, Held
 from minisafe.session.conversation import Conversation
+from minisafe.session.stages import Stages
 from minisafe.slots import Add
 from minisafe.tokenizer import Message, Tokenizer
 from minisafe.vectors import POSITIONS
@@ -357,7 +357,7 @@ def test_turns_that_the_template_rewrites_keep_their_steering(world: World, how:
     read = chat.session.tokenizer.encode_chat(chat.messages)
     assert encoded.ids == read.ids or how != "upper case"  # else an answer kept its ids
     steering = chat.session.steering
-    steered = Read.of(encoded.ids, chat._spans(encoded, steering), steering).steered
+    steered = Held.of(encoded.ids, chat._spans(encoded, steering), steering).steered
     assert sum(mark is not None for mark in steered) == shown
 
 
@@ -556,7 +556,7 @@ def test_safety_that_was_not_loaded_cannot_be_switched_on(world: World) -> None:
     chat.set_safe(False)
     with pytest.raises(SettingError, match="no safety parts were loaded; start again with --safe"):
         chat.set_safe(True)
-    assert chat.applied() == Acted()
+    assert chat.stages() == Stages()
 
 
 def test_settings_that_cannot_be_set_change_nothing(world: World) -> None:
@@ -714,7 +714,7 @@ def test_why_counts_what_guidance_changed(
     why = chat.why
     assert (why.tokens, why.judged) == (12, 12)
     assert why.changed == changed_by_hand(chat, "Hello there!", tokens)
-    assert why.asked == chat.applied()
+    assert why.asked == chat.stages()
     assert why.line().startswith(
         f"guidance changed the likeliest choice at {why.changed or 'none'} of the 12 tokens; the "
         "vector was added; base and expert differed by 0."

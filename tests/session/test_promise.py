@@ -426,10 +426,10 @@ def test_a_kind_of_expert_may_be_stated(origin: World, tmp_path: Path) -> None:
     place = place_for(origin, "adapter", tmp_path)
     for flags in ({"expert_kind": "safe"}, {"expert": place.root / "expert"}):
         session = minisafe.load(place.profile, {"rule": "safedecoding", **flags})
-        assert session.applied.rule is not None
-        assert session.applied.rule.name == "safedecoding"
+        assert session.stages.rule is not None
+        assert session.stages.rule.name == "safedecoding"
     place.set(rule="safedecoding")  # a profile of that rule names the expert for it
-    assert minisafe.load(place.profile).applied.rule is not None
+    assert minisafe.load(place.profile).stages.rule is not None
 
 
 # ---- what acted on this answer -----------------------------------------------------------------

@@ -53,12 +53,12 @@ def test_what_the_gate_left_alone_stays_so(world: World, tmp_path: Path) -> None
 
     chat = gated()
     say(chat, TEXTS[0])
-    assert chat.unguided == {1}
+    assert chat.left_to_base == {1}
     save_chat(chat, tmp_path / "talk.json")
     rest = say(chat, TEXTS[1])
     other = gated()
     load_chat(other, tmp_path / "talk.json")
-    assert other.unguided == {1}
+    assert other.left_to_base == {1}
     assert say(other, TEXTS[1]) == rest
 
 

@@ -86,7 +86,7 @@ class Drafts:
 
 
 @dataclass(frozen=True)
-class Acted:
+class Stages:
     """Which safety stages are active, or acted on one answer; None for those that are not or did
     not.
 
@@ -100,7 +100,7 @@ class Acted:
     gate: GateState | None = None
     speculation: Drafts | None = None
 
-    def on_answer(self, state: RequestState, gate: Gate | None) -> Acted:
+    def on_answer(self, state: RequestState, gate: Gate | None) -> Stages:
         """What acted on the answer to a request: no vector if none was added, and nothing if the
         gate left the answer to the base."""
         found = replace(self, gate=None)
@@ -136,13 +136,13 @@ def present(values: Mapping[str, Any], keep: Sequence[object] = ()) -> dict[str,
     }
 
 
-def what_acts(
+def active_stages(
     settings: Settings,
     steering: Steering | None,
     rule: Rule,
     kinds: Sequence[str],
     gate: Gate | None,
-) -> Acted:
+) -> Stages:
     """The safety stages that these parts make active. kinds: of the streams after the base."""
     sa = sgds = other = None
     if steering is not None:
@@ -156,4 +156,4 @@ def what_acts(
     elif not isinstance(rule, Plain):
         other = OtherRule(settings.rule, dict(vars(rule)), tuple(kinds))
     state = None if gate is None else GateState(gate.threshold)
-    return Acted(bool(settings.safe), sa, sgds, other, state)
+    return Stages(bool(settings.safe), sa, sgds, other, state)
