@@ -177,7 +177,8 @@ class Settings(Sampling):
         "that the CPU's kernels read. `int8`: 8 bits with one scale per output channel (CPU; less "
         "memory, faster, rounds every weight; large matrices also split activations into two 8-bit "
         "digits, which is more precise than bf16). `auto`: packed for bfloat16 on a CPU with "
-        "bfloat16 products, else plain. A race at load checks the kernels (below).",
+        "bfloat16 products, else as in the file, on a quicker path. A race at load checks the "
+        "kernels (below).",
     )  # fmt: skip
     cache_dtype: str = declared(
         "auto", TEXT, "Dtype of cached keys and values; int8 halves a bf16 cache and rounds them.",
