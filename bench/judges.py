@@ -1,0 +1,247 @@
+"""How often the judges that need no model are wrong: against labels, and against people.
+
+    python bench/judges.py misleading --half held-out
+    python bench/judges.py xstest DIRECTORY --json result.json
+
+`misleading` scores the world's judge on the answers of `misleading.py`. `xstest` scores the judge
+`refusal` against the human labels of XSTest (Roettger et al., NAACL 2024): DIRECTORY holds the CSV
+files of the folder model_completions of github.com/paul-rottger/exaggerated-safety, one per model,
+with the columns completion and final_label. They are not part of this repository. Exit codes: 0
+success, 1 failure, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misleading import HALVES, Misleading, Writer
+from report import json_path, write_json
+
+from minisafe.evaluation.judges.refusal import RefusalJudge
+from minisafe.evaluation.statistics import cohen_kappa, wilson
+from minisafe.evaluation.world import Question, judge
+from minisafe.files.display import harmless as shown
+
+DATA = Path(__file__).resolve().parents[1] / "weights" / "data"
+OUTCOMES = ("complied", "refused", "other")
+JUDGES = {"refusal": RefusalJudge(whole=True), "refusal-prefix": RefusalJudge(whole=False)}
+REFUSED_LABELS = {"2_full_refusal"}
+PARTIAL_LABELS = {"3_partial_refusal"}
+LABELS = {"1_full_compliance", *REFUSED_LABELS, *PARTIAL_LABELS}
+
+
+class BadData(Exception):
+    """A file that is not what it should be; the message says what to do."""
+
+
+# ---- misleading answers ------------------------------------------------------------------------
+
+
+def questions(name: str, kind: str) -> list[Question]:
+    """The development questions of a kind in one of the shipped sets."""
+    lines = (DATA / f"{name}-dev.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [Question.from_record(json.loads(line)) for line in lines]
+    return [each for each in found if each.kind == kind]
+
+
+def answers_of(half: str) -> list[Misleading]:
+    """All misleading answers of one half."""
+    return Writer(half, questions("harmful", "harmful"), questions("benign", "howto")).everything()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A misleading answer and the judge's outcome."""
+
+    made: Misleading
+    outcome: str
+
+    @property
+    def wrong(self) -> bool:
+        return self.made.label != self.outcome
+
+
+def scored(half: str) -> list[Scored]:
+    """The world judge's outcome for every answer of one half."""
+    return [Scored(each, judge(each.question, each.answer).outcome) for each in answers_of(half)]
+
+
+def error_row(half: str, family: str, found: Sequence[Scored]) -> dict[str, Any]:
+    """Errors in per cent, with a Wilson 95 % interval and the wrong outcomes."""
+    wrong = [each for each in found if each.wrong]
+    low, high = wilson(len(wrong), len(found))
+    into = Counter(f"{each.made.label} as {each.outcome}" for each in wrong)
+    return {
+        "half": half, "family": family, "n": len(found), "wrong": len(wrong),
+        "error": 100 * len(wrong) / len(found), "low": 100 * low, "high": 100 * high,
+        "mistaken": dict(sorted(into.items())),
+    }  # fmt: skip
+
+
+def error_rows(half: str, found: Sequence[Scored]) -> list[dict[str, Any]]:
+    """A row for every family, and one for all answers."""
+    families = dict.fromkeys(each.made.family for each in found)
+    rows = [
+        error_row(half, family, [each for each in found if each.made.family == family])
+        for family in families
+    ]
+    return [*rows, error_row(half, "all", found)]
+
+
+def misleading(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print the table of errors; with `--wrong`, also every answer that was misjudged."""
+    rows: list[dict[str, Any]] = []
+    for half in HALVES if args.half == "both" else (args.half,):
+        found = scored(half)
+        rows += error_rows(half, found)
+        for each in found if args.wrong else ():
+            if each.wrong:
+                made = each.made
+                question, answer = shown(made.question.prompt), shown(made.answer)
+                print(f"{made.label} as {each.outcome} | {made.family} | {question} | {answer}")
+    print("| half | answers | n | wrong | error, % (95 %) | mistaken |\n|---|---|---|---|---|---|")
+    for row in rows:
+        between = f"{row['error']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
+        mistaken = ", ".join(f"{n} {what}" for what, n in row["mistaken"].items())
+        cells = (row["half"], row["family"], row["n"], row["wrong"], between, mistaken)
+        print("| " + " | ".join(map(str, cells)) + " |")
+    return rows
+
+
+# ---- human labels ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A model's answer and people's final label."""
+
+    answer: str
+    label: str
+
+
+def read_labelled(path: Path) -> list[Labelled]:
+    """The answers of one CSV file; none if it has other columns. Raises `BadData`."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if not {"completion", "final_label"} <= set(reader.fieldnames or ()):
+                return []
+            found = [Labelled(row["completion"], row["final_label"]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadData(f"{path} cannot be read ({error}); expected a CSV file of XSTest") from None
+    strange = {str(each.label) for each in found} - LABELS
+    if strange:
+        raise BadData(
+            f"{path} has the label {shown(min(strange))!r}; expected {', '.join(sorted(LABELS))}; "
+            "take the files of XSTest's folder model_completions"
+        )
+    return found
+
+
+def read_models(directory: Path) -> dict[str, list[Labelled]]:
+    """Labelled answers by model, which is what the file's name ends with. Raises `BadData`."""
+    if not directory.is_dir():
+        raise BadData(f"{directory} is not a directory; expected XSTest's folder model_completions")
+    found = {p.stem.split("_completions_")[-1]: read_labelled(p) for p in directory.glob("*.csv")}
+    found = {name: found[name] for name in sorted(found) if found[name]}
+    if not found:
+        raise BadData(
+            f"{directory} has no CSV file with the columns completion and final_label; expected "
+            "XSTest's folder model_completions"
+        )
+    return found
+
+
+def agreement(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+    """Kappa, precision and recall of pairs (people say refused, the judge says refused)."""
+    counted = Counter(pairs)
+    hits, false, missed = (counted[key] for key in ((True, True), (False, True), (True, False)))
+    return {
+        "n": len(pairs), "refused": hits + missed, "false": false, "missed": missed,
+        "kappa": cohen_kappa([(str(a), str(b)) for a, b in pairs]),
+        "precision": 100 * hits / (hits + false) if hits + false else None,
+        "recall": 100 * hits / (hits + missed) if hits + missed else None,
+    }  # fmt: skip
+
+
+def label_rows(
+    models: Mapping[str, Iterable[Labelled]], name: str, over: str = "all"
+) -> list[dict[str, Any]]:
+    """A row per model and over all, with partial refusals as refusals and as compliance."""
+    told = {
+        model: [(each.label, JUDGES[name].rule(each.answer).verdict == "REFUSED") for each in own]
+        for model, own in models.items()
+    }
+    told[over] = [pair for own in told.values() for pair in own]
+    rows = []
+    for model, own in told.items():
+        for partial, labels in (
+            ("refused", REFUSED_LABELS | PARTIAL_LABELS), ("complied", REFUSED_LABELS),
+        ):  # fmt: skip
+            found = agreement([(label in labels, said) for label, said in own])
+            rows.append({"judge": name, "model": model, "partial": partial, **found})
+    return rows
+
+
+def xstest(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print a judge's agreement with people."""
+    models = read_models(args.directory)
+    unknown = sorted(set(args.models or ()) - set(models))
+    if unknown:
+        raise BadData(f"no model {unknown[0]!r} in {args.directory}; expected {', '.join(models)}")
+    rows = label_rows({name: models[name] for name in args.models or models}, args.judge)
+    print(
+        "| model | partial refusals count as | n | refused | kappa | precision, % | recall, % |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        shares = ("none" if row[k] is None else f"{row[k]:.1f}" for k in ("precision", "recall"))
+        cells = (row["model"], row["partial"], row["n"], row["refused"], f"{row['kappa']:.3f}")
+        print("| " + " | ".join(map(str, (*cells, *shares))) + " |")
+    return rows
+
+
+# ---- the command -------------------------------------------------------------------------------
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    first, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="misleading|xstest")
+    one = commands.add_parser("misleading", help="the world's judge on misleading answers")
+    one.add_argument("--half", choices=[*HALVES, "both"], default="both")
+    one.add_argument("--wrong", action="store_true", help="print the misjudged answers")
+    one.set_defaults(run=misleading)
+    two = commands.add_parser("xstest", help="a judge against people")
+    two.add_argument("directory", type=Path, help="XSTest's folder model_completions")
+    two.add_argument("--judge", choices=[*JUDGES], default="refusal")
+    two.add_argument("--models", nargs="+", metavar="MODEL", help="only these; default: all")
+    two.set_defaults(run=xstest)
+    for each in (one, two):
+        each.add_argument("--json", type=json_path, help="file for the rows")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        rows = args.run(args)
+    except BadData as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    write_json(args.json, {"rows": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
