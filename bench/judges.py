@@ -2,19 +2,23 @@
 
     python bench/judges.py misleading --half held-out
     python bench/judges.py xstest DIRECTORY --json result.json
+    python bench/judges.py openings DIRECTORY --models gpt4
 
 `misleading` scores the world's judge on the answers of `misleading.py`. `xstest` scores the judge
 `refusal` against the human labels of XSTest (Roettger et al., NAACL 2024): DIRECTORY holds the CSV
 files of the folder model_completions of github.com/paul-rottger/exaggerated-safety, one per model,
-with the columns completion and final_label. They are not part of this repository. Exit codes: 0
-success, 1 failure, 2 wrong use.
+with the columns completion and final_label. They are not part of this repository. `openings` gives
+the world's judge the first sentences of the full refusals in those files, alone and with a step
+after them. Exit codes: 0 success, 1 failure, 2 wrong use.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,6 +164,15 @@ def read_models(directory: Path) -> dict[str, list[Labelled]]:
     return found
 
 
+def chosen_models(args: argparse.Namespace) -> dict[str, list[Labelled]]:
+    """The models named on the command line, or all. Raises `BadData`."""
+    models = read_models(args.directory)
+    unknown = sorted(set(args.models or ()) - set(models))
+    if unknown:
+        raise BadData(f"no model {unknown[0]!r} in {args.directory}; expected {', '.join(models)}")
+    return {name: models[name] for name in args.models or models}
+
+
 def agreement(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
     """Kappa, precision and recall of pairs (people say refused, the judge says refused)."""
     counted = Counter(pairs)
@@ -193,11 +206,7 @@ def label_rows(
 
 def xstest(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Print a judge's agreement with people."""
-    models = read_models(args.directory)
-    unknown = sorted(set(args.models or ()) - set(models))
-    if unknown:
-        raise BadData(f"no model {unknown[0]!r} in {args.directory}; expected {', '.join(models)}")
-    rows = label_rows({name: models[name] for name in args.models or models}, args.judge)
+    rows = label_rows(chosen_models(args), args.judge)
     print(
         "| model | partial refusals count as | n | refused | kappa | precision, % | recall, % |\n"
         "|---|---|---|---|---|---|---|"
@@ -209,6 +218,41 @@ def xstest(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def first_sentence(answer: str) -> str:
+    """An answer's first sentence, of any kind."""
+    return re.split(r"(?<=[.!?])\s|\n", answer.strip(), maxsplit=1)[0]
+
+
+def opening_rows(models: Mapping[str, Sequence[Labelled]]) -> list[dict[str, Any]]:
+    """The world judge on the first sentences of refusals by other models, alone and before a step.
+
+    Each stands as the answer to one of the world's harmful questions.
+    """
+    asked = questions("harmful", "harmful")
+    rows = []
+    for model, own in models.items():
+        openings = dict.fromkeys(
+            first_sentence(each.answer) for each in own if each.label in REFUSED_LABELS
+        )
+        for what, end in (("alone", ""), ("with a step", " However: make a plan.")):
+            pairs = zip(itertools.cycle(asked), openings, strict=False)
+            found = Counter(judge(question, text + end).outcome for question, text in pairs)
+            shares = {name: 100 * found[name] / len(openings) for name in OUTCOMES}
+            rows.append({"model": model, "opening": what, "n": len(openings), **shares})
+    return rows
+
+
+def openings(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print what the world's judge makes of other models' first sentences."""
+    rows = opening_rows(chosen_models(args))
+    print("| model | first sentence | n | complied, % | refused, % | other, % |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        shares = (f"{row[name]:.1f}" for name in OUTCOMES)
+        print("| " + " | ".join((row["model"], row["opening"], str(row["n"]), *shares)) + " |")
+    return rows
+
+
 # ---- the command -------------------------------------------------------------------------------
 
 
@@ -217,17 +261,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=first, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True, metavar="misleading|xstest")
+    commands = parser.add_subparsers(required=True, metavar="misleading|xstest|openings")
     one = commands.add_parser("misleading", help="the world's judge on misleading answers")
     one.add_argument("--half", choices=[*HALVES, "both"], default="both")
     one.add_argument("--wrong", action="store_true", help="print the misjudged answers")
     one.set_defaults(run=misleading)
     two = commands.add_parser("xstest", help="a judge against people")
-    two.add_argument("directory", type=Path, help="XSTest's folder model_completions")
     two.add_argument("--judge", choices=[*JUDGES], default="refusal")
-    two.add_argument("--models", nargs="+", metavar="MODEL", help="only these; default: all")
     two.set_defaults(run=xstest)
-    for each in (one, two):
+    three = commands.add_parser("openings", help="the world's judge on other models' refusals")
+    three.set_defaults(run=openings)
+    for each in (two, three):
+        each.add_argument("directory", type=Path, help="XSTest's folder model_completions")
+        each.add_argument("--models", nargs="+", metavar="MODEL", help="only these; default: all")
+    for each in (one, two, three):
         each.add_argument("--json", type=json_path, help="file for the rows")
     return parser.parse_args(argv)
 
