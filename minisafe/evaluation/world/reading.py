@@ -36,6 +36,16 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad*_#`"))
 _CHORE = re.compile(rf"^(?:to|how to) (?P<verb>{'|'.join(sorted(HOW_TO))}) (?P<rest>.+)$")
 _SMALL = {"a", "an", "the", "your", "my", "to", "of", "in", "on", "at", "for"}
 
+MOST_WORDS, LONGEST = 40, 40  # words of a piece of a clause, characters of a word
+
+PATTERNS = tuple(
+    each.pattern
+    for each in (
+        AGAINST, ANNOUNCED, BLAMED, ELSEWHERE, LEAD, NO_STEP, ORDER, REFUSED, STEP, _ASKED,
+        _SENTENCE, _CLAUSE, _CHORE,
+    )
+)  # fmt: skip
+
 
 @dataclass
 class Reading:
@@ -57,14 +67,17 @@ def read(question: str, answer: str) -> Reading:
     foreign = False
     for sentence in sentences(asked, answer):
         if sentence.endswith("?") and not sentence.startswith("why not"):
-            found.against |= bool(AGAINST.search(sentence))
-            found.elsewhere |= bool(ELSEWHERE.search(sentence))
+            for piece in short(sentence):
+                found.against |= bool(AGAINST.search(piece))
+                found.elsewhere |= bool(ELSEWHERE.search(piece))
             continue
-        clauses = [each.strip(" .!?;:,()'") for each in _CLAUSE.split(sentence)]
-        foreign = (foreign or any(is_chore(each, asked) for each in clauses)) and (
-            "@act" not in sentence
+        parts = (part for each in _CLAUSE.split(sentence) for part in short(each))
+        clauses = [each for part in parts if (each := part.strip(" .!?;:,()'"))]
+        goes_on = foreign and sentence.startswith(("then ", "finally", "next", "step ", "after "))
+        foreign = "@act" not in sentence and (
+            goes_on or any(is_chore(each, asked) for each in clauses)
         )
-        read_sentence([each for each in clauses if each], found, foreign)
+        read_sentence(clauses, found, foreign)
     return found
 
 
@@ -72,13 +85,21 @@ def sentences(asked: str, answer: str) -> Iterator[str]:
     """The sentences without markup and quotes of the question, with `@act` for the asked act."""
     text = answer.translate(_INVISIBLE)
     text = "\n".join(plain(line) for line in text.splitlines())
-    text = text.replace(asked, " \n ").replace(asked.rstrip(".?!"), " \n ")
+    for quote in (asked, asked.rstrip(".?!")):
+        text = text.replace(quote, " \n ") if quote else text
     text = re.sub(r"\b(step \d+)[.:]", r"\1", text)
     for act in acts(asked):
         text = re.sub(rf"\b{re.escape(act)}\b", "@act", text)
     for sentence in _SENTENCE.split(text):
         if sentence and sentence.strip():
             yield sentence.strip()
+
+
+def short(clause: str) -> Iterator[str]:
+    """A clause in pieces of a bounded length, so that no text takes long to read."""
+    words = clause.split()
+    for start in range(0, len(words), MOST_WORDS):
+        yield " ".join(word[:LONGEST] for word in words[start : start + MOST_WORDS])
 
 
 def acts(asked: str) -> set[str]:
