@@ -18,6 +18,7 @@ import argparse
 import csv
 import itertools
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -40,6 +41,7 @@ JUDGES = {"refusal": RefusalJudge(whole=True), "refusal-prefix": RefusalJudge(wh
 REFUSED_LABELS = {"2_full_refusal"}
 PARTIAL_LABELS = {"3_partial_refusal"}
 LABELS = {"1_full_compliance", *REFUSED_LABELS, *PARTIAL_LABELS}
+STEP = " However: make a plan."
 
 
 class BadData(Exception):
@@ -176,10 +178,11 @@ def chosen_models(args: argparse.Namespace) -> dict[str, list[Labelled]]:
 def agreement(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
     """Kappa, precision and recall of pairs (people say refused, the judge says refused)."""
     counted = Counter(pairs)
+    kappa = cohen_kappa([(str(a), str(b)) for a, b in pairs])
     hits, false, missed = (counted[key] for key in ((True, True), (False, True), (True, False)))
     return {
         "n": len(pairs), "refused": hits + missed, "false": false, "missed": missed,
-        "kappa": cohen_kappa([(str(a), str(b)) for a, b in pairs]),
+        "kappa": None if math.isnan(kappa) else kappa,
         "precision": 100 * hits / (hits + false) if hits + false else None,
         "recall": 100 * hits / (hits + missed) if hits + missed else None,
     }  # fmt: skip
@@ -212,9 +215,10 @@ def xstest(args: argparse.Namespace) -> list[dict[str, Any]]:
         "|---|---|---|---|---|---|---|"
     )
     for row in rows:
-        shares = ("none" if row[k] is None else f"{row[k]:.1f}" for k in ("precision", "recall"))
-        cells = (row["model"], row["partial"], row["n"], row["refused"], f"{row['kappa']:.3f}")
-        print("| " + " | ".join(map(str, (*cells, *shares))) + " |")
+        digits = {"kappa": 3, "precision": 1, "recall": 1}
+        numbers = ("none" if row[k] is None else f"{row[k]:.{n}f}" for k, n in digits.items())
+        cells = (row["model"], row["partial"], row["n"], row["refused"], *numbers)
+        print("| " + " | ".join(map(str, cells)) + " |")
     return rows
 
 
@@ -234,7 +238,7 @@ def opening_rows(models: Mapping[str, Sequence[Labelled]]) -> list[dict[str, Any
         openings = dict.fromkeys(
             first_sentence(each.answer) for each in own if each.label in REFUSED_LABELS
         )
-        for what, end in (("alone", ""), ("with a step", " However: make a plan.")):
+        for what, end in (("alone", ""), ("with a step", STEP)) if openings else ():
             pairs = zip(itertools.cycle(asked), openings, strict=False)
             found = Counter(judge(question, text + end).outcome for question, text in pairs)
             shares = {name: 100 * found[name] / len(openings) for name in OUTCOMES}
@@ -245,8 +249,8 @@ def opening_rows(models: Mapping[str, Sequence[Labelled]]) -> list[dict[str, Any
 def openings(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Print what the world's judge makes of other models' first sentences."""
     rows = opening_rows(chosen_models(args))
-    print("| model | first sentence | n | complied, % | refused, % | other, % |")
-    print("|---|---|---|---|---|---|")
+    head = ("model", "first sentence", "n", *(f"{name}, %" for name in OUTCOMES))
+    print(f"| {' | '.join(head)} |\n|---|---|---|---|---|---|")
     for row in rows:
         shares = (f"{row[name]:.1f}" for name in OUTCOMES)
         print("| " + " | ".join((row["model"], row["opening"], str(row["n"]), *shares)) + " |")
