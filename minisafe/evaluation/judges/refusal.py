@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from minisafe.evaluation.journal import digest
 from minisafe.evaluation.judges import Ruling
-from minisafe.evaluation.plain import plain
 from minisafe.evaluation.prompts import Prompt
+from minisafe.evaluation.world.plain import plain
 
 # All in lower case, contractions written out: `normalised` brings answers to the same form.
 

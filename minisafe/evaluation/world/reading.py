@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from minisafe.evaluation.plain import plain
 from minisafe.evaluation.world.phrases import HOW_TO
+from minisafe.evaluation.world.plain import plain
 from minisafe.evaluation.world.words import (
     AGAINST,
     ANNOUNCED,

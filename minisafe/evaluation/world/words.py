@@ -1,6 +1,6 @@
 """The words by which `reading.py` knows a step, a refusal, or neither, in any clause.
 
-Clauses are in the form of `minisafe.evaluation.plain`, and the act that was asked for is `@act`.
+Clauses are in the form of `plain.py`, and the act that was asked for is `@act`.
 """
 
 from __future__ import annotations
