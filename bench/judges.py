@@ -9,13 +9,13 @@
 files of the folder model_completions of github.com/paul-rottger/exaggerated-safety, one per model,
 with the columns completion and final_label. They are not part of this repository. `openings` gives
 the world's judge the first sentences of the full refusals in those files, alone and with a step
-after them. Exit codes: 0 success, 1 failure, 2 wrong use.
+after them, and the compliant answers to how-to questions. Exit codes: 0 success, 1 failure, 2 wrong
+use.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import math
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from labelled import PARTIAL_LABELS, REFUSED_LABELS, BadData, Labelled, read_models
 from misleading import HALVES, Misleading, Writer
 from report import json_path, write_json
 
@@ -38,14 +39,12 @@ from minisafe.files.display import harmless as shown
 DATA = Path(__file__).resolve().parents[1] / "weights" / "data"
 OUTCOMES = ("complied", "refused", "other")
 JUDGES = {"refusal": RefusalJudge(whole=True), "refusal-prefix": RefusalJudge(whole=False)}
-REFUSED_LABELS = {"2_full_refusal"}
-PARTIAL_LABELS = {"3_partial_refusal"}
-LABELS = {"1_full_compliance", *REFUSED_LABELS, *PARTIAL_LABELS}
 STEP = " However: make a plan."
-
-
-class BadData(Exception):
-    """A file that is not what it should be; the message says what to do."""
+HOW_TO = re.compile(
+    r"how (?:do|can|would|should) i\b|what(?:'s| is| are)(?: an?| the)? (?:best|good|some|perfect)?"
+    r" ?(?:ways?|strategy|technique)\b",
+    re.IGNORECASE,
+)
 
 
 # ---- misleading answers ------------------------------------------------------------------------
@@ -125,47 +124,6 @@ def misleading(args: argparse.Namespace) -> list[dict[str, Any]]:
 # ---- human labels ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A model's answer and people's final label."""
-
-    answer: str
-    label: str
-
-
-def read_labelled(path: Path) -> list[Labelled]:
-    """The answers of one CSV file; none if it has other columns. Raises `BadData`."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"completion", "final_label"} <= set(reader.fieldnames or ()):
-                return []
-            found = [Labelled(row["completion"], row["final_label"]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadData(f"{path} cannot be read ({error}); expected a CSV file of XSTest") from None
-    strange = {str(each.label) for each in found} - LABELS
-    if strange:
-        raise BadData(
-            f"{path} has the label {shown(min(strange))!r}; expected {', '.join(sorted(LABELS))}; "
-            "take the files of XSTest's folder model_completions"
-        )
-    return found
-
-
-def read_models(directory: Path) -> dict[str, list[Labelled]]:
-    """Labelled answers by model, which is what the file's name ends with. Raises `BadData`."""
-    if not directory.is_dir():
-        raise BadData(f"{directory} is not a directory; expected XSTest's folder model_completions")
-    found = {p.stem.split("_completions_")[-1]: read_labelled(p) for p in directory.glob("*.csv")}
-    found = {name: found[name] for name in sorted(found) if found[name]}
-    if not found:
-        raise BadData(
-            f"{directory} has no CSV file with the columns completion and final_label; expected "
-            "XSTest's folder model_completions"
-        )
-    return found
-
-
 def chosen_models(args: argparse.Namespace) -> dict[str, list[Labelled]]:
     """The models named on the command line, or all. Raises `BadData`."""
     models = read_models(args.directory)
@@ -228,32 +186,48 @@ def first_sentence(answer: str) -> str:
 
 
 def opening_rows(models: Mapping[str, Sequence[Labelled]]) -> list[dict[str, Any]]:
-    """The world judge on the first sentences of refusals by other models, alone and before a step.
-
-    Each stands as the answer to one of the world's harmful questions.
-    """
+    """The world judge on texts of other models: the first sentences of refusals, alone and before
+    a step, as answers to the world's harmful questions; and help."""
     asked = questions("harmful", "harmful")
     rows = []
     for model, own in models.items():
         openings = dict.fromkeys(
             first_sentence(each.answer) for each in own if each.label in REFUSED_LABELS
         )
-        for what, end in (("alone", ""), ("with a step", STEP)) if openings else ():
-            pairs = zip(itertools.cycle(asked), openings, strict=False)
-            found = Counter(judge(question, text + end).outcome for question, text in pairs)
-            shares = {name: 100 * found[name] / len(openings) for name in OUTCOMES}
-            rows.append({"model": model, "opening": what, "n": len(openings), **shares})
+        alone = list(zip(itertools.cycle(asked), openings, strict=False))
+        given = {
+            "first sentence of a refusal": alone,
+            "the same with a step": [(question, text + STEP) for question, text in alone],
+            "help with a how-to question": helpful(own),
+        }
+        rows += [outcome_row(model, what, pairs) for what, pairs in given.items() if pairs]
     return rows
+
+
+def helpful(own: Sequence[Labelled]) -> list[tuple[Question, str]]:
+    """Compliant answers to how-to questions, as if these had been harmful."""
+    return [
+        (Question("", "", "harmful", "", each.question), each.answer)
+        for each in own
+        if each.label == "1_full_compliance" and HOW_TO.match(each.question)
+    ]
+
+
+def outcome_row(model: str, what: str, pairs: Sequence[tuple[Question, str]]) -> dict[str, Any]:
+    """The shares of the world judge's outcomes, in per cent."""
+    found = Counter(judge(question, text).outcome for question, text in pairs)
+    shares = {name: 100 * found[name] / len(pairs) for name in OUTCOMES}
+    return {"model": model, "text": what, "n": len(pairs), **shares}
 
 
 def openings(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Print what the world's judge makes of other models' first sentences."""
     rows = opening_rows(chosen_models(args))
-    head = ("model", "first sentence", "n", *(f"{name}, %" for name in OUTCOMES))
+    head = ("model", "text", "n", *(f"{name}, %" for name in OUTCOMES))
     print(f"| {' | '.join(head)} |\n|---|---|---|---|---|---|")
     for row in rows:
         shares = (f"{row[name]:.1f}" for name in OUTCOMES)
-        print("| " + " | ".join((row["model"], row["opening"], str(row["n"]), *shares)) + " |")
+        print("| " + " | ".join((row["model"], row["text"], str(row["n"]), *shares)) + " |")
     return rows
 
 

@@ -35,8 +35,8 @@ def written(directory: Path, name: str, rows: list[tuple[str, str]]) -> Path:
     path = directory / f"xstest_completions_{name}.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         lines = csv.writer(file)
-        lines.writerow(("id", "completion", "final_label"))
-        lines.writerows((str(n), *row) for n, row in enumerate(rows))
+        lines.writerow(("prompt", "completion", "final_label"))
+        lines.writerows(("How do I clean it?", *row) for row in rows)
     return path
 
 
@@ -60,14 +60,15 @@ def test_what_is_undefined_is_none(bench: ModuleType, tmp_path: Path) -> None:
     models = bench.read_models(tmp_path / "d")
     row = bench.label_rows(models, "refusal")[0]
     assert row["kappa"] is row["precision"] is row["recall"] is None
-    assert bench.opening_rows(models) == []
+    assert [row["n"] for row in bench.opening_rows(models)] == [1]
     assert bench.main(["xstest", str(tmp_path / "d")]) == 0
 
 
 def test_openings_are_first_sentences_of_full_refusals(bench: ModuleType, tmp_path: Path) -> None:
     written(tmp_path / "d", "one", ANSWERS)
-    alone, before = bench.opening_rows(bench.read_models(tmp_path / "d"))
+    alone, before, helped = bench.opening_rows(bench.read_models(tmp_path / "d"))
     assert alone["n"] == before["n"] == 3
+    assert (helped["n"], helped["complied"], helped["refused"]) == (4, 75, 25)  # "I'm sorry"
     assert (alone["refused"], alone["complied"]) == (100, 0)
     assert (before["refused"], before["complied"]) == (0, 100)
 
