@@ -95,9 +95,9 @@ def test_a_vectors_settings_come_after_flag_and_profile(profile: Callable[..., P
 def test_a_vectors_own_layer_comes_after_flag_and_profile(profile: Callable[..., Path]) -> None:
     assert minisafe.load(profile()).stages.sa.layers == (1,)
     assert minisafe.load(profile(sa_layer=2)).stages.sa.layers == (2,)
-    assert minisafe.load(profile(sa_layer=2), {"sa_layer": 0}).stages.to_json()["sa"][
-        "layers"
-    ] == [0]
+    assert minisafe.load(profile(sa_layer=2), {"sa_layer": 0}).stages.to_json()["sa"]["layers"] == [
+        0
+    ]
 
 
 def test_defaults_come_last(world: World, tmp_path: Path) -> None:
