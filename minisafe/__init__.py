@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minisafe.sampling import Sampling
     from minisafe.session.answer import Result
     from minisafe.session.chat import Chat
+    from minisafe.session.chat_prompt import ChatPrompt
     from minisafe.session.load import load
     from minisafe.session.session import Session
     from minisafe.session.settings import Settings
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SGDS",
     "Chat",
+    "ChatPrompt",
     "Generation",
     "KVCache",
     "Llama",
@@ -85,6 +87,7 @@ HOMES = {
     "sampling": ("Sampling",),
     "session.answer": ("Result",),
     "session.chat": ("Chat",),
+    "session.chat_prompt": ("ChatPrompt",),
     "session.settings": ("Settings",),
     "session.load": ("load",),
     "session.session": ("Session",),

@@ -12,6 +12,7 @@ import click
 
 from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import SettingError
+from minisafe.evaluation.attacks import choose_attacks
 from minisafe.evaluation.evaluate import Evaluation, evaluate
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.by_name import make_judge
@@ -62,6 +63,11 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
 @click.option("--benign-styles", default="simple", show_default=True,
               help="Styles of the other prompts.")  # fmt: skip
 @click.option(
+    "--attacks",
+    multiple=True,
+    help="Attacks on harmful prompts: names (see docs/evaluation.md) or all. Repeatable.",
+)
+@click.option(
     "--methods",
     default=METHODS,
     show_default=True,
@@ -96,7 +102,7 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
 def evaluate_command(
     out: Path, prompts: Files, benign: Files, borderline: Files,
     column: str | None, category_column: str | None, split: str, styles: str, benign_styles: str,
-    methods: str, judges: str, judge_layout: Path | None, choices: tuple[Path, ...],
+    attacks: tuple[str, ...], methods: str, judges: str, judge_layout: Path | None, choices: Files,
     safe_system: str, unsafe_system: str,
     limit: int | None, batch_size: int, sample: int, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
@@ -111,6 +117,7 @@ def evaluate_command(
       minisafe evaluate --out run --limit 22
       minisafe evaluate --out run2 --prompts advbench.csv --base M --vector v.safetensors \\
           --expert lora --judge refusal --methods base,sgds,safeinfer
+      minisafe evaluate --out run4 --attacks persona-before,prefill-5 --attacks search
       torchrun --nproc-per-node 2 -m minisafe evaluate --out run3
     """
     for name, value, least in (("--batch-size", batch_size, 1), ("--sample", sample, 0)):
@@ -123,7 +130,11 @@ def evaluate_command(
     processes = Processes.from_environment()
     profile, flags = profile_and_flags(processes)
     plan = Plan.make(
-        chosen, load_styles(listed(styles)), load_styles(listed(benign_styles)), batch_size
+        chosen,
+        load_styles(listed(styles)),
+        load_styles(listed(benign_styles)),
+        batch_size,
+        choose_attacks(attacks),
     )
     evaluation = Evaluation(
         parse_methods(listed(methods), profile, flags, Systems(safe_system, unsafe_system)),
@@ -131,7 +142,8 @@ def evaluate_command(
         sample, choices,
     )  # fmt: skip
     device = flags.get("device", "cpu")
-    chosen_judges = make_judges(listed(judges), out, device, judge_layout, processes)
+    everywhere = processes.rank == 0 or evaluation.attacked
+    chosen_judges = make_judges(listed(judges), out, device, judge_layout, everywhere)
     summary = together(evaluation, chosen_judges, out, processes, resume)
     if summary:
         show(summary, out, as_json)
@@ -149,12 +161,12 @@ def profile_and_flags(processes: Processes) -> tuple[Path | None, dict[str, Any]
 
 
 def make_judges(
-    names: Sequence[str], out: Path, device: str, layout: Path | None, processes: Processes
+    names: Sequence[str], out: Path, device: str, layout: Path | None, here: bool
 ) -> list[Judge]:
-    """The judges of the first process; the other processes judge nothing and load none."""
+    """The judges, if this process needs them: the first one does, and all do under attack."""
     if not names:
         raise SettingError("got no judge; expected one or more, such as world,refusal")
-    return [make_judge(each, out, device, layout) for each in names if processes.rank == 0]
+    return [make_judge(each, out, device, layout) for each in names if here]
 
 
 def together(

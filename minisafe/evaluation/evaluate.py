@@ -23,6 +23,7 @@ from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.records import Response
 from minisafe.evaluation.report.summary import join, summarise, write_summary
 from minisafe.evaluation.report.write import write_report
+from minisafe.evaluation.runner.attacker import Attacker
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import Progress, run, silent
@@ -48,6 +49,11 @@ class Evaluation:
     sample: int = 64
     choices: Sequence[Path] = ()
 
+    @property
+    def attacked(self) -> bool:
+        """Whether any question is asked under attack."""
+        return any(job.attack is not None for job in self.plan.jobs)
+
 
 def evaluate(
     evaluation: Evaluation,
@@ -70,7 +76,8 @@ def evaluate(
         check_choices(session, questions)
 
     methods, plan = evaluation.methods, evaluation.plan
-    answers = run(directory, methods, plan, processes, progress, resume, check)
+    attacker = attacker_of(evaluation, judges) if evaluation.attacked else None
+    answers = run(directory, methods, plan, processes, progress, resume, check, attacker)
     if processes.rank > 0:
         return {}
     prompts = {prompt.id: prompt for prompt in evaluation.prompts}
@@ -85,6 +92,14 @@ def evaluate(
         [each.to_json() for each in judgements],
     )  # fmt: skip
     return summary
+
+
+def attacker_of(evaluation: Evaluation, judges: Sequence[Judge]) -> Attacker:
+    """What attacks need; the first judge tells them when they are done. Raises `SettingError`."""
+    if not judges:
+        raise SettingError("attacks need a judge, to tell when they are done")
+    harmful = [each for each in evaluation.prompts if each.kind == "harmful"]
+    return Attacker(judges[0], harmful, evaluation.seed, evaluation.plan.batch_size)
 
 
 def check_judges(judges: Sequence[Judge], prompts: Sequence[Prompt], directory: Path) -> None:
@@ -136,7 +151,11 @@ def measure_models(
         return
     for number, method in enumerate(evaluation.methods, 1):
         session = load_method(method)
-        own = [each for each in answers if each.method == method.name and each.answer]
+        own = [
+            each
+            for each in answers
+            if each.method == method.name and each.answer and each.conversation is None
+        ]
         chosen = own[:: max(1, len(own) // max(1, evaluation.sample))][: evaluation.sample]
         if chosen:
             moved = changes(session, [a.prompt for a in chosen], [a.answer for a in chosen])

@@ -165,8 +165,11 @@ class Keyed:
 class Response(Keyed):
     """One answer of a method, with its prompt and everything that decided it.
 
-    style, prompt: the frame, and the question in it. draw: the number that fixes the draws of
-    sampling; None if nothing is drawn. seconds: this answer's share of its batch's time.
+    style, prompt: the frame, and the question in it; or an attack's name, and the user's last
+    message. draw: the number that fixes the draws of sampling; None if nothing is drawn. attack:
+    whether `style` is an attack; queries: what it asked of the model, this answer included.
+    conversation: all that was asked, if it was more than one message (`ChatPrompt.to_json`).
+    seconds: this answer's share of its batch's time.
     """
 
     kind: str
@@ -180,6 +183,9 @@ class Response(Keyed):
     seconds: float
     gate: Gated | None
     made_by: MadeBy
+    attack: bool = False
+    queries: int = 1
+    conversation: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Response:
@@ -191,6 +197,8 @@ class Response(Keyed):
             kind=fields.one_of("kind", KINDS), category=fields.text("category"),
             question=fields.text("question", LONGEST_TEXT),
             prompt=fields.text("prompt", LONGEST_TEXT), draw=fields.maybe("draw", fields.count),
+            attack=fields.flag("attack") is True, queries=fields.count("queries"),
+            conversation=fields.maybe("conversation", lambda name: fields.inner(name).data),
             answer=fields.text("answer", LONGEST_TEXT), finish=fields.text("finish"),
             tokens=fields.count("tokens"), seconds=fields.number("seconds"),
             gate=None if gate is None else Gated.from_json(gate),

@@ -17,6 +17,7 @@ from minisafe.model import Llama
 from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
+from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
 from minisafe.session.faster import Engine, engine_for
 from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
@@ -69,16 +70,21 @@ class Session:
 
     # ---- texts -----------------------------------------------------------------------------
 
-    def stream(self, prompt: str, chat: bool = False) -> Iterator[str]:
-        """The answer's text, piece by piece. chat: put the prompt into the chat template."""
+    def stream(self, prompt: str | ChatPrompt, chat: bool = False) -> Iterator[str]:
+        """The answer's text, piece by piece; see `run`."""
         for _, piece in self.run([prompt], chat=chat):
             if isinstance(piece, str):
                 yield piece
 
     def generate(
-        self, prompts: Sequence[str], chat: bool = False, batch_size: int = 8, first: int = 0
+        self,
+        prompts: Sequence[str | ChatPrompt],
+        chat: bool = False,
+        batch_size: int = 8,
+        first: int = 0,
     ) -> list[Result]:
         """Answers to several prompts, in prompt order; the prompts of a batch may differ in length.
+        See `run`.
 
         first: the number of the first prompt; seed and number fix a prompt's draws.
         """
@@ -108,11 +114,16 @@ class Session:
         return Chat(self)
 
     def run(
-        self, prompts: Sequence[str], chat: bool = False, batch_size: int = 8, first: int = 0
+        self,
+        prompts: Sequence[str | ChatPrompt],
+        chat: bool = False,
+        batch_size: int = 8,
+        first: int = 0,
     ) -> Iterator[tuple[int, str | Result]]:
         """Yields (prompt's number, text piece) as they come, and each prompt's `Result` at its end.
 
-        Numbers count from `first`.
+        prompts: texts, which `chat` puts into the chat template, and conversations. An answer that
+        begins with a prefill is what follows it. Numbers count from `first`.
 
         Raises `PromptError` if a prompt cannot be answered, before any is.
         """
@@ -120,16 +131,16 @@ class Session:
             raise SettingError(f"batch_size is {batch_size}; expected 1 or more")
         if isinstance(prompts, str):
             raise PromptError("prompts is a single text; expected a list of texts")
-        encoded = [self.encode(prompt, chat) for prompt in prompts]
-        for ids in encoded:
-            self.check_fits(ids)
+        encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
+        for each in encoded:
+            self.check_fits(each.ids)
         for start in range(0, len(prompts), batch_size):
             batch = encoded[start : start + batch_size]
             requests = [
-                self.new_request(ids, first + start + n, chat) for n, ids in enumerate(batch)
+                self.new_request(each.ids, first + start + n, each.gated, each.answers)
+                for n, each in enumerate(batch)
             ]
-            contexts = [() if chat else ids[0] for ids in batch]
-            yield from self.results(requests, contexts)
+            yield from self.results(requests, [each.context for each in batch])
 
     def variations(
         self, prompts: Sequence[str], chat: bool = True, batch_size: int = 8
@@ -157,17 +168,19 @@ class Session:
     # ---- answers ---------------------------------------------------------------------------
 
     def new_request(
-        self, prompts: tuple[tuple[int, ...], ...], index: int = 0, gated: bool = False
+        self,
+        prompts: tuple[tuple[int, ...], ...],
+        index: int = 0,
+        gated: bool = False,
+        answers: Sequence[tuple[int, int | None]] | None = None,
     ) -> Request:
         """A request for a new prompt. prompts: its ids per stream.
 
         index: its number; seed and index fix the draws. gated: whether it is a chat's first turn,
         as the gate was calibrated on.
         """
-        settings = self.settings
-        return Request(
-            prompts, self.spans(prompts[0]), settings, settings.max_new_tokens, index, gated
-        )
+        settings, spans = self.settings, self.spans(prompts[0], answers)
+        return Request(prompts, spans, settings, settings.max_new_tokens, index, gated)
 
     def results(
         self, requests: Sequence[Request], contexts: Sequence[Sequence[int]]
@@ -221,14 +234,53 @@ class Session:
         capacity, cache_dtype = min(capacity, self.limit), self.settings.cache_dtype
         return Lockstep(self.streams, rows, capacity, self.n_ids, cache_dtype=cache_dtype)
 
-    def spans(self, prompt: Sequence[int]) -> tuple[Span, ...]:
-        """Where a new prompt and its answer are steered."""
-        return () if self.steering is None else self.steering.spans([(len(prompt), None)])
+    def spans(
+        self, prompt: Sequence[int], answers: Sequence[tuple[int, int | None]] | None = None
+    ) -> tuple[Span, ...]:
+        """Where a new prompt and its answer are steered. answers: the places of answers in it, the
+        last one open; by default one that follows the prompt."""
+        if self.steering is None:
+            return ()
+        return self.steering.spans(answers or [(len(prompt), None)])
 
     # ---- texts to ids ----------------------------------------------------------------------
 
+    def encode_prompt(self, prompt: str | ChatPrompt, chat: bool) -> EncodedPrompt:
+        """A text, or a conversation, as a request takes it. Raises `PromptError`."""
+        if isinstance(prompt, ChatPrompt):
+            return self.encode_turns(prompt)
+        ids = self.encode(prompt, chat)
+        return EncodedPrompt(ids, ((len(ids[0]), None),), () if chat else ids[0], gated=chat)
+
+    def encode_turns(self, prompt: ChatPrompt) -> EncodedPrompt:
+        """A conversation's ids. Answers in it keep the ids that they would have had while they were
+        given, so they are steered as in a chat."""
+        self.running.check_open()
+        if prompt.system is not None and self.settings.system:
+            raise PromptError(
+                "the conversation has a system message, and so have the settings; give one of them"
+            )
+        session = self if prompt.system is None else self._under(prompt.system)
+        answers: dict[int, tuple[int, ...]] = {}
+        for number in range(1, len(prompt.turns), 2):
+            asked = session.encode_chat(prompt.turns[:number], answers)[0].ids
+            content = prompt.turns[number]["content"]
+            answers[number] = tuple(self.tokenizer.encode_begun(content, asked))
+        chats = session.encode_chat(prompt.turns, answers)
+        begun = tuple(self.tokenizer.encode_begun(prompt.prefill, chats[0].ids))
+        past = [place for place in chats[0].answers if place is not None]
+        return EncodedPrompt(
+            ids=tuple((*chat.ids, *begun) for chat in chats),
+            answers=(*past, (len(chats[0].ids), None)),
+            context=begun,
+            gated=prompt.is_first_turn,
+        )
+
+    def _under(self, system: str) -> Session:
+        return replace(self, settings=replace(self.settings, system=system))
+
     def encode(self, prompt: str, chat: bool) -> tuple[tuple[int, ...], ...]:
-        """The ids of a prompt, per stream."""
+        """The ids of a text, per stream."""
         self.running.check_open()
         if not prompt:
             raise PromptError("the prompt is empty; expected some text")

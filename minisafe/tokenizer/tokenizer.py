@@ -144,6 +144,12 @@ class Tokenizer:
         text, shown = find_answers(self.template, hidden, numbers, marks, generation_prompt)
         return encode_conversation(self, text, shown, answers, marks)
 
+    def encode_begun(self, text: str, before: Sequence[int]) -> list[int]:
+        """Ids of an answer's beginning, after the ids of the chat that asks for it; control tokens
+        in it stay text."""
+        marks = Marks([{"content": text}])
+        return self.encode_marked(marks.hide(text, self.control), marks, before) if text else []
+
     def without_repeated_end(self, answer: Sequence[int], piece: str) -> str:
         """The template's text after an answer, without an end token that the answer already has."""
         if answer:

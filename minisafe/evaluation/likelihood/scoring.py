@@ -30,11 +30,13 @@ LOGITS = 1 << 25  # most logits per forward: 128 MiB in float32
 @dataclass(frozen=True)
 class Pair:
     """A prompt, by stream as in `engine.Request`, and the answer to score, both as token ids.
-    gated: whether the session's gate may act, as there."""
+    gated: whether the session's gate may act, as there. answers: where answers stand in the base's
+    prompt, as for `Session.spans`."""
 
     prompts: tuple[tuple[int, ...], ...]
     answer: tuple[int, ...]
     gated: bool = False
+    answers: tuple[tuple[int, int | None], ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,7 +247,7 @@ def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
     slots: list[list[Slot]] = [[] for _ in lockstep.streams]
     if session.steering is not None:
         for row, text in enumerate(texts):
-            slots[0] += session.steering.slots(row, session.spans(text.prompts[0]))
+            slots[0] += session.steering.slots(row, session.spans(text.prompts[0], text.answers))
     found = lockstep.feed([*prompts, *(prompts[0] for _ in plain)], slots)
     first = tuple(each for each in found if each is not None)
     policy = Policy(session.rule, session.gate)

@@ -11,6 +11,7 @@ from pathlib import Path
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.prompts.rows import Record, Row, read_rows, short
 from minisafe.files.display import harmless
+from minisafe.session.chat_prompt import ChatPrompt
 
 KINDS = ("harmful", "benign", "borderline")
 LONGEST_NAME = 1000  # characters of an id or a category
@@ -23,6 +24,7 @@ class Prompt:
 
     kind: harmful, benign, or borderline (benign in harmful-sounding words). record: the row of
     the file; the tiny world's judge reads the known answers from it. source: the file.
+    conversation: what is asked if it is more than one message; `text` is its last one.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Prompt:
     category: str = ""
     record: Mapping[str, object] = field(default_factory=dict, compare=False)
     source: str = field(default="", compare=False)
+    conversation: ChatPrompt | None = None
 
 
 def load_prompts(
@@ -155,6 +158,7 @@ _XSTEST = re.compile(
 # Columns as in the sets' own repositories. The first match counts, so the last format, which
 # matches many files, must stay last.
 FORMATS: tuple[PromptFormat, ...] = (
+    PromptFormat("conversations", ("messages",), "messages"),
     PromptFormat(
         "minisafe", ("id", "split", "kind", "category", "prompt"), "prompt",
         kind=lambda row: _KIND_OF.get(_cell(row, "kind"), ""),
@@ -203,7 +207,13 @@ _NOT_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 def _prompt(path: Path, number: int, row: Row, layout: PromptFormat, kind: str) -> Prompt:
     """The prompt in a row; raises `PromptError`."""
     at, record = f"{path}, {row[0]}", row[1]
-    text = record.get(layout.text)
+    conversation: ChatPrompt | None = None
+    if layout.text == "messages":
+        conversation = ChatPrompt.from_json(record, at)
+        kind = _cell(record, "kind") or kind
+        if kind not in KINDS:
+            raise PromptError(f"{at}: kind is {short(kind)}; expected one of {', '.join(KINDS)}")
+    text = record.get(layout.text) if conversation is None else conversation.question
     if not isinstance(text, str) or not text.strip():
         got = "empty" if isinstance(text, str) else short(text)
         raise PromptError(f"{at}: {layout.text!r} is {got}; expected a question; correct that row")
@@ -220,7 +230,9 @@ def _prompt(path: Path, number: int, row: Row, layout: PromptFormat, kind: str) 
         if len(value) > LONGEST_NAME:
             got = f"the {name} has {len(value):,} characters"
             raise PromptError(f"{at}: {got}; expected at most {LONGEST_NAME:,}")
-    return Prompt(id_, text, kind, category, record, str(path.resolve()))
+    if conversation is not None and len(conversation.messages) == 1 and not conversation.prefill:
+        conversation = None
+    return Prompt(id_, text, kind, category, record, str(path.resolve()), conversation)
 
 
 def _cell(record: Record, column: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from minisafe.errors import SettingError
 
 Row = Mapping[str, Any]
+WORST, ANY, MEAN = "worst", "any", "mean"  # rows over all attacks
 ALL = "all"  # the category of rows over every category
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.evaluation.records import Judged, Response
-from minisafe.evaluation.report.rows import ALL
+from minisafe.evaluation.report.rows import ALL, ANY, MEAN, WORST
 from minisafe.evaluation.statistics import cohen_kappa, mcnemar, wilson
 from minisafe.files import write_text
 
@@ -62,8 +63,13 @@ def groups(ruled: Iterable[Ruled], *names: str) -> dict[tuple[Any, ...], list[Ru
 
 
 def summarise(ruled: Sequence[Ruled], answers: Sequence[Response]) -> dict[str, Rows]:
-    """All tables from answers and rulings; `evaluate` adds those that need a model."""
+    """All tables from answers and rulings; `evaluate` adds those that need a model. Answers under
+    attack have tables of their own."""
+    attacked = [each for each in ruled if each.answer.attack]
+    ruled = [each for each in ruled if not each.answer.attack]
+    answers = [each for each in answers if not each.attack]
     return {
+        "attacks": attacks(attacked),
         "rows": attack_success(ruled),
         "over_refusal": over_refusal(ruled),
         "utility": utility(ruled),
@@ -94,6 +100,51 @@ def attack_success(ruled: Iterable[Ruled]) -> Rows:
                 "inconclusive": 100 * (n - hits - refused) / n,
             })  # fmt: skip
     return rows
+
+
+def attacks(ruled: Sequence[Ruled]) -> Rows:
+    """By judge and method: the worst attack, the mean over attacks, every attack, and questions
+    that at least one of them broke. The last has no interval of its own worth: it grows with the
+    number of attacks."""
+    rows: Rows = []
+    by_method = groups(ruled, "method")
+    for (judge, method), part in by_method.items():
+        each_attack = [
+            attack_row(judge, method, str(style), own)
+            for (_, style), own in groups(part, "style").items()
+        ]
+        worst = max(each_attack, key=lambda row: float(row["asr"]))
+        broken = {each.answer.id for each in part if each.verdict == "ATTACK_SUCCEEDED"}
+        ids = {each.answer.id for each in part}
+        value, low, high = share(len(broken), len(ids))
+        rows += [
+            worst | {"attack": WORST, "of": worst["attack"]},
+            {
+                "judge": judge, "method": method, "attack": ANY, "n": len(ids), "asr": value,
+                "low": low, "high": high,
+            },
+            {
+                "judge": judge, "method": method, "attack": MEAN, "n": len(each_attack),
+                "asr": sum(float(row["asr"]) for row in each_attack) / len(each_attack),
+            },
+            *each_attack,
+        ]  # fmt: skip
+    return rows
+
+
+def attack_row(judge: str, method: str, attack: str, part: Sequence[Ruled]) -> dict[str, Any]:
+    """One attack on one method. queries: the median per question, and that of broken questions."""
+    n = len(part)
+    hits = [each for each in part if each.verdict == "ATTACK_SUCCEEDED"]
+    refused = sum(each.verdict == "REFUSED" for each in part)
+    value, low, high = share(len(hits), n)
+    return {
+        "judge": judge, "method": method, "attack": attack, "n": n, "asr": value, "low": low,
+        "high": high, "refused": 100 * refused / n,
+        "inconclusive": 100 * (n - len(hits) - refused) / n,
+        "queries": statistics.median(each.answer.queries for each in part),
+        "queries_broken": statistics.median(each.answer.queries for each in hits) if hits else None,
+    }  # fmt: skip
 
 
 def over_refusal(ruled: Iterable[Ruled]) -> Rows:

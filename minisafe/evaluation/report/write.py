@@ -16,6 +16,7 @@ from minisafe.evaluation.report.markdown import markdown
 from minisafe.evaluation.report.rows import Row
 from minisafe.evaluation.report.sections.about import HOW_TO_READ, what_was_run
 from minisafe.evaluation.report.sections.agreement import agreement
+from minisafe.evaluation.report.sections.attacks import attacks
 from minisafe.evaluation.report.sections.base import against_base
 from minisafe.evaluation.report.sections.categories import by_category
 from minisafe.evaluation.report.sections.cost import cost
@@ -64,6 +65,7 @@ def sections(
     made = (
         what_was_run(summary, responses, judgements),
         Section("How to read this", HOW_TO_READ),
+        attacks(summary),
         results(summary),
         trade_off(summary),
         verdicts(summary),

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from minisafe.errors import SettingError
+from minisafe.evaluation.attacks import Attack
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.prompts.styles import fill
+from minisafe.session.chat_prompt import ChatPrompt
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,13 @@ class Job:
     style: str
     prompt: Prompt
     asked: str
+    attack: Attack | None = None
+
+    @property
+    def chat(self) -> ChatPrompt:
+        """What is asked: the prompt's own conversation, if it has one, or one message."""
+        own = self.prompt.conversation
+        return ChatPrompt.of(self.asked) if own is None else own.asking(self.asked)
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,10 @@ class Plan:
         styles: Mapping[str, str],
         benign_styles: Mapping[str, str],
         batch_size: int,
+        attacks: Sequence[Attack] = (),
     ) -> Plan:
-        """Harmful prompts in every style of `styles`, the others in every style of `benign_styles`.
+        """Harmful prompts in every style of `styles` and under every attack, the others in the
+        styles of `benign_styles`.
 
         Raises `SettingError` for two prompts with the same id, or two styles with the same name.
         """
@@ -52,6 +63,15 @@ class Plan:
             Job(number, name, prompt, fill(templates[name], prompt.text))
             for number, (name, prompt) in enumerate(chosen)
         ]
+        harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
+        attacked = [(attack, prompt) for attack in attacks for prompt in harmful]
+        jobs += [
+            Job(number, attack.name, prompt, prompt.text, attack)
+            for number, (attack, prompt) in enumerate(attacked, len(jobs))
+        ]
+        for attack in attacks:
+            if attack.name in names:
+                raise SettingError(f"a style and an attack have the name {attack.name!r}")
         return cls(tuple(jobs), batch_size)
 
     def batches(self) -> Iterator[tuple[Job, ...]]:

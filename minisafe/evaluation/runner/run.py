@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from minisafe.errors import PromptError, SettingError
+from minisafe.evaluation.attacks import Attempt
+from minisafe.evaluation.attacks.oracle import SessionOracle
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
 from minisafe.evaluation.records import Gated, Key, MadeBy, Response
+from minisafe.evaluation.runner.attacker import Attacker
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Job, Plan
 from minisafe.evaluation.runner.resume import (
@@ -44,11 +48,13 @@ def run(
     progress: Progress = silent,
     resume: bool = False,
     check: Check = lambda session: None,
+    attacker: Attacker | None = None,
 ) -> list[Response]:
     """Answer everything that `directory` does not hold yet; returns all answers in order.
 
     Every process must call it; the answers equal those of a single process. check: additional
-    checks of a method's session, before the first answer.
+    checks of a method's session, before the first answer. attacker: what attacks need, if the
+    plan has any.
 
     Raises:
         SettingError: the directory holds answers and `resume` is False, or answers to other
@@ -64,8 +70,10 @@ def run(
     check_asked(directory, methods, plan, found)
     loaded = check_methods(directory, methods, plan, found, check)
     processes.barrier()  # no process writes before all have read
+    if attacker is not None:
+        attacker.prepare(directory, methods[0], processes, progress)
     with Journal(directory / processes.file(RESPONSES)) as journal:
-        answer_all(methods, plan, processes, found, loaded, journal, progress)
+        answer_all(methods, plan, processes, found, loaded, journal, progress, attacker)
     processes.barrier()  # all processes have written
     merged = merge(directory, methods, plan) if processes.rank == 0 else []
     processes.barrier()
@@ -80,6 +88,7 @@ def answer_all(
     loaded: dict[str, Session],
     journal: Journal,
     progress: Progress,
+    attacker: Attacker | None,
 ) -> None:
     """Give this process's share of the answers; `loaded` holds sessions that are loaded already."""
     shares = [(method, share_of(method, plan, processes, found)) for method in methods]
@@ -91,8 +100,9 @@ def answer_all(
             continue
         session = session or load_method(method)
         about = made_by(session)
+        oracle = None if attacker is None else attacker.oracle(session)
         for batch in share:
-            records = answer(session, method, batch, about)
+            records = answer(session, method, batch, about, attacker, oracle)
             journal.append(each.to_json() for each in records if each.key not in found)
             done += len(missing(method, batch, found))
             progress(method.name, done, total)
@@ -119,25 +129,66 @@ def share_of(
     ]
 
 
-def answer(session: Session, method: Method, batch: Sequence[Job], about: MadeBy) -> list[Response]:
-    """A batch's answers, each with everything that decided it."""
+def answer(
+    session: Session,
+    method: Method,
+    batch: Sequence[Job],
+    about: MadeBy,
+    attacker: Attacker | None,
+    oracle: SessionOracle | None,
+) -> list[Response]:
+    """A batch's answers, each with what made it."""
     started = time.perf_counter()
-    asked = [job.asked for job in batch]
-    results = session.generate(asked, chat=True, batch_size=len(batch), first=batch[0].number)
+    asked = [settled(job, attacker, oracle) for job in batch]
+    given = [each.attempt.answer for each in asked]
+    prompts = [each.attempt.prompt for each in asked]
+    if all(answer is None for answer in given):
+        results = dict(enumerate(
+            session.generate(prompts, batch_size=len(batch), first=batch[0].number)
+        ))  # fmt: skip
+    else:
+        results = {
+            n: session.generate([prompts[n]], first=job.number)[0]
+            for n, job in enumerate(batch)
+            if given[n] is None
+        }
     seconds = time.perf_counter() - started
-    tokens = sum(len(result.tokens) for result in results)
+    tokens = sum(len(result.tokens) for result in results.values())
     drawn = session.settings.temperature != 0
     made = []
-    for job, result in zip(batch, results, strict=True):
+    for n, (job, each) in enumerate(zip(batch, asked, strict=True)):
+        result, prompt = results.get(n), each.attempt.prompt
+        count = len(result.tokens) if result else 0
         made.append(Response(
             method.name, job.style, job.prompt.id, job.prompt.kind, job.prompt.category,
-            job.prompt.text, job.asked, job.number if drawn else None,
-            result.text, result.finish_reason, len(result.tokens),
-            round(seconds * len(result.tokens) / max(1, tokens), 6),
-            seen_by_gate(result),
-            about,
+            job.prompt.text, prompt.question, job.number if drawn else None,
+            result.text if result else str(given[n]),
+            result.finish_reason if result else "attack",
+            count, round(seconds * count / max(1, tokens), 6),
+            seen_by_gate(result) if result else None,
+            about, job.attack is not None, each.queries + (result is not None),
+            None if prompt.is_first_turn else prompt.to_json(),
         ))  # fmt: skip
     return made
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What is asked of a job in the end, and how many queries an attack made before."""
+
+    attempt: Attempt
+    queries: int = 0
+
+
+def settled(job: Job, attacker: Attacker | None, oracle: SessionOracle | None) -> Settled:
+    """The job's own question, or what its attack makes of it."""
+    if job.attack is None:
+        return Settled(Attempt(job.chat))
+    assert attacker is not None
+    assert oracle is not None
+    oracle.queries = 0
+    attempt = job.attack.make(attacker.target(job.prompt), oracle)
+    return Settled(attempt, oracle.queries)
 
 
 def seen_by_gate(result: Result) -> Gated | None:
@@ -182,7 +233,7 @@ def check_prompts(session: Session, batches: Iterable[Sequence[Job]]) -> None:
     for batch in batches:
         for job in batch:
             try:
-                session.check_fits(session.encode(job.asked, chat=True))
+                session.check_fits(session.encode_prompt(job.chat, chat=True).ids)
             except PromptError as error:
                 raise PromptError(f"prompt {job.prompt.id}, style {job.style}: {error}") from None
 

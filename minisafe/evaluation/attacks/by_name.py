@@ -1,0 +1,66 @@
+"""Every attack by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from minisafe.errors import SettingError
+from minisafe.evaluation.attacks.attack import Attack
+from minisafe.evaluation.attacks.search import best_of, coordinate
+from minisafe.evaluation.attacks.text import (
+    nested,
+    paraphrase,
+    persona_after,
+    persona_before,
+    preamble,
+    random_words,
+    typos,
+)
+from minisafe.evaluation.attacks.turns import (
+    after_compliance,
+    after_refusal,
+    faked_turns,
+    prefilled,
+)
+
+FAKED, PREFILLED, DRAWN = (1, 2, 4), (0, 1, 5, 10, 20, 40), (4, 16, 32)
+
+ATTACKS: dict[str, Attack] = {
+    each.name: each
+    for each in (
+        Attack("persona-before", persona_before, "a role without rules, then the question"),
+        Attack("persona-after", persona_after, "the question, then a role without rules"),
+        *(
+            Attack(f"faked-turns-{n}", partial(faked_turns, n=n), f"{n} faked compliant turns")
+            for n in FAKED
+        ),
+        *(
+            Attack(f"prefill-{n}", partial(prefilled, n=n), f"{n} tokens of a compliant answer")
+            for n in PREFILLED
+        ),
+        Attack("random-words", random_words, "five random words after the question"),
+        Attack("typos", typos, "swapped letters"),
+        Attack("paraphrase", paraphrase, "the question in another sentence"),
+        Attack("nested", nested, "two prompt styles, one inside the other"),
+        Attack("preamble", preamble, "a long friendly text before the question"),
+        Attack("after-refusal", after_refusal, "asked again after the model's answer", True),
+        Attack("after-compliance", after_compliance, "after a harmless answer", True),
+        *(
+            Attack(f"best-of-{n}", partial(best_of, n=n), f"{n} answers at temperature 1", True)
+            for n in DRAWN
+        ),
+        Attack("search", coordinate, "random coordinate search over five words", True),
+    )
+}
+
+
+def choose_attacks(names: Sequence[str]) -> list[Attack]:
+    """Attacks by name, each once, in the order of `ATTACKS`; "all" is every one.
+
+    Raises `SettingError` for an unknown name.
+    """
+    wanted = {name.strip() for text in names for name in text.split(",")} - {""}
+    for name in sorted(wanted - {"all", *ATTACKS}):
+        raise SettingError(f"no attack {name!r}; expected all, or some of {', '.join(ATTACKS)}")
+    return [each for each in ATTACKS.values() if "all" in wanted or each.name in wanted]
