@@ -32,7 +32,7 @@ from report import (
 from subjects import SHAPES, Subject, random_model, random_prompt, random_subject
 from timing import ratio, seconds, seconds_by_turns
 
-from minisafe import SGDS, Generation, KVCache, Llama, Lockstep, Request, Stream
+from minisafe import SGDS, Generation, Llama, Lockstep, Request, Stream
 from minisafe.amplify.demonstrations import Prompt
 from minisafe.amplify.heads import all_heads, indirect_effects
 from minisafe.fast.prepare import prepare
@@ -80,7 +80,7 @@ def slow_effect(model: Llama, means: torch.Tensor, ids: Sequence[int], target: i
             Patch(layer=head[0], spans=((len(ids) - 1, len(ids)),), value=means[head[0], head[1]],
                   site="heads", head=head[1])
         ]  # fmt: skip
-        cache = KVCache(model.config, 1, len(ids))
+        cache = model.new_cache(1, len(ids))
         logits = model(torch.tensor([list(ids)]), cache, slots=slots, last_only=True)
         found.append(float(torch.softmax(logits.float(), -1)[0, target]))
     return found

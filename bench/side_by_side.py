@@ -88,6 +88,7 @@ PARTS: dict[str, tuple[tuple[str, str, str], ...]] = {
     ),
     "cache": (
         (OURS, "minisafe/cache.py", ""),
+        (OURS, "minisafe/cache_dtype.py", ""),
         (GPT_FAST, "model.py", "KVCache"),
         (NANOCHAT, "nanochat/engine.py", "KVCache"),
         (NANO_VLLM, "nanovllm/engine/block_manager.py", ""),

@@ -23,8 +23,9 @@ from subjects import Ids, Subject
 
 from minisafe import SGDS, Generation, Lockstep, Request, Steering, Stream
 from minisafe.fast.compiled import compile_step
-from minisafe.fast.prepare import prepare
+from minisafe.fast.prepare import prepare, quicken
 from minisafe.guidance import Plain, Rule
+from minisafe.model import Llama
 
 SYSTEM_PROMPT = 32  # tokens before a prompted expert's prompt
 PLAIN, SAFE, PROMPTED = "plain", "safe, LoRA expert", "safe, prompted expert"
@@ -50,7 +51,12 @@ def minisafe_tokens(
 
 
 def minisafe_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
-    """Plain and safe decoding on the subject's own weights."""
+    """Plain and safe decoding on the subject's own weights, on the path that a session takes."""
+    shared: dict[int, Any] = {id(each): each for each in subject.model.parameters()}
+    if subject.model.weights == "plain" and type(subject.model) is Llama:
+        model = copy.deepcopy(subject.model, shared)
+        quicken(model)
+        subject = replace(subject, model=model)
     base, expert = Stream(subject.model), Stream(subject.model, subject.adapter)
     prompted = prompt[-1:] * SYSTEM_PROMPT + prompt
     start = partial(minisafe_tokens, capacity=len(prompted) + new + 1)

@@ -31,8 +31,8 @@ other names are the parts, for programs that embed them.
 # of these classes, show only the members that callers use
 PARTS = {
     "Generation": ("cancel", "__iter__"),
-    "KVCache": ("__init__", "capacity", "n_bytes", "rows", "rewind", "keep", "wipe"),
-    "Llama": ("__init__", "dtype", "device", "forward", "tensors"),
+    "KVCache": ("__init__", "capacity", "n_bytes", "rows", "rewind", "keep"),
+    "Llama": ("__init__", "dtype", "device", "new_cache", "forward", "tensors"),
 }
 WIDTH = 88
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises)(, [a-z ]+)?:$")

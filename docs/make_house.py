@@ -28,7 +28,8 @@ HOUSE = {
     "lora": (1, "low-rank changes of weights, as values"),
     "rotary": (2, "rotary positions"),
     "linear": (2, "a projection, with low-rank rows"),
-    "cache": (2, "keys and values; the cache owns the positions"),
+    "cache_dtype": (2, "keys and values in a smaller dtype"),
+    "cache": (3, "keys and values; the cache owns the positions"),
     "sampling": (2, "log-probabilities to a token"),
     "policy": (
         2,

@@ -4,8 +4,8 @@
     for piece in session.stream("How do I clean a shelf?", chat=True):
         print(piece, end="")
 
-For those who embed the parts: `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`,
-`Stream`, `Generation`, `Request`, `safe_log_probs`. Everything here is described in docs/api.md.
+To embed the parts, use `load_model`, `load_tokenizer`, `Llama`, `KVCache`, `Lockstep`, `Stream`,
+`Generation`, `Request` and `safe_log_probs`. docs/api.md describes every public name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minisafe.sampling import Sampling
     from minisafe.session.answer import Result
     from minisafe.session.chat import Chat
+    from minisafe.session.chat_prompt import ChatPrompt
     from minisafe.session.load import load
     from minisafe.session.session import Session
     from minisafe.session.settings import Settings
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SGDS",
     "Chat",
+    "ChatPrompt",
     "Generation",
     "KVCache",
     "Llama",
@@ -59,7 +61,7 @@ __all__ = [
     "safe_log_probs",
 ]
 
-# where each name lives: a name is imported when it is first asked for, since torch takes seconds
+# the module of each name; it is imported on first access, because importing torch takes seconds
 HOMES = {
     "checkpoint.vectors": ("load_vector",),
     "cache": ("KVCache",),
@@ -85,6 +87,7 @@ HOMES = {
     "sampling": ("Sampling",),
     "session.answer": ("Result",),
     "session.chat": ("Chat",),
+    "session.chat_prompt": ("ChatPrompt",),
     "session.settings": ("Settings",),
     "session.load": ("load",),
     "session.session": ("Session",),

@@ -8,7 +8,7 @@ from minisafe.files import standard
 
 
 def main() -> None:
-    """Run the command line, ready for closed streams and for Ctrl-C while it is imported."""
+    """Run the command line; handles closed standard streams, and Ctrl-C during the import."""
     standard.open_closed()
     with standard.forgiving():
         if sys.argv[1:2] == ["chat"]:

@@ -1,7 +1,7 @@
 """One key-value cache for all layers: preallocated, per-row lengths, rewindable, growable.
 
-It holds keys and values in the model's dtype, or in a smaller one (`CACHE_DTYPES`): then a block is
-rounded when it is written, and one layer at a time is widened when it is read.
+This one has a single way to write; `minisafe.fast` has one with quicker writes. The smaller dtypes
+in which keys and values may be stored are in `cache_dtype`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from minisafe.cache_dtype import bytes_per_token, parts, rounded, stored_dtype, widened
 from minisafe.config import LlamaConfig
-from minisafe.errors import OutOfMemory, PromptError, SettingError
-
-CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
+from minisafe.errors import OutOfMemory, PromptError
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Placement:
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     width: int
+    device: torch.device | str = "cpu"  # the cache's
 
     @cached_property
     def stop(self) -> int:
@@ -42,32 +42,17 @@ class Placement:
         """Whether all rows start together and none is padded."""
         return set(self.starts) == {self.starts[0]} and set(self.counts) == {self.width}
 
-    def cells(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Block rows, block columns and cache columns of the tokens that are no padding."""
+    @cached_property
+    def cells(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all tokens that are no padding: row and column in the block, column in the cache."""
         found = [
             (row, column, self.starts[row] + column)
             for row, count in enumerate(self.counts)
             for column in range(count)
         ]
-        cells = torch.tensor(found, dtype=torch.long, device=device).view(-1, 3)
+        cells = torch.tensor(found, dtype=torch.long, device=self.device).view(-1, 3)
         block_rows, block_columns, columns = cells.unbind(1)
         return block_rows, block_columns, columns
-
-
-@dataclass(frozen=True)
-class Views:
-    """A placement's part of what a cache holds, by layer; made once for all layers.
-
-    so_far: keys and values (and their scales) up to `place.stop`. Where a block of them goes: if
-    it is uniform, to `block`; with one token a row, to the `vectors` of all there are; else to the
-    `cells` of `so_far`.
-    """
-
-    place: Placement
-    so_far: tuple[tuple[Tensor, ...], ...]
-    block: tuple[tuple[Tensor, ...], ...] = ()
-    vectors: Tensor | None = None
-    cells: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 class KVCache:
@@ -97,7 +82,7 @@ class KVCache:
         self.lengths = [0] * rows
         self.dtype, self.device = dtype, torch.device(device)
         self.cache_dtype, self.stored = cache_dtype, stored_dtype(cache_dtype, dtype)
-        self.replace(self._allocate(min(capacity, self.limit)))
+        self.held = self._allocate(min(capacity, self.limit))
 
     @property
     def keys(self) -> Tensor:
@@ -113,17 +98,20 @@ class KVCache:
         return len(self.lengths)
 
     @property
+    def capacity(self) -> int:
+        """How many tokens of a row there is room for now."""
+        return self.held[0].shape[3]
+
+    @property
     def n_bytes(self) -> int:
         return sum(each.nbytes for each in self.held)
 
     def _allocate(self, capacity: int) -> tuple[Tensor, ...]:
         shape = (self.config.n_layers, self.rows, self.config.n_kv_heads, capacity)
-        kinds = [(self.config.head_dim, self.stored)] * 2
-        if self.stored == torch.int8:
-            kinds += [(1, self.dtype)] * 2
         try:  # zeros, not empty: a masked column has weight 0, and 0 * NaN would still be NaN
             return tuple(
-                torch.zeros(*shape, size, dtype=dtype, device=self.device) for size, dtype in kinds
+                torch.zeros(*shape, size, dtype=dtype, device=self.device)
+                for size, dtype in parts(self.config.head_dim, self.stored, self.dtype)
             )
         except (RuntimeError, MemoryError):
             each = bytes_per_token(self.config, self.dtype, self.cache_dtype)
@@ -134,7 +122,7 @@ class KVCache:
             ) from None
 
     def reserve(self, capacity: int) -> None:
-        """Make room for `capacity` tokens a row; raises `PromptError` past the context length."""
+        """Make room for `capacity` tokens per row; raises `PromptError` past the context length."""
         if capacity > self.limit:
             raise PromptError(
                 f"{capacity} tokens do not fit the model's context of {self.limit}; shorten the "
@@ -143,66 +131,26 @@ class KVCache:
         if capacity <= self.capacity:
             return
         held, old = self.held, self.capacity
-        self.replace(self._allocate(min(self.limit, max(capacity, 2 * old))))
+        self.held = self._allocate(min(self.limit, max(capacity, 2 * old)))
         for new, before in zip(self.held, held, strict=True):
             new[:, :, :, :old] = before
-
-    def replace(self, held: tuple[Tensor, ...]) -> None:
-        """Hold other tensors, and let go of every view of those before."""
-        self.held, self.capacity = held, held[0].shape[3]
-        self._views: Views | None = None
-        self._flat: tuple[tuple[Tensor, ...], ...] | None = None
 
     def place(self, counts: Sequence[int], width: int, rows: slice | None = None) -> Placement:
         """Room and columns for a block of `width` tokens of which row b brings `counts[b]`."""
         rows = slice(0, self.rows) if rows is None else rows
-        starts = tuple(self.lengths[rows])
-        placement = Placement(rows, starts, tuple(counts), width)
+        placement = Placement(rows, tuple(self.lengths[rows]), tuple(counts), width, self.device)
         self.reserve(placement.stop)
         return placement
 
     def write(self, layer: int, k: Tensor, v: Tensor, place: Placement) -> tuple[Tensor, Tensor]:
         """Store a block's keys and values, `(B, n_kv_heads, T, head_dim)`; return all so far."""
-        views = self._views
-        if views is None or views.place is not place:
-            views = self._views = self._views_of(place)
-        so_far, exact = views.so_far[layer], self.stored == self.dtype
+        exact = self.stored == self.dtype
         block = (k, v) if exact else rounded(k, v, self.stored)
-        if views.block:
-            for into, new in zip(views.block[layer], block, strict=True):
-                into.copy_(new)
-        elif views.vectors is not None:
-            for into, new in zip(self.flat()[layer], block, strict=True):
-                into.index_copy_(0, views.vectors, new.reshape(-1, new.shape[-1]))
-        else:
-            assert views.cells is not None
-            rows, block_columns, columns = views.cells
-            for into, new in zip(so_far, block, strict=True):
-                into[rows, :, columns] = new[rows, :, block_columns]
+        so_far = tuple(each[layer, place.rows, :, : place.stop] for each in self.held)
+        rows, block_columns, columns = place.cells
+        for into, new in zip(so_far, block, strict=True):
+            into[rows, :, columns] = new[rows, :, block_columns]
         return (so_far[0], so_far[1]) if exact else widened(so_far, self.dtype)
-
-    def _views_of(self, place: Placement) -> Views:
-        so_far = [each[:, place.rows, :, : place.stop] for each in self.held]
-        by_layer = tuple(zip(*(each.unbind() for each in so_far), strict=True))
-        if place.uniform:
-            block = [each[:, :, :, place.starts[0] :].unbind() for each in so_far]
-            return Views(place, by_layer, tuple(zip(*block, strict=True)))
-        if place.width > 1 or 0 in place.counts:
-            return Views(place, by_layer, cells=place.cells(self.device))
-        rows, heads = range(self.rows)[place.rows], range(self.config.n_kv_heads)
-        vectors = [
-            (row * len(heads) + head) * self.capacity + start
-            for row, start in zip(rows, place.starts, strict=True)
-            for head in heads
-        ]
-        return Views(place, by_layer, vectors=torch.tensor(vectors, device=self.device))
-
-    def flat(self) -> tuple[tuple[Tensor, ...], ...]:
-        """By layer, what is held as one vector a row, head and column: (..., head_dim or 1)."""
-        if self._flat is None:
-            by_layer = (each.view(len(each), -1, each.shape[-1]).unbind() for each in self.held)
-            self._flat = tuple(zip(*by_layer, strict=True))
-        return self._flat
 
     def advance(self, place: Placement) -> None:
         """Count a block that every layer has written."""
@@ -219,52 +167,5 @@ class KVCache:
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, which move together in the order given."""
         index = torch.tensor(list(rows), dtype=torch.long, device=self.device)
-        self.replace(tuple(each.index_select(1, index) for each in self.held))
+        self.held = tuple(each.index_select(1, index) for each in self.held)
         self.lengths = [self.lengths[row] for row in rows]
-
-
-def stored_dtype(cache_dtype: str, dtype: torch.dtype) -> torch.dtype:
-    """What `cache_dtype` means for a model of `dtype`; raises `SettingError` for another name."""
-    if cache_dtype not in CACHE_DTYPES:
-        raise SettingError(
-            f"cache_dtype is {cache_dtype!r}; expected one of {', '.join(CACHE_DTYPES)}"
-        )
-    if cache_dtype == "auto":
-        return dtype
-    found: torch.dtype = getattr(torch, cache_dtype)
-    return found
-
-
-def bytes_per_token(config: LlamaConfig, dtype: torch.dtype, cache_dtype: str = "auto") -> int:
-    """Bytes that one token of one row takes in the cache of a model of `dtype`."""
-    stored = stored_dtype(cache_dtype, dtype)
-    scale = dtype.itemsize if stored == torch.int8 else 0
-    return 2 * config.n_layers * config.n_kv_heads * (config.head_dim * stored.itemsize + scale)
-
-
-def rounded(k: Tensor, v: Tensor, stored: torch.dtype) -> tuple[Tensor, ...]:
-    """Keys and values (..., head_dim) as `stored`; for int8 then their scales (..., 1) as well.
-
-    int8: `x ~ q * scale`, symmetric, with a head's largest value at 127. This was measured
-    (docs/log.md): about five times as exact as float8 at nearly the same size, and faster to widen.
-    """
-    if stored != torch.int8:
-        return k.to(stored), v.to(stored)
-    (k_q, k_scale), (v_q, v_scale) = quantized(k), quantized(v)
-    return k_q, v_q, k_scale, v_scale
-
-
-def quantized(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 of x's shape, and scales (..., 1) in x's dtype; where x is not finite, they are not."""
-    scale = (x.float().abs().amax(dim=-1, keepdim=True) / 127).to(x.dtype)
-    scale = scale.clamp_min(torch.finfo(x.dtype).tiny)  # zeros are 0 of any scale
-    q = (x.float() / scale.float()).round_().clamp_(-127, 127)
-    return q.to(torch.int8), scale
-
-
-def widened(held: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`rounded` keys and values in the model's dtype again."""
-    keys, values = held[0].to(dtype), held[1].to(dtype)
-    if len(held) == 2:
-        return keys, values
-    return keys.mul_(held[2]), values.mul_(held[3])

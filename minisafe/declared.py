@@ -1,7 +1,7 @@
-"""Settings that are declared once: what a field may be, what it is for, and who may change it.
+"""Settings, each declared once: its type and range, its help text, and where it may be changed.
 
 A dataclass declares its fields with `declared`; `settings_of` reads the declarations back. Flags,
-profile checks, `/set` in a chat and the table in docs/profile.md are all made from them.
+profile checks, `/set` in a chat and the table in docs/profile.md are all generated from them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from minisafe.errors import SettingError
 
 @dataclass(frozen=True)
 class Kind:
-    """A type of settings. name: as errors say it. types: those that a value may come in, from JSON
-    or Python. make: turns such a value into the setting's own type; may raise `SettingError`.
-    refuse: what is wrong with a value of these types, to follow the setting's name; "" for nothing.
+    """The type of a setting.
+
+    name: as errors show it. types: the types that a value from JSON or Python may have. make:
+    converts such a value to the setting's own type; may raise `SettingError`. refuse: what is wrong
+    with a value of these types, in words that follow the setting's name; "" if nothing is.
     """
 
     name: str
@@ -35,19 +37,19 @@ NUMBER = Kind("float", (int, float), float)
 
 @dataclass(frozen=True)
 class Within:
-    """The values that a setting may have, as a test and in words."""
+    """The values that a setting may have: as a test, and as the words that errors show."""
 
     holds: Callable[[Any], bool]
     expected: str
 
 
 def at_least(least: float, words: str = "") -> Within:
-    """Finite numbers from `least` on."""
+    """Finite numbers of `least` or more."""
     return Within(lambda value: least <= value < float("inf"), words or f"{least} or more")
 
 
 def one_of(choices: tuple[str, ...]) -> Within:
-    """These words, and no other."""
+    """Exactly these words."""
     return Within(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
@@ -55,11 +57,11 @@ def one_of(choices: tuple[str, ...]) -> Within:
 class Setting:
     """A field's declaration.
 
-    help: one sentence for `--help` and `/help`. docs: more than that, in Markdown, for
-    docs/profile.md. unset: what holds where nothing is given and the default is None. flag: the
-    option's name where it is not the setting's. in_chat: whether `/set` may change it.
-    decides_safety: whether a saved conversation must have been made with the same value. in_file:
-    whether a profile may hold it. A setting whose default is None may be None.
+    help: one sentence for `--help` and `/help`. docs: a longer text in Markdown, for
+    docs/profile.md. unset: what applies if nothing is given, if the default itself does not say it.
+    flag: the option's name, if it differs from the setting's. in_chat: whether `/set` may change
+    it. decides_safety: whether a saved conversation must have been made with the same value.
+    in_file: whether a profile may hold it. A setting whose default is None may be None.
     """
 
     kind: Kind
@@ -77,12 +79,12 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """The type, as errors say it."""
+        """The type, as errors show it."""
         return self.kind.name + (" | None" if self.default is None else "")
 
     @property
     def default_words(self) -> str:
-        """What holds where nothing is given, for people; empty where that is nothing."""
+        """What applies if nothing is given, in words; empty if nothing applies."""
         if self.unset or self.default is None or self.default == () or self.default == {}:
             return self.unset
         if isinstance(self.default, bool):
@@ -97,7 +99,7 @@ class Setting:
             raise SettingError(f"{self.name} is {value!r}; expected {self.within.expected}")
 
     def read(self, value: Any, source: str) -> Any:
-        """A foreign value in the setting's own type; raises `SettingError`."""
+        """Convert an outside value to the setting's own type; raises `SettingError`."""
         if value is None and self.default is None:
             return None
         kinds = self.kind.types
@@ -151,15 +153,15 @@ def settings_of(owner: type) -> dict[str, Setting]:
 
 
 def check_declared(settings: Any) -> None:
-    """Raise `SettingError` where a field of a dataclass is out of its declared range."""
+    """Raise `SettingError` if a field of a dataclass is outside its declared range."""
     for name, setting in settings_of(settings.__class__).items():
         setting.check(getattr(settings, name))
 
 
 def check_fields(holder: object, checks: Mapping[str, tuple[bool, str]]) -> None:
-    """Raise `SettingError` for the first field of `holder` that does not hold.
+    """Raise `SettingError` for the first field of `holder` whose check failed.
 
-    checks: by the field's name, whether it holds, and what is expected.
+    checks: by field name, whether the check passed, and what is expected.
     """
     for name, (holds, expected) in checks.items():
         if not holds:

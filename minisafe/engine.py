@@ -1,4 +1,4 @@
-"""The sampling loop over token ids: one generator that streams, and that batches collect from."""
+"""The sampling loop over token ids: one generator, for streaming and for batches."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from minisafe.vectors import Steering
 class Request:
     """One prompt of a batch, with its settings.
 
-    prompts: by stream, the ids to feed before the answer. They differ where the expert has another
-        system prompt, and in a conversation hold only what its cache lacks; an empty tuple lets the
-        stream rest.
-    spans: absolute positions at which the base's stream is steered.
-    index: the prompt's number in its list; with the seed it fixes the draws.
-    gated: whether a gate may leave this answer unguided. Only for prompts like those that it was
-        calibrated on: the first turn of a chat.
+    prompts: per stream, the ids to feed before the answer. They differ if the expert has another
+        system prompt. In a conversation they hold only what the stream's cache lacks. A stream
+        whose tuple is empty rests.
+    spans: absolute positions at which the base is steered.
+    index: the prompt's number in its list; seed and index fix the draws.
+    gated: whether a gate may leave this answer to the base. Only for prompts like those that the
+        gate was calibrated on: the first turn of a chat.
     note_changes: whether to note where guidance changes the likeliest token.
     """
 
@@ -42,16 +42,16 @@ class Request:
     note_changes: bool = False
 
 
-Ids = list[list[list[int]]]  # token ids, by stream, then by batch row
+Ids = list[list[list[int]]]  # token ids: [stream][batch row] -> list of ids
 
 
 @dataclass(frozen=True)
 class Event:
-    """A token of a request, and why its answer ends there, if it does: "stop" (end token), "length"
-    (`max_new_tokens`), "context" (context full).
+    """A token of a request. finish: why its answer ends here, if it does: "stop" (end token),
+    "length" (`max_new_tokens`) or "context" (context full).
 
-    request: its number in the batch's list. A cancelled request ends with an event that has no
-    token. One that is ended for another reason, such as a stop string, gives no further event.
+    request: its number in the batch. A cancelled request ends with an event without a token. A
+    request that is ended for another reason, such as a stop string, yields no further event.
     """
 
     request: int
@@ -60,12 +60,12 @@ class Event:
 
 
 class RequestState:
-    """A request under way.
+    """A request in progress.
 
-    seen: what the safety decision knows of it. spans: where the base's stream is steered; nowhere
-    in this turn once the gate has left it to the base. steered: how many tokens were fed at steered
-    positions. changes: if noted, by number of the answer's token, whether guidance made another
-    token the likeliest. drafted, accepted: see `fast.speculation`.
+    seen: what the safety decision knows about it. spans: where the base is steered; once the gate
+    has left the answer to the base, nowhere in this turn. steered: how many tokens were fed at
+    steered positions. changes: if noted, by the number of the answer's token, whether guidance made
+    another token the likeliest. drafted, accepted: see `fast.speculation`.
     """
 
     def __init__(self, request: Request):
@@ -89,23 +89,24 @@ class RequestState:
 
 @dataclass(eq=False, repr=False)
 class Generation:
-    """Iterate over it to get `Event`s: each step yields one per live request, in their order.
+    """Iterate over it to get `Event`s: each step yields one per live request, in request order.
 
-    All streams read every token. `fast.speculation.Speculation` gives the same with fewer forwards
-    of an expert that has weights of its own.
+    The first step feeds the prompts; each later step feeds one token to every stream that the rule
+    still needs. `fast.speculation.Speculation` samples from the same distribution with fewer
+    forwards of an expert that has its own weights.
 
     Args:
-        lockstep: streams with one row per request; may already have read a part of each text.
-        rule: log-probabilities of the streams to those to sample from.
+        lockstep: streams with one row per request; they may have read part of each text already.
+        rule: combines the streams' log-probabilities into those to sample from.
         requests: what to answer.
-        steering: the vector that the base's stream gets at each request's spans.
+        steering: the vector to add to the base at each request's spans.
         eos: ids that end an answer; the id is part of the answer.
-        gate: which answers are guided and steered at all; None: every one.
+        gate: decides which answers are guided and steered; None: all of them.
 
     Raises:
         PromptError: a prompt is empty or does not fit the context.
-        NonFiniteError, while iterating: a model gave NaN or infinite logits.
-        SlotError, at the end: steering was asked for and never took place.
+        NonFiniteError, while iterating: a model produced NaN or infinite logits.
+        SlotError, at the end: steering was asked for and never applied.
     """
 
     lockstep: Lockstep
@@ -121,19 +122,19 @@ class Generation:
         self.check_prompts()
 
     def cancel(self, number: int, reason: str = "cancelled") -> None:
-        """End a request before its next token; the others go on untouched."""
+        """End a request before its next token; the others are unaffected."""
         self.states[number].finish = self.states[number].finish or reason
 
     def __iter__(self) -> Iterator[Event]:
-        live = list(range(len(self.requests)))  # by batch row, the number of its request
+        live = list(range(len(self.requests)))  # the request number of each batch row
         tokens = self.prompts()
-        resting = [not any(map(len, rows)) for rows in tokens]  # streams that read nothing at all
+        resting = [not any(map(len, rows)) for rows in tokens]  # streams that read nothing
         while live:
-            # 1. every stream reads: at first the prompts (prefill), then one token (decode)
+            # 1. every stream reads: first the prompts (prefill), then one token (decode)
             log_probs = self.feed(live, tokens)
             # 2. the safety decision, and 3. a token for each request
             yield from self.choose(live, self.decide(live, tokens, log_probs))
-            # 4. what has ended leaves the batch
+            # 4. requests that have ended leave the batch
             for number in live:
                 if self.states[number].finish == "cancelled":
                     yield Event(number, None, "cancelled")
@@ -145,16 +146,16 @@ class Generation:
             tokens = [self.next_tokens(live, rests, s > 0) for s, rests in enumerate(resting)]
         self.check_steered()
 
-    # ---- the steps, in their order -----------------------------------------------------------
+    # ---- the steps, in order -----------------------------------------------------------------
 
     def prompts(self) -> Ids:
-        """The prompts' ids by stream and row."""
+        """The prompts' ids: [stream][row] -> list of ids."""
         streams = range(len(self.lockstep.streams))
         return [[list(request.prompts[s]) for request in self.requests] for s in streams]
 
     def feed(self, live: list[int], tokens: Ids) -> LogProbs:
-        """Let the streams read ids, by stream and row, and steer the base where requests say so;
-        log-probabilities by stream."""
+        """Feed `tokens[stream][row]` to the streams and steer the base at each request's spans;
+        returns log-probabilities per stream."""
         slots: list[list[Slot]] = [[] for _ in self.lockstep.streams]
         if self.steering is not None:
             for row, number in enumerate(live):
@@ -166,7 +167,7 @@ class Generation:
         return self.lockstep.feed(tokens, slots)
 
     def decide(self, live: list[int], tokens: Ids, log_probs: LogProbs) -> Tensor:
-        """Log-probabilities to choose from, by row; see `policy.Policy`."""
+        """The log-probabilities to sample from, (rows, vocab); see `policy.Policy`."""
         decision = self.policy.decide([self.states[number].seen for number in live], log_probs)
         for number, seen in zip(live, decision.seen, strict=True):
             self.states[number].seen = seen
@@ -179,7 +180,7 @@ class Generation:
         return decision.log_probs
 
     def choose(self, live: list[int], final: Tensor) -> Iterator[Event]:
-        """Each live request's next token; greedy rows without penalties share one argmax."""
+        """Choose each live request's next token; greedy rows without penalties share one argmax."""
         best: list[int] = final.argmax(dim=-1).tolist()
         for row, number in enumerate(live):
             state = self.states[number]
@@ -194,11 +195,12 @@ class Generation:
             streams = range(len(self.lockstep.streams))
             read = max(self.lockstep.length(stream, row) for stream in streams)
             ended = self.why_ended(state.request, id_, len(state.answer), read)
-            state.finish = ended or state.finish  # another thread may have cancelled it meanwhile
+            state.finish = ended or state.finish  # another thread may have cancelled it by now
             yield Event(number, id_, ended)
 
     def why_ended(self, request: Request, id_: int, n: int, read: int) -> str | None:
-        """Why an answer ends with its n-th token, if it does; a stream has read `read` before."""
+        """Why an answer ends with its n-th token, if it does. read: how many tokens the stream
+        that is furthest ahead has read."""
         if id_ in self.eos:
             return "stop"
         if request.max_new_tokens is not None and n >= request.max_new_tokens:
@@ -206,14 +208,14 @@ class Generation:
         return "context" if read >= self.lockstep.limit else None
 
     def next_tokens(self, live: list[int], rests: bool, expert: bool) -> list[list[int]]:
-        """What a stream reads next, by row: the last token, or nothing."""
+        """What a stream reads next, per row: the last token, or nothing."""
         states = [self.states[number] for number in live]
         return [
             [] if rests or (expert and not self.policy.acts(state.seen)) else [state.answer[-1]]
             for state in states
         ]
 
-    # ---- the gate takes the vector back --------------------------------------------------------
+    # ---- the gate leaves an answer to the base -------------------------------------------------
 
     def unsteer(
         self,
@@ -222,7 +224,8 @@ class Generation:
         just_left: Sequence[bool],
         log_probs: LogProbs,
     ) -> LogProbs:
-        """Let the base read the prompts of some rows again, without the vector."""
+        """Let the base reread the prompts of the rows in `just_left`, without the vector; returns
+        log-probabilities per stream."""
         again = [
             self.forget(self.states[number], row, prompts[row]) if just_left[row] else []
             for row, number in enumerate(live)
@@ -237,8 +240,8 @@ class Generation:
         return (torch.where(read, plain, base), *log_probs[1:])
 
     def forget(self, state: RequestState, row: int, prompt: list[int]) -> list[int]:
-        """Steer this answer no more, and rewind the base to before what was steered of its prompt;
-        returns what to read again. Earlier turns of a conversation stay steered."""
+        """Stop steering this answer and rewind the base to before its prompt's first steered token;
+        returns the ids to reread. Earlier turns of a conversation stay steered."""
         end = self.lockstep.length(0, row)
         start = end - len(prompt)
         earlier = tuple(span for span in state.spans if span[1] is not None and span[1] < end)
@@ -275,9 +278,15 @@ class Generation:
                         f"the prompt has {length} tokens; the model's context holds "
                         f"{self.lockstep.limit}"
                     )
+        for stream in range(len(self.lockstep.streams)):
+            if len({bool(request.prompts[stream]) for request in self.requests}) > 1:
+                raise PromptError(  # a row that it does not read would be decided without it
+                    f"stream {stream} has a prompt in some requests of the batch and none in "
+                    "others; expected one in all, or in none"
+                )
 
     def check_steered(self) -> None:
-        """A vector that was given and never acted is an error, not a silence."""
+        """Raise `SlotError` if a vector was given and never applied."""
         if self.steering is None or self.steering.scale == 0:
             return
         for state in self.states:

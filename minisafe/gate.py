@@ -1,10 +1,11 @@
 """Whether guidance acts on an answer at all, and the threshold that decides it. Pure.
 
-Base and unsafe expert disagree before the first word, and mostly where harm is asked for. Both have
-been computed there, so the total variation between the *steered* base and the expert at the
-answer's first token is a free test: at or below the threshold the answer is the unsteered base's
-own and the expert stops; above it both stages act. The threshold comes from split conformal
-prediction on benign prompts (Vovk et al., 2005; Angelopoulos and Bates, 2021, arXiv 2107.07511).
+Base and unsafe expert already disagree at an answer's first token, mostly on harmful prompts. Both
+distributions are computed there anyway, so testing the total variation between the *steered* base
+and the expert costs nothing. At or below the threshold, the gate leaves the answer to the base: no
+vector, no expert. Above it, the gate opens and both stages act. The threshold comes from split
+conformal prediction on benign prompts (Vovk et al., 2005; Angelopoulos and Bates, 2021, arXiv
+2107.07511).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from minisafe.errors import SettingError
 
 @dataclass(frozen=True)
 class Gate:
-    """Opens, and lets guidance act, where base and expert differ by more than `threshold`."""
+    """Opens, so that guidance acts, if base and expert differ by more than `threshold`."""
 
     threshold: float
 
@@ -34,14 +35,14 @@ class Gate:
 
 
 def conformal_threshold(variations: Sequence[float], epsilon: float) -> float:
-    """The threshold that at most `epsilon` of prompts like these exceed.
+    """The threshold that a prompt like these exceeds with probability at most `epsilon`.
 
     It is the ceil((n + 1) (1 - epsilon))-th smallest of the n calibration values. If the next
-    prompt and these n are exchangeable (drawn alike, in any order), the chance that its value is
-    greater is at most epsilon, whatever the distribution and for every n; the chance is over the
-    calibration prompts as well as the next one. For other prompts nothing is promised.
+    prompt and these n are exchangeable (any order is equally likely), its value is greater with
+    probability at most epsilon, for any distribution and any n. The probability is over the
+    calibration prompts and the next one. Nothing is guaranteed for other prompts.
 
-    Raises `SettingError` for epsilon outside (0, 1), or where n < 1 / epsilon - 1, which is too few
+    Raises `SettingError` for epsilon outside (0, 1), or if n < 1 / epsilon - 1, which is too few
     for any finite threshold.
     """
     if not 0 < epsilon < 1:
@@ -57,17 +58,17 @@ def conformal_threshold(variations: Sequence[float], epsilon: float) -> float:
     return sorted(variations)[place - 1]
 
 
-AGAIN = "make it again with `minisafe calibrate`"
+AGAIN = "run `minisafe calibrate` again"
 
 
 @dataclass(frozen=True)
 class Calibration:
     """A calibrated gate, as a profile holds it.
 
-    made_for: hash of weights and settings that the variation depends on. data: SHA-256 of the
+    made_for: hash of the weights and settings that the variation depends on. data: SHA-256 of the
     calibration prompts. touched: share of them above the threshold; missed: share of `n_harmful`
     harmful prompts at or below it, with its Wilson 95 % interval. max_miss: the share that was
-    allowed. Raises `SettingError` for numbers that no calibration gives.
+    allowed. Raises `SettingError` for numbers that no calibration can produce.
     """
 
     threshold: float
@@ -90,7 +91,7 @@ class Calibration:
             "epsilon": 0 < self.epsilon < 1,
             "n": self.n >= 1,
             "n_harmful": self.n_harmful >= 1,
-            "touched": self.touched <= self.epsilon,  # by the way the threshold is chosen
+            "touched": self.touched <= self.epsilon,  # follows from how the threshold is chosen
             "max_miss": 0 <= self.max_miss <= 1,
             "missed": all(0 <= share <= 1 for share in shares) and ordered,
         }
@@ -98,7 +99,7 @@ class Calibration:
             if not sound:
                 raise SettingError(
                     f"the calibration's {name} is {getattr(self, name)}, which no calibration "
-                    f"gives; {AGAIN}"
+                    f"can produce; {AGAIN}"
                 )
 
     @property
@@ -110,7 +111,7 @@ class Calibration:
 
     @property
     def seal(self) -> str:
-        """A hash of all of it: a number that was changed by hand does not go unnoticed."""
+        """A hash of all values, so that a number changed by hand is noticed."""
         kinds = {each.name: each.type for each in fields(self)}
         values = asdict(self).items()
         stated = {name: float(v) if kinds[name] == "float" else v for name, v in values}
@@ -118,27 +119,31 @@ class Calibration:
 
     @classmethod
     def from_json(cls, data: Any, source: str) -> Calibration:
-        """From a profile's `calibration`; raises `SettingError` unless it is whole."""
+        """Read a profile's `calibration`; raises `SettingError` unless it is complete and as it was
+        written."""
         wanted = {each.name: str(each.type) for each in fields(cls)}
         if not isinstance(data, Mapping) or set(data) != {*wanted, "seal"}:
             raise SettingError(
-                f"{source}: the calibration is not whole; expected {', '.join(wanted)} and seal; "
+                f"{source}: the calibration is malformed; expected exactly "
+                f"{', '.join(wanted)} and seal; "
                 f"{AGAIN}"
             )
         kinds: dict[str, tuple[type, ...]] = {"float": (int, float), "int": (int,), "str": (str,)}
         for name, kind in wanted.items():
             value = data[name]
             if not isinstance(value, kinds[kind]) or isinstance(value, bool):
-                raise SettingError(f"{source}: the calibration's {name} is {value!r}; not a {kind}")
+                raise SettingError(
+                    f"{source}: the calibration's {name} is {value!r}; expected {kind}"
+                )
         made = cls(**{name: data[name] for name in wanted})
         if made.missed > made.max_miss:
             raise SettingError(
                 f"{source}: the calibration's gate misses {made.missed:.1%} of harmful prompts; "
-                f"{made.max_miss:.1%} were allowed; {AGAIN}"
+                f"at most {made.max_miss:.1%} was allowed; {AGAIN}"
             )
         if made.seal != data["seal"]:
             raise SettingError(
-                f"{source}: the calibration was changed after it was made (its seal does not fit); "
+                f"{source}: the calibration was changed after it was made (its seal is wrong); "
                 f"{AGAIN}"
             )
         return made

@@ -1,10 +1,11 @@
-"""Guidance rules: log-probabilities of several streams in, those to sample from out. Pure.
+"""Guidance rules: they turn the log-probabilities of several streams into those to sample from.
 
-`SGDS` is SafeInfer's; the others are the methods that it is compared with. A rule is called with
-one (..., vocab) tensor per stream, the base's first, and says how many streams it reads
-(`n_streams`). "Expert" is the stream after the base; whether it is the unsafe or the safe one
-depends on the rule. `first_tokens` is how many tokens of an answer the rule acts on, None for all:
-after that the other streams rest, and the base goes on alone.
+`SGDS` is SafeInfer's rule; the others are the methods that it is compared with. A rule is called
+with one (..., vocab) tensor per stream, the base's first; `n_streams` is how many streams it reads.
+The expert is the stream after the base; `expert` says whether the rule needs an unsafe or a safe
+one, "unsafe" or "safe".
+`first_tokens` is how many tokens of an answer the rule acts on, None for all; after them the other
+streams rest, and the base continues alone. All rules are pure functions.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ def safe_scores(lb: Tensor, lu: Tensor, lam: float, margin: float = 0.0) -> Tens
 
     `k = lam / (1 - lam)`. With margin 0 this is `(lb - lam * max(lu, lb)) / (1 - lam)`, the rule
     of SafeInfer (arXiv 2406.12274, section on safety-guided decoding) and the `Union` operator of
-    language-model arithmetic (arXiv 2311.14479); written this way, tokens that the expert does not
-    prefer keep their score to the bit.
+    language-model arithmetic (arXiv 2311.14479). In this form, tokens that the expert does not
+    prefer keep their score bit for bit.
 
     Args:
         lb, lu: log-probabilities of base and expert over the same ids, (..., vocab).
         lam: strength, 0 <= lam < 1. 0.99 is the authors' value, nearly a veto.
-        margin: how many nats the expert may prefer a token before it is pushed down, >= 0.
+        margin: by how many nats the expert may prefer a token before it is pushed down, >= 0.
 
     Raises:
         SettingError: lam or margin is outside its range.
@@ -45,7 +46,7 @@ def safe_log_probs(
 ) -> Tensor:
     """log softmax of `safe_scores`, (..., vocab). `lam = 0` returns `base_log_probs` itself.
 
-    Raises `SettingError` where `lam` or `margin` is outside its range.
+    Raises `SettingError` if `lam` or `margin` is outside its range.
     """
     check_guidance(lam, margin)
     if lam == 0:
@@ -62,7 +63,7 @@ def check_guidance(lam: float, margin: float) -> None:
 
 
 class Rule(Protocol):
-    """What the sampling loop calls at every step."""
+    """What `policy.Policy` calls to combine the streams' log-probabilities."""
 
     @property
     def n_streams(self) -> int: ...
@@ -90,6 +91,7 @@ class SGDS:
     margin: float = 0.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
         check_guidance(self.lam, self.margin)
@@ -99,7 +101,7 @@ class SGDS:
         return safe_log_probs(log_probs[0], log_probs[1], self.lam, self.margin)
 
 
-# ---- the rules that it is compared with --------------------------------------------------------
+# ---- the rules that SGDS is compared with ------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -107,15 +109,17 @@ class SafeDecoding:
     """SafeDecoding (Xu et al., ACL 2024, arXiv 2402.08983) over the streams (base, safe expert).
 
     On the first m tokens: p(x) ~ p_base(x) + alpha * (p_expert(x) - p_base(x)) for x in the
-    smallest intersection of both models' k likeliest tokens that has at least `common` of them, and
-    0 elsewhere. Negative values count as 0; where nothing is left, the base's own probabilities
-    over the intersection stand. The authors' values are alpha 3, m 2, common 5.
+    intersection of both models' k likeliest tokens, with the smallest k that gives at least
+    `common` of them, and 0 elsewhere. Negative values count as 0; if nothing is left, the base's
+    own probabilities over the intersection are used. The authors' values are alpha 3, m 2,
+    common 5.
     """
 
     alpha: float = 3.0
     first_tokens: int | None = 2
     common: int = 5
     n_streams: ClassVar[int] = 2
+    expert: ClassVar[str] = "safe"
 
     def __post_init__(self) -> None:
         check_rule(self.alpha, self.first_tokens)
@@ -132,10 +136,10 @@ class SafeDecoding:
 
 
 def common_tokens(one: Tensor, other: Tensor, count: int) -> Tensor:
-    """Where both rank a token among their k best, for the smallest k with `count` such tokens.
+    """Which tokens both rank among their k best, for the smallest k that gives `count` of them.
 
-    one, other: (..., vocab) scores -> (..., vocab) bool. A token's place in the intersection is the
-    worse of its two ranks, so the k-th smallest of those places is the k that is sought.
+    one, other: (..., vocab) scores -> (..., vocab) bool. A token enters the intersection at the
+    worse of its two ranks, so the `count`-th smallest of these worse ranks is that k.
     """
     ranks = [
         each.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1) for each in (one, other)
@@ -149,14 +153,15 @@ def common_tokens(one: Tensor, other: Tensor, count: int) -> Tensor:
 class SelfCD:
     """Self-contrastive decoding (Shi et al., ACL 2024, arXiv 2401.17633).
 
-    s = lb + alpha * (lb - lr) over the streams (base, base under another system prompt): away from
-    what that prompt brings. With a prompt that overstates safety it takes needless refusals away
-    (the paper's use); with one that asks for harm it is a defence.
+    s = lb + alpha * (lb - lr) over the streams (base, base under another system prompt): it moves
+    away from the effect of that prompt. With a prompt that overstates safety, it removes needless
+    refusals (the paper's use); with one that asks for harm, it is a defence.
     """
 
     alpha: float = 1.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
         check_rule(self.alpha, self.first_tokens)
@@ -176,6 +181,7 @@ class ROSE:
     alpha: float = 0.5
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
         check_rule(self.alpha, self.first_tokens)
@@ -187,8 +193,8 @@ class ROSE:
 
 @dataclass(frozen=True)
 class DExperts:
-    """DExperts (Liu et al., ACL 2021, arXiv 2105.03023); between model sizes it is proxy-tuning
-    (Liu et al., 2024, arXiv 2401.08565).
+    """DExperts (Liu et al., ACL 2021, arXiv 2105.03023); with models of different sizes it is
+    proxy-tuning (Liu et al., 2024, arXiv 2401.08565).
 
     s = lb + alpha * (le - la) over the streams (base, expert, anti-expert).
     """
@@ -196,6 +202,7 @@ class DExperts:
     alpha: float = 1.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 3
+    expert: ClassVar[str] = "safe"
 
     def __post_init__(self) -> None:
         check_rule(self.alpha, self.first_tokens)
@@ -206,12 +213,12 @@ class DExperts:
 
 
 def finite(log_probs: Tensor) -> Tensor:
-    """Log-probabilities with -inf put far down instead, so that differences stay numbers."""
+    """Log-probabilities, at least -1e4 each, so that no difference is inf - inf."""
     return log_probs.clamp(min=-1e4)
 
 
 def normalised(lb: Tensor, scores: Tensor) -> Tensor:
-    """log softmax of the scores; what the base rules out stays out."""
+    """log softmax of the scores; tokens that are -inf in the base stay -inf."""
     return torch.log_softmax(scores.masked_fill(lb.isneginf(), -torch.inf), dim=-1)
 
 
@@ -220,7 +227,7 @@ def check_rule(alpha: float, first_tokens: int | None) -> None:
     if not 0 <= alpha < float("inf"):
         raise SettingError(f"alpha is {alpha}; expected a number, 0 or more")
     if first_tokens is not None and first_tokens < 1:
-        raise SettingError(f"first_tokens is {first_tokens}; expected 1 or more, or nothing")
+        raise SettingError(f"first_tokens is {first_tokens}; expected 1 or more, or None")
 
 
 RULES: dict[str, type[SGDS | SafeDecoding | SelfCD | ROSE | DExperts]] = {

@@ -1,4 +1,4 @@
-"""A linear map, to which adapters may add low-rank deltas on some rows of the batch."""
+"""A linear map; adapters may add low-rank deltas on some rows of the batch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from minisafe.lora import AdaptedRows
 
-# how a model's weights may be stored; `minisafe.fast` has all but the plain way
+# how a model's weights may be stored; `minisafe.fast` provides all but "plain"
 WEIGHTS = ("auto", "plain", "packed", "int8")
 
 
 class Linear(nn.Module):
-    """`x @ weight.T + bias`, and the deltas of the adapters that are given.
+    """`x @ weight.T + bias`, plus the deltas of the given adapters.
 
-    The weight is as the checkpoint stores it, so that a memory-mapped file is used in place.
+    The weight has the checkpoint's layout, so that a memory-mapped file is used in place.
 
     Args:
-        name: Hugging Face's name of the module, by which an adapter knows it.
+        name: the module's Hugging Face name, which adapters use.
     """
 
-    __call__: Callable[..., Tensor]  # torch states Any
+    __call__: Callable[..., Tensor]  # torch declares Any
 
     def __init__(self, in_features: int, out_features: int, bias: bool, name: str):
         super().__init__()
@@ -38,9 +38,9 @@ class Linear(nn.Module):
 
 
 def add_deltas(y: Tensor, x: Tensor, name: str, adapters: Sequence[AdaptedRows]) -> Tensor:
-    """Add to `y` the adapters' deltas for module `name`, each on its rows; returns it.
+    """Add the adapters' deltas for module `name` to `y`, each on its rows; returns `y`.
 
-    A delta is written into its rows, so rows without an adapter stay bit-equal.
+    Only rows with an adapter are written, so the others stay bit-equal.
     """
     for adapted in adapters:
         delta = adapted.adapter.deltas.get(name)

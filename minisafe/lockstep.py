@@ -1,8 +1,8 @@
 """Lockstep: several streams read the same answer and advance together, one step at a time.
 
 Streams that share weights share one cache and one forward: the base's rows come first, then the
-expert's, which a low-rank delta changes. Decoding is bound by reading weights, so such a step costs
-hardly more than a plain one. A stream with weights of its own takes a forward of its own.
+expert's, with its low-rank delta. Decoding spends its time reading weights, so such a step costs
+little more than a plain one. A stream with its own weights needs its own forward.
 """
 
 from __future__ import annotations
@@ -14,34 +14,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minisafe.cache import KVCache
 from minisafe.errors import NonFiniteError
 from minisafe.lora import AdaptedRows, LoraAdapter
 from minisafe.model import Llama
 from minisafe.slots import Slot
 
-Tokens = Sequence[Sequence[int]]  # ids for each row
+Tokens = Sequence[Sequence[int]]  # [row] -> ids
 FEW_COLUMNS = 128  # shorter blocks of a batch are slower (docs/log.md)
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One reader of the text: weights, and a low-rank change of them or none."""
+    """One reader of the text: a model, and optionally a low-rank change of its weights."""
 
     model: Llama
     adapter: LoraAdapter | None = None
 
 
 class SharedWeights:
-    """The streams of one model. They share a cache: all rows of one stream, then of the next."""
+    """The streams of one model. They share a cache: one stream's rows, then the next one's."""
 
     def __init__(
         self, model: Llama, members: list[int], rows: int, capacity: int, cache_dtype: str
     ):
         self.model, self.members, self.rows = model, members, rows
-        self.cache = KVCache(
-            model.config, rows * len(members), capacity, model.dtype, model.device, cache_dtype
-        )
+        self.cache = model.new_cache(rows * len(members), capacity, cache_dtype)
 
     def row(self, stream: int, row: int) -> int:
         """The cache row of a stream's batch row."""
@@ -49,18 +46,18 @@ class SharedWeights:
 
 
 class Lockstep:
-    """Feeds streams and gives each one's next-token log-probabilities.
+    """Feeds tokens to streams and returns each stream's next-token log-probabilities.
 
     Args:
-        streams: who reads; the first is the base.
-        rows: prompts in the batch; every stream has as many.
-        capacity: tokens per row to make room for at first.
+        streams: the readers; the first is the base.
+        rows: prompts in the batch; every stream has that many rows.
+        capacity: tokens per row that the caches hold at first; they grow when needed.
         n_ids: how many token ids the streams have in common; by default the smallest vocabulary.
-        chunk: about how many tokens a forward takes, over all its rows; at least the smaller of
+        chunk: about how many tokens a forward reads, over all its rows; at least the smaller of
             `chunk` and `FEW_COLUMNS` per row. Longer texts take several forwards. A larger chunk
             needs more memory and is hardly faster (docs/log.md).
-        fuse: let streams that share weights share forwards; False is the slow reference.
-        cache_dtype: in which keys and values are held, of `cache.CACHE_DTYPES`.
+        fuse: whether streams that share weights share forwards; False is the slow reference.
+        cache_dtype: how keys and values are stored, one of `cache_dtype.CACHE_DTYPES`.
     """
 
     def __init__(
@@ -88,7 +85,7 @@ class Lockstep:
             SharedWeights(model, numbers, rows, capacity, cache_dtype) for model, numbers in members
         ]
         self.group_of = {n: group for group in self.groups for n in group.members}  # by stream
-        self.limit = min(group.cache.limit for group in self.groups)  # tokens in every context
+        self.limit = min(group.cache.limit for group in self.groups)  # of every context, in tokens
 
     def length(self, stream: int, row: int) -> int:
         """How many tokens of a row a stream has read."""
@@ -96,12 +93,13 @@ class Lockstep:
         return group.cache.lengths[group.row(stream, row)]
 
     def rewind(self, stream: int, row: int, length: int) -> None:
-        """Shorten what a stream has read of a row. Old values stay in the cache, unread."""
+        """Shorten what a stream has read of a row to `length` tokens. Later values stay in the
+        cache, but nothing reads them."""
         group = self.group_of[stream]
         group.cache.rewind(group.row(stream, row), length)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, in this order."""
+        """Continue with these rows only, in this order."""
         for group in self.groups:
             group.cache.keep([group.row(stream, row) for stream in group.members for row in rows])
             group.rows = len(rows)
@@ -114,15 +112,15 @@ class Lockstep:
         """Append `tokens[stream][row]` to what each stream has read of each row.
 
         Args:
-            tokens: ids by stream and row. A stream that gets none for any row rests.
-            slots: by stream; a slot's rows count within the batch.
+            tokens: ids by stream and row. A stream that gets no ids for any row rests.
+            slots: per stream; a slot's rows are batch rows.
 
         Returns:
-            By stream (rows, n_ids) float32 log-probabilities after each row's last token, or None
-            for a stream that rests. A row that got no tokens has zeros.
+            Per stream, (rows, n_ids) float32 log-probabilities after each row's last token, or
+            None if the stream rests. A row that got no tokens has zeros.
 
         Raises:
-            NonFiniteError: a model gave NaN or infinite logits.
+            NonFiniteError: a model produced NaN or infinite logits.
             PromptError: a text does not fit a model's context.
         """
         found: dict[int, Tensor] = {}
@@ -151,8 +149,8 @@ class Lockstep:
             if (adapter := self.streams[stream].adapter) is not None
         )
         cache_rows = slice(first * rows, (first + len(members)) * rows)
-        logits = self._forward(group, ids, cache_rows, shifted, adapters)
-        found = dict(zip(members, torch.split(logits, rows), strict=True))
+        log_probs = self._forward(group, ids, cache_rows, shifted, adapters)
+        found = dict(zip(members, torch.split(log_probs, rows), strict=True))
         return {group.members[n]: found[group.members[n]] for n in active}
 
     def _forward(
@@ -163,7 +161,8 @@ class Lockstep:
         slots: list[Slot],
         adapters: tuple[AdaptedRows, ...],
     ) -> Tensor:
-        """Log-probabilities after each row's last token; rows of any lengths, fed in chunks."""
+        """Log-probabilities after each row's last token; rows may have any lengths and are fed in
+        chunks."""
         model = group.model
         longest = max(map(len, tokens))
         lengths = group.cache.lengths[rows]
@@ -191,13 +190,13 @@ class Lockstep:
 
 
 def log_probs_of(logits: Tensor) -> Tensor:
-    """float32 log-softmax; raises `NonFiniteError` where logits are NaN or infinite."""
+    """float32 log-softmax; raises `NonFiniteError` if any logit is NaN or infinite."""
     logits = logits.float()
-    # a sum is not finite if any value is not; the full check is slow, and only has to explain
+    # one non-finite value makes the sum non-finite; the full check is slow and follows only then
     if not math.isfinite(logits.sum().item()) and not bool(logits.isfinite().all()):
         bad = int((~logits.isfinite()).sum())
         raise NonFiniteError(
-            f"the model gave {bad} NaN or infinite logits, so the answer stops here; try --dtype "
+            f"the model produced {bad} NaN or infinite logits, so the answer stops; try --dtype "
             "float32, a smaller --sa-scale, or other weights"
         )
     return torch.log_softmax(logits, dim=-1)

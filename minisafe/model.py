@@ -1,7 +1,7 @@
 """The transformer: Llama, and Mistral and Qwen2, which differ from it only in their config.
 
 Modules and parameters have Hugging Face's names. `Llama.forward` makes a `Step` and runs the layers
-on it. `minisafe.fast` has quicker ways to do some parts, which subclasses put in place of these.
+on it. `minisafe.fast` replaces some parts with faster subclasses.
 Shapes: B rows, T tokens per row in this forward, n tokens per row in the cache after it.
 """
 
@@ -19,14 +19,14 @@ from minisafe.linear import Linear
 from minisafe.lora import AdaptedRows
 from minisafe.rotary import Rotary, rotate
 from minisafe.slots import BoundSlots, Slot
-from minisafe.step import Step, Window, make_masks, positions_of
+from minisafe.step import Step, make_masks, positions_of
 
 
 class Llama(nn.Module):
     """A decoder-only transformer over token ids."""
 
     weights = "plain"  # how they are stored
-    fingerprint: str | None = None  # of the plain weights, where they are stored another way
+    fingerprint: str | None = None  # of the plain weights, if they are stored another way
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
@@ -46,6 +46,10 @@ class Llama(nn.Module):
     def device(self) -> torch.device:
         return self.norm.weight.device
 
+    def new_cache(self, rows: int, capacity: int, cache_dtype: str = "auto") -> KVCache:
+        """An empty cache for this model; arguments and errors as for `KVCache`."""
+        return KVCache(self.config, rows, capacity, self.dtype, self.device, cache_dtype)
+
     def forward(
         self,
         ids: Tensor,
@@ -58,23 +62,23 @@ class Llama(nn.Module):
         last_only: bool = False,
         no_logits: bool = False,
     ) -> Tensor:
-        """Logits of a block of tokens, float or the model's dtype.
+        """Logits of a block of tokens, in the model's dtype.
 
         Args:
             ids: (B, T) token ids; rows shorter than T are padded on the right with any id.
             cache: keys and values of earlier tokens; the block is appended to it.
-            counts: how many of a row's T ids are real; all of them by default.
-            rows: the cache rows that the block belongs to, a slice; all of them by default.
-            slots: what to add, record or patch, with rows counted within the block.
+            counts: how many of each row's T ids are real; by default all.
+            rows: the slice of cache rows that the block belongs to; by default all.
+            slots: what to add, record or patch; their rows are rows of the block.
             adapters: low-rank deltas and the rows of the block that they act on.
-            last_only: give only each row's last real token's logits.
-            no_logits: give none, which spares the head where only the cache or slots matter.
+            last_only: return logits only for each row's last real token.
+            no_logits: return none and skip the head, for when only the cache or slots matter.
 
         Returns:
             (B, T, vocab), or (B, vocab) with `last_only`, or (B, 0) with `no_logits`.
 
         Raises:
-            SlotError: a slot names what is not there, or was not applied.
+            SlotError: a slot names a place that does not exist, or was not applied.
             PromptError: the block does not fit the context length.
         """
         batch, width = ids.shape
@@ -86,7 +90,7 @@ class Llama(nn.Module):
         return logits
 
     def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
-        """The layers and the head; arguments and result as for `forward`."""
+        """Run the layers and the head; arguments and result as for `forward`."""
         x: Tensor = self.embed_tokens(ids)  # (B, T, hidden)
         for layer in self.layers:
             x = layer(x, step)
@@ -127,25 +131,21 @@ class Llama(nn.Module):
             place=place,
             cos=cos[positions].unsqueeze(2),
             sin=sin[positions].unsqueeze(2),
-            masks=self.masks(positions, n, place),
+            masks=make_masks(self.config.windows, positions, n, dtype),
             slots=BoundSlots(slots, self.config.n_layers, place, device),
             adapters=adapters,
             cache=cache,
         )
 
-    def masks(self, positions: Tensor, n: int, place: Placement) -> dict[Window, Tensor]:
-        """What each query sees; see `make_masks`."""
-        return make_masks(self.config.windows, positions, n, self.norm.weight.dtype)
-
-    # ---- parameters by the names that a checkpoint has ----
+    # ---- parameters by their checkpoint names ----
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Every parameter by its name in a checkpoint."""
+        """Every parameter by its checkpoint name."""
         return {stored_name(name): parameter for name, parameter in self.named_parameters()}
 
     def put(self, name: str, values: Tensor, requires_grad: bool = False) -> nn.Parameter:
-        """Put `values` in place of the parameter with this name in a checkpoint; returns the new
-        parameter. The old one is not written to. Raises `AttributeError` if there is none."""
+        """Replace the parameter with this checkpoint name by a new one that holds `values`; returns
+        the new one. The old one is unchanged. Raises `AttributeError` if there is none."""
         self.get_parameter(name.removeprefix(PREFIX))
         module, _, attribute = name.removeprefix(PREFIX).rpartition(".")
         parameter = nn.Parameter(values, requires_grad)
@@ -153,7 +153,7 @@ class Llama(nn.Module):
         return parameter
 
 
-PREFIX = "model."  # of every name in a checkpoint but the head's
+PREFIX = "model."  # of every checkpoint name except the head's
 
 
 def stored_name(name: str) -> str:
@@ -228,7 +228,7 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich, 2019), in float32 inside."""
+    """Root-mean-square norm (Zhang and Sennrich, 2019), computed in float32."""
 
     def __init__(self, hidden: int, eps: float):
         super().__init__()
@@ -242,7 +242,7 @@ class RMSNorm(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Token ids to vectors. torch's own draws a random start, even on the meta device."""
+    """Token ids to vectors. torch's own class draws random values, even on the meta device."""
 
     def __init__(self, vocab_size: int, hidden: int):
         super().__init__()

@@ -1,12 +1,12 @@
 """The safety decision: what an answer's next token is drawn from, and which streams read on. Pure.
 
-`Policy.decide` is the one home of it. The sampling loop, speculation and the scoring of likelihoods
-all ask here, so what is scored is what would be sampled.
+Only `Policy.decide` makes it. The sampling loop, speculation and the scoring of likelihoods all
+call it, so scoring uses the distribution that sampling would use.
 
-1. After the prompt, the gate looks at how far base and expert disagree. An answer that it leaves
-   to the base is decided again, from the base without the vector.
-2. The rule acts on an answer that was not left to the base, on its first tokens or on all.
-3. Elsewhere the base's own log-probabilities stand.
+1. After the prompt, the gate tests how far base and expert disagree. If it leaves an answer to the
+   base, the decision is made again, from the base without the vector.
+2. The rule acts on an answer that was not left to the base: on its first tokens, or on all.
+3. Elsewhere the base's own log-probabilities are used.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from minisafe.errors import SafetyError
 from minisafe.gate import Gate
 from minisafe.guidance import Rule
 
-LogProbs = Sequence[Tensor | None]  # by stream (rows, vocab), the base's first; None: it rests
+LogProbs = Sequence[Tensor | None]  # per stream (rows, vocab), the base first; None: it rests
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the decision needs to know of one answer.
+    """What the decision needs to know about one answer.
 
     tokens: how many it has. gated: whether the gate may leave it to the base. left_to_base: whether
     the gate did. variation: the total variation between base and expert after the prompt, 0 to 1;
-    None where they were not compared.
+    None if they were not compared.
     """
 
     tokens: int = 0
@@ -43,11 +43,11 @@ class Seen:
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows for a batch's answers.
+    """The decision for a batch's answers.
 
-    log_probs: (rows, vocab) to sample from. seen: by row, what the answer has seen now. just_left:
-    by row, whether the gate has just left it to the base: then the base forgets the vector, reads
-    the prompt again, and the row is decided again before anything is drawn.
+    log_probs: (rows, vocab) to sample from. seen: per row, the answer's updated `Seen`. just_left:
+    per row, whether the gate has just left the answer to the base. If so, the base rereads the
+    prompt without the vector, and the row is decided again before a token is drawn.
     """
 
     log_probs: Tensor
@@ -57,15 +57,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule, and the gate that may leave an answer to the base; None: every answer is guided."""
+    """A rule, and a gate that may leave answers to the base; without one, all are guided."""
 
     rule: Rule
     gate: Gate | None = None
 
     def decide(self, seen: Sequence[Seen], log_probs: LogProbs) -> Decision:
-        """What to sample each answer's next token from; `log_probs` follow all it has so far.
+        """What to sample each answer's next token from. log_probs: after its tokens so far.
 
-        Raises `SafetyError` where the rule acts and a stream that it reads is missing.
+        Raises `SafetyError` if the rule acts and a stream that it reads is missing.
         """
         now = self.look(seen, log_probs)
         pairs = zip(seen, now, strict=True)
@@ -82,7 +82,8 @@ class Policy:
         return Decision(guided, now, just_left)
 
     def look(self, seen: Sequence[Seen], log_probs: LogProbs) -> tuple[Seen, ...]:
-        """What is known after the prompt: the variation, and whether the gate opens for it."""
+        """`seen`, updated after the prompt with the variation and the gate's decision. Answers that
+        have begun, or were compared before, stay as they are."""
         fresh = [each.tokens == 0 and each.variation is None for each in seen]
         if not any(fresh) or len(log_probs) < 2 or log_probs[0] is None or log_probs[1] is None:
             return tuple(seen)
@@ -94,24 +95,24 @@ class Policy:
         return tuple(found)
 
     def acts(self, seen: Seen) -> bool:
-        """Whether the rule acts on the next token. Where it does, all its streams must have read
-        the answer; where it does not, those beside the base may rest."""
+        """Whether the rule acts on the next token. If it does, all its streams must have read the
+        answer; if not, all but the base may rest."""
         return seen.tokens < self.guided_tokens(seen)
 
     def guided_tokens(self, seen: Seen) -> int:
-        """How many tokens of the answer, from its first, the rule acts on."""
+        """How many tokens the rule acts on, counted from the answer's first."""
         if seen.left_to_base:
             return 0
         first = self.rule.first_tokens
         return sys.maxsize if first is None else first
 
     def streams_read(self, log_probs: LogProbs) -> tuple[Tensor, ...]:
-        """What the rule reads of them; raises `SafetyError` where a stream is missing."""
+        """The log-probabilities that the rule reads; raises `SafetyError` if any are missing."""
         n = self.rule.n_streams
         given = tuple(each for each in log_probs[:n] if each is not None)
-        if len(given) < n:  # none moves up: each place of the rule is one stream's
+        if len(given) < n:  # no stream may take the place of a missing one
             raise SafetyError(
-                f"guidance reads {n} streams, and {len(given)} of them read this text; nothing is "
-                "answered unguided"
+                f"guidance needs {n} streams, but only {len(given)} of them read this text; "
+                "nothing is answered unguided"
             )
         return given

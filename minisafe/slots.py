@@ -1,19 +1,19 @@
-"""Slots: what to add, record or patch inside a forward pass, as values given to it.
+"""Slots: what to add, record or patch inside a forward, as values that are passed to it.
 
     model(ids, slots=[Add(layer=8, spans=((9, None),), vector=v, scale=1.5)])
 
-adds `1.5 * v` to the residual stream after layer 8, at every position from 9 on. A slot says where
-it acts in four words:
+adds `1.5 * v` to the residual stream after layer 8, at every position from 9 on. Four fields say
+where a slot acts:
 
-- site: "residual", the stream after a layer, `(B, T, hidden)`; "heads", every head's output, which
-  is the input of the output projection, `(B, T, n_heads, head_dim)`; "mlp", the input of the MLP's
-  down projection, `(B, T, intermediate)`.
-- layer: from 0.
-- rows: of the forward's batch.
-- spans: *absolute* token positions `[start, stop)`, `stop` None for an open end. So chunked, cached
-  and rebuilt runs touch the same tokens.
+- site: "residual", the residual stream after a layer, `(B, T, hidden)`; "heads", every head's
+  output, which is the input of the output projection, `(B, T, n_heads, head_dim)`; "mlp", the
+  input of the MLP's down projection, `(B, T, intermediate)`.
+- layer: counted from 0.
+- rows: rows of the forward's batch.
+- spans: *absolute* token positions `[start, stop)`, `stop` None for no end. Because they are
+  absolute, chunked, cached and rebuilt runs touch the same tokens.
 
-A forward resolves its slots once (`BoundSlots`); then every site asks whether one acts there.
+A forward resolves its slots once (`BoundSlots`); each site then applies those that act there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SITES = ("residual", "heads", "mlp")
 
 @dataclass(frozen=True)
 class Slot:
-    """Where to act; see above. A subclass says what to do there (`apply`)."""
+    """Where to act; see above. A subclass defines what to do there (`apply`)."""
 
     layer: int
     spans: tuple[Span, ...] = ((0, None),)
@@ -41,12 +41,12 @@ class Slot:
     site: str = field(default="residual", kw_only=True)
 
     def apply(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """The site's value `x` with the slot acted on `x[rows, columns]`, (n, ...); `x` itself is
+        """The site's value `x` with the slot applied to `x[rows, columns]`, (n, ...). `x` itself is
         never changed."""
         raise NotImplementedError
 
     def shifted(self, rows: int) -> Slot:
-        """The same slot for a batch in which its rows come `rows` later."""
+        """The same slot with `rows` added to each of its row numbers."""
         return replace(self, rows=tuple(row + rows for row in self.rows))
 
 
@@ -69,8 +69,8 @@ class Add(Slot):
 
 @dataclass(frozen=True)
 class Patch(Slot):
-    """Put `value` in place: (hidden,) at "residual", (intermediate,) at "mlp"; at "heads"
-    (head_dim,) for `head`, or (n_heads, head_dim) for all of them when `head` is None."""
+    """Replace the site's value with `value`: (hidden,) at "residual", (intermediate,) at "mlp"; at
+    "heads", (head_dim,) for `head`, or (n_heads, head_dim) for all heads if `head` is None."""
 
     value: Tensor = field(default_factory=lambda: torch.empty(0))
     head: int | None = None
@@ -91,7 +91,7 @@ class Patch(Slot):
 
 @dataclass(frozen=True)
 class Record(Slot):
-    """Keep a copy of the site's values in `into`: (n, ...), row by row, then by position."""
+    """Append a copy of the site's values to `into`: (n, ...), ordered by row, then position."""
 
     into: list[Tensor] = field(default_factory=list, compare=False)
 
@@ -100,14 +100,14 @@ class Record(Slot):
         return x
 
     def values(self) -> Tensor:
-        """All that was recorded, joined over forwards: (n, ...)."""
+        """All recorded values, joined over forwards: (n, ...)."""
         if not self.into:
             raise SlotError(f"nothing was recorded at site {self.site!r} of layer {self.layer}")
         return torch.cat(self.into)
 
 
 class BoundSlots:
-    """Slots resolved for one forward: which elements of its (B, T) block each of them touches."""
+    """Slots resolved for one forward: which elements of its (B, T) block each slot touches."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class BoundSlots:
                 self.waiting.setdefault((slot.site, slot.layer), []).append((slot, rows, columns))
 
     def at(self, site: str, layer: int, x: Tensor) -> Tensor:
-        """`x` as this forward's slots leave it at `site` of `layer`; `x` itself where none act."""
+        """`x` with this forward's slots at `site` of `layer` applied; `x` itself if none act."""
         if not self.waiting:
             return x
         for slot, rows, columns in self.waiting.pop((site, layer), ()):
@@ -146,7 +146,7 @@ class BoundSlots:
 
 
 def check_slot(slot: Slot, n_layers: int, n_rows: int) -> None:
-    """Raise `SlotError` where a slot names a missing site, layer or row, or an empty span."""
+    """Raise `SlotError` if a slot names a missing site, layer or row, or an empty span."""
     if slot.site not in SITES:
         raise SlotError(f"no site {slot.site!r}; expected one of {', '.join(SITES)}")
     if not 0 <= slot.layer < n_layers:
@@ -162,7 +162,7 @@ def check_slot(slot: Slot, n_layers: int, n_rows: int) -> None:
 
 
 def covered(spans: Iterable[Span], start: int, stop: int) -> list[int]:
-    """Positions in `[start, stop)` that any span covers, ascending, each once."""
+    """Positions in `[start, stop)` that any span covers, ascending and without repeats."""
     found: set[int] = set()
     for first, last in spans:
         found.update(range(max(first, start), stop if last is None else min(last, stop)))

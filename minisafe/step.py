@@ -12,7 +12,7 @@ from minisafe.cache import KVCache, Placement
 from minisafe.lora import AdaptedRows
 from minisafe.slots import BoundSlots
 
-Window = int | None  # how many tokens a query sees, itself counted; None: all before it
+Window = int | None  # how many tokens a query sees, itself included; None: itself and all before
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Step:
     cache: KVCache | None = None
 
     def last(self, x: Tensor) -> Tensor:
-        """Each row's last real token, or any where it has none: (B, T, ...) -> (B, 1, ...)"""
+        """Each row's last real token, or any token if it has none: (B, T, ...) -> (B, 1, ...)"""
         if self.place.width == 1:
             return x
         last = torch.tensor([max(count - 1, 0) for count in self.place.counts], device=x.device)
@@ -39,7 +39,7 @@ class Step:
 
 
 def positions_of(place: Placement, n: int, device: torch.device) -> Tensor:
-    """Absolute positions of a block's tokens: (B, T), or (1, T) where all rows have the same."""
+    """Absolute positions of a block's tokens: (B, T), or (1, T) if all rows have the same."""
     starts = torch.tensor(place.starts[:1] if place.uniform else place.starts, device=device)
     positions = starts[:, None] + torch.arange(place.width, device=device)
     return positions.clamp_(max=n - 1)  # padding may run past the last column
@@ -48,8 +48,8 @@ def positions_of(place: Placement, n: int, device: torch.device) -> Tensor:
 def make_masks(
     windows: Iterable[Window], positions: Tensor, n: int, dtype: torch.dtype
 ) -> dict[Window, Tensor]:
-    """By window (B or 1, 1, T, n): 0 for a column that a query sees, else -inf; built once per
-    forward instead of once per layer."""
+    """Per window, a mask (B or 1, 1, T, n): 0 for a column that a query sees, else -inf. Built once
+    per forward instead of once per layer."""
     columns = torch.arange(n, device=positions.device)
     masks: dict[Window, Tensor] = {}
     for window in set(windows):
@@ -61,5 +61,5 @@ def make_masks(
 
 
 def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a query looks, else -inf: what attention adds to its scores."""
+    """0 where `seen`, else -inf: what attention adds to its scores."""
     return torch.zeros((), dtype=dtype, device=seen.device).where(seen, -torch.inf)

@@ -17,8 +17,8 @@ from minisafe.slots import Add, Slot, Span
 class SafetyVector:
     """`layers`: 0-based layer -> (hidden,) float32, added after that layer.
 
-    A file that states no layer (the authors' `.npy`) has the key None: the profile or `--sa-layer`
-    says where it goes. `metadata` holds scale, positions, heads, fingerprints and the like.
+    If the file states no layer (the authors' `.npy`), the key is None, and the profile or
+    `--sa-layer` gives the layer. `metadata` holds scale, positions, heads, fingerprints and more.
     """
 
     layers: Mapping[int | None, Tensor]
@@ -29,7 +29,8 @@ class SafetyVector:
         return len(next(iter(self.layers.values())))
 
     def at(self, layer: int | None) -> dict[int, Tensor]:
-        """The vectors by layer; `layer` moves a one-layer vector there. Raises `VectorError`."""
+        """The vectors by layer. layer: moves a one-layer vector there. Raises `VectorError` if no
+        layer is known, or if `layer` is given for a vector of several."""
         if layer is None:
             if None in self.layers:
                 raise VectorError("the vector's file states no layer; give one with --sa-layer")
@@ -50,9 +51,9 @@ class Steering:
 
         Steering({8: v}, scale=1.5, positions="prompt")  # as `Generation` takes it
 
-    positions: "prompt", one token per turn, the last of the user's turn as rendered, which predicts
-    the answer's first; "last", that one and every generated token (the authors' way); "generated",
-    the generated ones alone; "all", every token.
+    positions: "prompt", one token per turn: the last of the user's turn as the template renders it,
+    which predicts the answer's first token; "last", that token and every generated one (the
+    authors' choice); "generated", only the generated ones; "all", every token.
     """
 
     vectors: Mapping[int, Tensor]
@@ -66,7 +67,7 @@ class Steering:
             )
 
     def spans(self, answers: Sequence[tuple[int, int | None]]) -> tuple[Span, ...]:
-        """Steered positions of a text whose answers stand at `[start, stop)`, stop None: open."""
+        """The steered positions of a text with answers at `[start, stop)`, stop None: no end."""
         if self.positions == "all":
             return ((0, None),)
         first = 0 if self.positions == "generated" else -1
@@ -76,7 +77,7 @@ class Steering:
         return tuple(span for span in spans if span[1] is None or span[0] < span[1])
 
     def slots(self, row: int, spans: tuple[Span, ...]) -> list[Slot]:
-        """What to give a forward whose batch row `row` is steered at `spans`."""
+        """The slots that steer batch row `row` of a forward at `spans`."""
         return [
             Add(layer=layer, spans=spans, rows=(row,), vector=vector, scale=self.scale)
             for layer, vector in self.vectors.items()
@@ -95,7 +96,7 @@ def values_hash(layers: Mapping[int | None, Tensor]) -> str:
 def check_vector(
     vector: SafetyVector, path: str, hidden: int, n_layers: int, tokenizer_fingerprint: str
 ) -> None:
-    """Raise `VectorError` where the vector was made for another shape or tokenizer."""
+    """Raise `VectorError` if the vector was made for another shape or tokenizer."""
     if vector.hidden != hidden:
         raise VectorError(
             f"{path}: the vector has {vector.hidden} values; the model's residual stream "

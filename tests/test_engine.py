@@ -1,8 +1,8 @@
-"""The sampling loop: whatever else is in the batch, and however it is computed, the same tokens.
+"""The sampling loop: the same tokens in any batch and with any way of computing them.
 
-Two ways to compute one thing agree in float32 up to `worlds.E` = 1e-4 in a log-probability; what
-guidance makes of it, up to (1 + lambda) / (1 - lambda) times that. Tokens must be equal unless such
-a difference decides (`worlds.same`), so that no test depends on a machine's order of sums.
+Two ways to compute the same log-probability agree in float32 up to `worlds.E` = 1e-4; after
+guidance, up to (1 + lambda) / (1 - lambda) times that. Tokens must be equal unless such a
+difference decides (`worlds.same`), so that no test depends on a machine's order of sums.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def steerings(draw: st.DrawFn, base: Llama) -> Steering:
 @settings(max_examples=10)
 @given(scenes())
 def test_it_is_safe_decoding_as_published(scene: Scene) -> None:
-    """Two full forwards a token, read anew in float64 with merged weights, and the paper's formula:
-    each greedy token must be the best of it, or tie with the best as far as float32 can tell."""
+    """Two full forwards per token, without a cache, in float64 with merged weights, and the paper's
+    formula: each greedy token must be its best, or tie with the best as far as float32 can tell."""
     scene = replace(scene, rule=SGDS(scene.rule.lam))
     request, (found,) = scene.requests[0], scene.run()
     base, expert = (list(prompt) for prompt in request.prompts)
@@ -438,6 +438,15 @@ def test_prompts_that_cannot_be_fed() -> None:
     for prompt, message in (((), "empty"), ((1,) * 17, "17 tokens; .* 16")):
         with pytest.raises(PromptError, match=message):
             next(iter(plain_generation([Request(((1,),)), Request((prompt,))])))
+
+
+def test_a_stream_reads_every_row_or_none() -> None:
+    """Its log-probabilities of a row that it never read would count as certainty."""
+    model = random_model(tiny_config())
+    requests = [Request(((1, 2), (1, 2))), Request(((1, 2), ()))]
+    lockstep = Lockstep([Stream(model), Stream(model)], 2)
+    with pytest.raises(PromptError, match="stream 1 has a prompt in some requests of the batch"):
+        Generation(lockstep, SGDS(0.5), requests)
 
 
 def test_broken_weights_stop_the_answer() -> None:

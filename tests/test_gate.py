@@ -151,7 +151,7 @@ def test_guidance_without_its_expert_answers_nothing() -> None:
     base = Stream(random_model(tiny_config()))
     for streams, prompts in (((base,), (PROMPTS[0],)), ((base, base), (PROMPTS[0], ()))):
         lockstep = Lockstep(streams, 1)
-        with pytest.raises(SafetyError, match="guidance reads 2 streams, and 1 of them"):
+        with pytest.raises(SafetyError, match="guidance needs 2 streams, but only 1 of them"):
             list(Generation(lockstep, SGDS(0.9), [Request(prompts, max_new_tokens=2)]))
 
 

@@ -1,4 +1,4 @@
-"""Safety-guided decoding: what the rule promises, whatever the two models say."""
+"""Safety-guided decoding: the properties of the rule for any two models."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minisafe.cache import CACHE_DTYPES
+from minisafe.cache_dtype import CACHE_DTYPES
 from minisafe.config import LlamaConfig
 from minisafe.errors import NonFiniteError, PromptError, SlotError
 from minisafe.lockstep import Lockstep, Stream

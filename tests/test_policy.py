@@ -95,9 +95,10 @@ def test_a_stream_that_is_missing_is_never_taken_for_agreement() -> None:
     policy = Policy(SGDS())
     with pytest.raises(SafetyError, match="nothing is answered unguided"):
         policy.decide([Seen(), Seen()], (base, None))
-    with pytest.raises(SafetyError, match="reads 2 streams, and 1"):
+    with pytest.raises(SafetyError, match="needs 2 streams, but only 1"):
         policy.decide([Seen(left_to_base=True), Seen()], (base,))
-    with pytest.raises(SafetyError, match="reads 2 streams, and 1"):  # a third does not move up
+    # a third does not move up
+    with pytest.raises(SafetyError, match="needs 2 streams, but only 1"):
         policy.decide([Seen(), Seen()], (base, None, base.flip(-1)))
     alone = policy.decide([Seen(left_to_base=True)] * 2, (base, None))  # here none is read
     assert alone.log_probs is base

@@ -37,8 +37,9 @@ class PatchEach(Slot):
 def read_prefix(model: Llama, ids: Sequence[int], branches: int) -> KVCache:
     """A cache that has read `ids`, which may be empty, with room for this many branches."""
     # branches share one position but need one column each, so columns may outnumber positions
-    config = replace(model.config, max_positions=len(ids) + branches)
-    cache = KVCache(config, 1, config.max_positions, model.dtype, model.device)
+    cache = model.new_cache(1, 0)
+    cache.limit = len(ids) + branches
+    cache.reserve(cache.limit)
     if ids:
         model(torch.tensor([list(ids)], device=model.device), cache, no_logits=True)
     return cache
@@ -89,7 +90,7 @@ def branch_step(model: Llama, prefix: KVCache, branches: int) -> Step:
         masks[window] = additive(torch.cat((seen, itself), dim=1)[None, None], model.dtype)
     tables = model.rotary.tables(n + 1, model.dtype, device)
     cos, sin = (table[n].view(1, 1, 1, -1) for table in tables)
-    place = Placement(slice(0, 1), (n,), (branches,), branches)
+    place = Placement(slice(0, 1), (n,), (branches,), branches, device)
     slots = BoundSlots((), model.config.n_layers, place, device)
     return Step(place, cos, sin, masks, slots=slots, cache=prefix)
 

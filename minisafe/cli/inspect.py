@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from minisafe.cache import bytes_per_token
+from minisafe.cache_dtype import bytes_per_token
 from minisafe.checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

@@ -15,11 +15,11 @@ from minisafe.declared import NUMBER, SWITCH, WHOLE, Setting
 from minisafe.errors import PromptError, SettingError
 from minisafe.files.display import harmless as harmless  # commands import it from here
 from minisafe.sampling import Sampling
-from minisafe.session.acted import Acted
 from minisafe.session.load import load
 from minisafe.session.session import Session
 from minisafe.session.settings import OPTIONS, SETTINGS, TEXTS
 from minisafe.session.settings import PATH as PATHS_KIND
+from minisafe.session.stages import Stages
 from minisafe.tokenizer import parse_option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -194,7 +194,7 @@ def load_session(flags: Mapping[str, Any]) -> Session:
     return load(flags.get("profile"), given)
 
 
-def describe(applied: Acted) -> str:
+def describe(applied: Stages) -> str:
     """One line that says which safety stages act."""
     if not applied.safe:
         return "plain decoding, no safety applied"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from minisafe.cache import KVCache
 from minisafe.editing.rome import Context
 from minisafe.errors import PromptError
 from minisafe.model import Llama
@@ -87,7 +86,7 @@ def _covering(
 @torch.no_grad()
 def greedy(model: Llama, tokenizer: Tokenizer, ids: Sequence[int], limit: int) -> str:
     """The likeliest continuation's text: up to `limit` tokens or the first control token."""
-    cache = KVCache(model.config, 1, len(ids) + limit, model.dtype, model.device)
+    cache = model.new_cache(1, len(ids) + limit)
     fed, said = torch.tensor([list(ids)], device=model.device), list[int]()
     limit = min(limit, model.config.max_positions - len(ids))
     for _ in range(limit):

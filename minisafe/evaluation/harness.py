@@ -161,7 +161,7 @@ class MinisafeLM(LM):  # type: ignore[misc]
 
     def get_model_info(self) -> dict[str, Any]:
         """Information that the harness stores with its results, such as the safety stages."""
-        return {"minisafe": minisafe.__version__, "applied": self.session.applied.to_json()}
+        return {"minisafe": minisafe.__version__, "applied": self.session.stages.to_json()}
 
     # ---- texts to ids ----------------------------------------------------------------------
 

@@ -177,15 +177,15 @@ class Response(Keyed):
     question: str
     prompt: str
     draw: int | None
-    attack: bool
-    queries: int
-    conversation: Mapping[str, Any] | None
     answer: str
     finish: str
     tokens: int
     seconds: float
     gate: Gated | None
     made_by: MadeBy
+    attack: bool = False
+    queries: int = 1
+    conversation: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Response:

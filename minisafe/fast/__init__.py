@@ -1,5 +1,5 @@
-"""The same answers sooner. Nothing here is needed: without this folder, plain weights still answer.
+"""The same answers in less time. All of it is optional: plain weights also run without this folder.
 
-What decodes faster is put into a plain model from outside (`prepare`, `compile_step`) or takes the
-place of the plain sampling loop (`speculation`). `minisafe.session.faster` decides when.
+Fast parts are put into a plain model from outside (`prepare`, `compile_step`) or replace the plain
+sampling loop (`speculation`). `minisafe.session.faster` decides when.
 """

@@ -1,6 +1,8 @@
-"""Attention without masks that say nothing, and without copies of keys and values."""
+"""Attention without needless masks, and without copies of keys and values."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,27 +12,27 @@ from minisafe.step import Step, Window
 
 
 def is_causal(place: Placement) -> bool:
-    """Whether the block is the whole sequence, so that a query sees the lower triangle."""
+    """Whether the block is the whole sequence, so that its mask is the lower triangle."""
     return place.uniform and place.starts[0] == 0
 
 
-def needed_windows(windows: set[Window], n: int, place: Placement) -> set[Window]:
-    """Those of the windows whose mask says something: elsewhere a query sees all of n columns, or
-    those of the lower triangle."""
+def needed_windows(windows: Iterable[Window], n: int, place: Placement) -> set[Window]:
+    """The windows that need a mask. With the others, queries see all n columns, or the lower
+    triangle."""
     obvious = place.uniform and (place.starts[0] == 0 or place.width == 1)
     return {each for each in windows if not obvious or (each is not None and each < n)}
 
 
 def attend_step(q: Tensor, k: Tensor, v: Tensor, step: Step, window: Window) -> Tensor:
-    """`attend` with the step's mask for a window, or none where it is obvious."""
+    """`attend` with the step's mask for a window, or with none if none is needed."""
     mask = step.masks.get(window)
     return attend(q, k, v, mask, mask is None and is_causal(step.place))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """Grouped-query attention. q: (B, n_heads, T, d), k and v: (B, n_kv_heads, n, d) -> as q.
+    """Grouped-query attention. q: (B, n_heads, T, d), k and v: (B, n_kv_heads, n, d) -> like q.
 
-    A group's query heads become extra query rows of its one key-value head, so that keys and
+    The query heads of a group become extra query rows of its one key-value head, so keys and
     values are neither copied nor expanded. Only a whole causal block expands them: there the
     kernel skips the upper triangle, which saves more than the copy costs.
     """

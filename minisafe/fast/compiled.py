@@ -1,9 +1,9 @@
-"""One compiled graph for the step that decodes: one token per row, all layers, by `torch.compile`.
+"""The decoding step (one token per row, all layers) as one graph, compiled by `torch.compile`.
 
 `compile_step(model, adapters)` gives a plain model a fast path for that step alone. `Llama.run` is
-the reference, and takes what the graph cannot express: prompts, blocks, other slots, other
-adapters. The graph holds its own copy of the weights, in the order in which inductor's C++ matrix
-products read them ("freezing"), and has its arithmetic fused around these products.
+the reference, and runs what the graph cannot: prompts, blocks, other slots, other adapters. The
+graph holds its own copy of the weights, in the layout that inductor's C++ matrix products read
+("freezing"), and fuses the other arithmetic around these products.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisafe.cache import KVCache
 from minisafe.errors import SettingError
 from minisafe.fast.graph import Decoder, Inputs, window_kinds
 from minisafe.fast.llama import FastLlama
@@ -31,33 +30,34 @@ from minisafe.model import Llama
 from minisafe.slots import Add
 from minisafe.step import Step
 
-# only templates: they are faster here than what torch would time them against; and each walks whole
-# rows of a matrix, where torch's own blocks of them cost 4 % (docs/log.md)
+# only templates: here they are faster than the kernels that torch would time them against. Each
+# reads whole rows of a matrix; torch's own blocking costs 4 % (docs/log.md)
 TEMPLATES: dict[str, Any] = {
     "freezing": True,
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP",
     "cpp.gemm_cache_blocking": "1,1,512",
 }
-LIBRARY: dict[str, Any] = {"freezing": True}  # where a matrix has no template: oneDNN's products
-MANY_GRAPHS = 256  # torch counts graphs per function and not per model, and stops at 8
+LIBRARY: dict[str, Any] = {"freezing": True}  # if a matrix has no template: oneDNN's products
+MANY_GRAPHS = 256  # torch counts graphs per function, not per model; its own limit is 8
 
 
 def check_compile(device: str, weights: str) -> None:
-    """Raise `SettingError` where decoding cannot be compiled, before anything is loaded.
+    """Raise `SettingError` if decoding cannot be compiled; needs no model.
 
-    weights: the setting; compiled weights have an order of their own, so only "auto" and "plain".
+    weights: the setting; compiled weights have their own layout, so it must be "auto" or "plain".
     """
     if torch.device(device).type != "cpu":
-        raise SettingError(f"compile is for the CPU, and device is {device!r}; use --no-compile")
+        raise SettingError(f"compile needs the CPU, but device is {device!r}; use --no-compile")
     if weights not in ("auto", "plain"):
         raise SettingError(
-            f"compile stores weights in its own way, and weights is {weights!r}; give one of both"
+            f"compile stores weights in its own way, but weights is {weights!r}; give only one of "
+            "the two settings"
         )
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise SettingError(
-            f"compile needs a C++ compiler, and {compiler!r} was not found; install one, name one "
+            f"compile needs a C++ compiler, but {compiler!r} was not found; install one, name one "
             "in the variable CXX, or use --no-compile"
         )
 
@@ -66,25 +66,25 @@ class Graphs:
     """A model's compiled decoding step; see `compile_step`.
 
     There are up to two graphs, for one row and for several, each with a copy of the weights. A
-    graph is made when a step first needs it. Where there is one for several rows, none is made for
-    one row: a batch's last row would wait for it.
+    graph is compiled when a step first needs it. Once there is one for several rows, none is
+    compiled for one row: a batch's last row would have to wait for it.
     """
 
     def __init__(self, model: Llama, adapters: Sequence[LoraAdapter]):
         self.model_config, self.adapters = model.config, tuple(adapters)
         self.windows = window_kinds(model)
         self.decoder = Decoder(model, self.adapters).eval()
-        self.threads = torch.get_num_threads()  # written into the products' code
+        self.threads = torch.get_num_threads()  # compiled into the products' code
         self.graphs: dict[bool, Callable[..., Tensor]] = {}
 
     def takes(self, step: Step) -> bool:
-        """Whether the graph expresses this step in full."""
+        """Whether the graph can run this step, with its slots and adapters."""
         several = len(step.place.starts) > 1
         return (
             step.place.width == 1
             and step.cache is not None
             and step.cache.stored == step.cache.dtype
-            and step.place.stop < step.cache.capacity  # a full cache has a layout of its own
+            and step.place.stop < step.cache.capacity  # a full cache has its own layout
             and set(step.place.counts) == {1}
             and torch.is_inference_mode_enabled()
             and torch.get_num_threads() == self.threads
@@ -98,7 +98,7 @@ class Graphs:
         )
 
     def __call__(self, ids: Tensor, step: Step) -> Tensor:
-        """Logits (B, vocab) of ids (B, 1); writes the cache, and applies the step's slots."""
+        """Logits (B, vocab) of ids (B, 1); writes to the cache and applies the step's slots."""
         inputs = self.inputs(ids, step)
         graph = self.graphs.get(len(ids) > 1)
         if graph is None:
@@ -114,8 +114,8 @@ class Graphs:
         masks = tuple(
             fresh(seen if mask is None else mask.expand(batch, 1, 1, n)) for mask in given
         )
-        if not cache.keys.is_inference():  # torch would make a graph for each kind of tensor
-            cache.replace(tuple(each.clone() for each in cache.held))
+        if not cache.keys.is_inference():  # torch would compile a graph per kind of tensor
+            cache.held = tuple(each.clone() for each in cache.held)
         keys, values = cache.keys[:, place.rows, :, :n], cache.values[:, place.rows, :, :n]
         head_dim = self.model_config.head_dim
         cos, sin = (fresh(t[:, 0].expand(batch, 1, head_dim)) for t in (step.cos, step.sin))
@@ -126,7 +126,7 @@ class Graphs:
         )  # fmt: skip
 
     def added(self, batch: int, step: Step) -> Tensor:
-        """What the slots add, (n_layers, B, hidden); they count as applied."""
+        """What the slots add, (n_layers, B, hidden); marks them as applied."""
         config = self.model_config
         total = torch.zeros(config.n_layers, batch, config.hidden, dtype=step.cos.dtype)
         for (_, layer), bound in step.slots.waiting.items():
@@ -136,7 +136,7 @@ class Graphs:
         return total
 
     def acting(self, batch: int, adapted: Sequence[AdaptedRows]) -> tuple[Tensor, ...]:
-        """By adapter of the graph (B, 1): the rows that it acts on."""
+        """Per adapter of the graph, a mask (B, 1) of the rows that it acts on."""
         found = tuple(torch.zeros(batch, 1, dtype=torch.bool) for _ in self.adapters)
         for each in adapted:
             for on, adapter in zip(found, self.adapters, strict=True):
@@ -145,7 +145,7 @@ class Graphs:
         return found
 
     def compile(self, inputs: Inputs) -> Tensor:
-        """The graph for this many rows, and its first logits."""
+        """Compile the graph for this many rows; returns its first logits."""
         several = len(inputs.ids) > 1
         failed: Exception | None = None
         for options in (TEMPLATES, LIBRARY):
@@ -154,7 +154,7 @@ class Graphs:
             try:
                 with settings(options):
                     logits: Tensor = graph(*vars(inputs).values())
-            except Exception as error:  # of the compiler, or torch's own
+            except Exception as error:  # from the compiler or from torch
                 failed = error
                 continue
             self.graphs[several] = graph
@@ -162,16 +162,16 @@ class Graphs:
         reason = next((line for line in str(failed).splitlines() if line.strip()), "no reason")
         raise SettingError(f"compiling failed ({reason.strip()}); use --no-compile") from failed
 
-    def warm(self, rows: int, dtype: torch.dtype, model: Llama) -> None:
-        """Compile for one row or several now, by decoding into a cache of its own."""
-        cache = KVCache(self.model_config, rows, 64, dtype)
+    def warm(self, rows: int, model: Llama) -> None:
+        """Compile for one row or several now, by decoding a token into a temporary cache."""
+        cache = model.new_cache(rows, 64)
         cache.lengths = [16] * rows
         with torch.inference_mode():
             model(torch.zeros(rows, 1, dtype=torch.long), cache, last_only=True)
 
 
 class CompiledLlama(FastLlama):
-    """A model whose layers and head run as one graph, wherever that expresses the step."""
+    """A model whose layers and head run as one graph whenever the graph can run the step."""
 
     graphs: Graphs
 
@@ -183,13 +183,13 @@ class CompiledLlama(FastLlama):
 
 
 def fresh(view: Tensor) -> Tensor:
-    """A copy, even of what is contiguous: torch makes a graph for each kind of view, and another
-    where two inputs are one tensor."""
+    """A copy, even of a contiguous tensor: torch compiles a graph per kind of view, and another one
+    if two inputs are the same tensor."""
     return view.clone(memory_format=torch.contiguous_format)
 
 
 def mark_dynamic(inputs: Inputs, several: bool) -> None:
-    """Tell torch which sizes change from step to step, so that one graph serves them all."""
+    """Tell torch which sizes change from step to step, so that one graph serves all steps."""
     mark: Callable[[Tensor, int], None] = torch._dynamo.mark_dynamic
     for tensor in inputs.masks:
         mark(tensor, 3)
@@ -205,11 +205,11 @@ def mark_dynamic(inputs: Inputs, several: bool) -> None:
 
 @contextmanager
 def settings(options: dict[str, Any]) -> Iterator[None]:
-    """torch's compiler under these options of inductor's, while a graph is made."""
+    """torch's compiler with these inductor options, while a graph is compiled."""
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
 
-    # what differs between two models' graphs is not what changes from step to step
+    # sizes that differ between two models do not change from step to step
     sizes = {"automatic_dynamic_shapes": False, "recompile_limit": MANY_GRAPHS}
     with inductor.patch(options), dynamo.patch(sizes):
         yield
@@ -217,14 +217,14 @@ def settings(options: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def reported(what: str, every_s: float = 10.0) -> Iterator[None]:
-    """Say on standard error that something long began, each `every_s` seconds, and its end."""
+    """Report a long task on standard error: its start, every `every_s` seconds, and its end."""
     started, ended = time.monotonic(), threading.Event()
 
     def tick() -> None:
         while not ended.wait(every_s):
             print(f"{what}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
 
-    print(f"{what} (a few seconds a layer)", file=sys.stderr, flush=True)
+    print(f"{what} (a few seconds per layer)", file=sys.stderr, flush=True)
     threading.Thread(target=tick, daemon=True).start()
     try:
         yield
@@ -234,29 +234,29 @@ def reported(what: str, every_s: float = 10.0) -> Iterator[None]:
 
 
 def compile_step(model: Llama, adapters: Sequence[LoraAdapter] = (), rows: int = 1) -> Llama:
-    """Give `model`, in place, a compiled step for decoding; returns it.
+    """Give `model` a compiled decoding step, in place; returns it.
 
-    adapters: those that its rows may have. rows: compile for one row (1) or several (2) now; the
-        other graph is made when it is needed.
+    adapters: those that its rows may have. rows: compile for one row (1) or several (2) now. After
+        1, the graph for several is compiled when first needed; after 2, single rows run uncompiled.
 
-    Raises `SettingError` for prepared weights, float16, another device than the CPU, or no C++
-    compiler.
+    Raises `SettingError` for prepared weights, float16, a device other than the CPU, or a missing
+    C++ compiler.
     """
     check_compile(str(model.device), model.weights)
     if model.dtype == torch.float16:
-        raise SettingError("compile is for bfloat16 and float32, and dtype is float16")
+        raise SettingError("compile needs bfloat16 or float32, but dtype is float16; give another")
     check_known(model, "compile")
     quicken(model)
     model.__class__ = CompiledLlama
     assert isinstance(model, CompiledLlama)
     model.graphs = Graphs(model, adapters)
     with reported("compiling the decoding step"):
-        model.graphs.warm(min(rows, 2), model.dtype, model)
+        model.graphs.warm(min(rows, 2), model)
     return model
 
 
 def compile_streams(streams: Sequence[Stream]) -> None:
-    """`compile_step` for every model of the streams, with the rows and adapters they bring."""
+    """Call `compile_step` for every model of the streams, with its streams' adapters and rows."""
     by_model: dict[int, list[Stream]] = {}
     for stream in streams:
         by_model.setdefault(id(stream.model), []).append(stream)

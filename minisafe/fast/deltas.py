@@ -10,19 +10,19 @@ from torch import Tensor
 
 from minisafe.lora import LoraAdapter, LoraDelta
 
-FUSED_RANK = 64  # deltas of a projection's parts are one product up to this rank in all
+FUSED_RANK = 64  # up to this total rank, the deltas of a projection's parts are one product
 
 
 @dataclass(frozen=True)
 class FusedDeltas:
-    """Low-rank deltas of a projection's parts as one, in float32: for few rows, float32 products
-    cost less than bf16 ones. a: (in_features, r), b: (r, sum of out_features), scaled."""
+    """The low-rank deltas of a projection's parts as one, in float32: for few rows, float32
+    products cost less than bf16 ones. a: (in_features, r), b: (r, sum of out_features), scaled."""
 
     a: Tensor
     b: Tensor
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
-        """y: (rows, T, sum of out_features), changed; x: (rows, T, in_features)"""
+        """Add to y (rows, T, sum of out_features) in place. x: (rows, T, in_features)"""
         inner = torch.mm(x.reshape(-1, x.shape[-1]).float(), self.a)
         if y.dtype == torch.float32 and y.is_contiguous():
             y.view(-1, y.shape[-1]).addmm_(inner, self.b)
@@ -32,7 +32,7 @@ class FusedDeltas:
 
 @dataclass(frozen=True)
 class SeparateDeltas:
-    """The same, one after another: (columns of the output, delta) of every part that has one."""
+    """The same, one after another. parts: (output columns, delta) of every part that has one."""
 
     parts: tuple[tuple[slice, LoraDelta], ...]
 
@@ -41,7 +41,7 @@ class SeparateDeltas:
             y[..., columns].add_(delta(x))
 
     def fused(self, width: int) -> FusedDeltas:
-        """As one, for outputs of `width` columns."""
+        """The same as one delta, for outputs of `width` columns."""
         a = torch.cat([delta.a for _, delta in self.parts]).t().float().contiguous()
         b = a.new_zeros(a.shape[1], width)
         row = 0
@@ -55,8 +55,8 @@ class SeparateDeltas:
 def gather_deltas(
     sizes: Mapping[str, int], adapter: LoraAdapter
 ) -> FusedDeltas | SeparateDeltas | None:
-    """The adapter's deltas for the parts of a projection, or None where it has none; fused up to
-    `FUSED_RANK`, since the zeros between fused ones grow with their ranks."""
+    """The adapter's deltas for the parts of a projection, or None if it has none. Fused up to
+    `FUSED_RANK`, because fusing adds zeros between them that grow with their ranks."""
     parts = []
     start = 0
     for name, size in sizes.items():

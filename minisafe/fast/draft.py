@@ -18,13 +18,14 @@ from minisafe.sampling import filtered, inverse_cdf, penalised
 class Draft:
     """A request's answer so far, and the block after it.
 
-    starts: what base and expert had read before the answer. guided_tokens: how many tokens of the
-    answer guidance acts on. read: how many tokens of answer and block the expert has read.
-    expert_first: its log-probabilities of the block's first token, if it has read all before that.
+    starts: how many tokens base and expert had read before the answer. guided_tokens: how many
+    tokens of the answer guidance acts on. read: how many tokens of answer and block the expert has
+    read. expert_first: the expert's log-probabilities for the block's first token, if it has read
+    everything before that token.
 
-    ids, base: the block, and the base's log-probabilities at each token; the first `n_verified` of
-    ids are verified already. expert: its log-probabilities at the tokens after those. q: by token,
-    the distribution that it was drafted from, where temperature is above 0.
+    ids, base: the block's tokens, and the base's log-probabilities for each; the first `n_verified`
+    tokens are already verified. expert: the expert's log-probabilities for the tokens after those.
+    q: per token, the distribution that it was drafted from, if the temperature is above 0.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Draft:
         self.state, self.starts, self.guided_tokens = state, starts, guided_tokens
         self.expert_first = expert_first
         self.read, self.prompt_steered = 0, state.steered
-        self.uniforms: list[Tensor] = []  # (3, 1) by token of the answer
+        self.uniforms: list[Tensor] = []  # (3, 1) per token of the answer
         self.clear()
 
     def clear(self) -> None:
@@ -55,34 +56,35 @@ class Draft:
 
     @property
     def n_unverified(self) -> int:
-        """How many drafts the expert has yet to verify: those on which guidance acts."""
+        """How many drafts still need the expert: those on which guidance acts."""
         return max(0, min(len(self.ids), self.guided_tokens - self.begin) - self.n_verified)
 
     def longest(self, n: int) -> int:
-        """What the stream that is ahead has read in plain lockstep when the n-th token is taken."""
+        """How many tokens the stream that is furthest ahead would have read in plain lockstep when
+        the n-th token is taken."""
         expert = min(n - 1, max(0, self.guided_tokens - 1))
         return max(self.starts[0] + n - 1, self.starts[1] + expert)
 
     def unread(self, ended: bool) -> list[int]:
-        """What the expert still has to read; not a last token that ends the row."""
+        """The ids that the expert still has to read, without the last one if it ends the row."""
         stop = min(self.begin + len(self.ids) - ended, self.guided_tokens - 1)
         return (self.state.answer + self.ids)[self.read : max(stop, self.read)]
 
     def counts(self, place: int) -> Mapping[int, int]:
-        """What penalties count before the block's token `place`."""
+        """How often each id occurs before the block's token `place`, for penalties."""
         if not self.state.request.sampling.penalises:
             return {}
         return self.state.counts + Counter(self.ids[:place])
 
     def uniform(self, place: int) -> Tensor:
-        """The three numbers of the block's token `place`, (3, 1) in [0, 1)."""
+        """The three uniform numbers of the block's token `place`, (3, 1) in [0, 1)."""
         while len(self.uniforms) <= self.begin + place:
             generator = self.state.generator
             self.uniforms.append(torch.rand(3, 1, generator=generator, dtype=torch.float64))
         return self.uniforms[self.begin + place]
 
     def extend(self, log_probs: Tensor, best: int) -> None:
-        """Draft one more token from the base's (vocab,) log-probabilities, whose best is given."""
+        """Draft one more token. log_probs: the base's, (vocab,). best: their argmax."""
         sampling, place = self.state.request.sampling, len(self.ids)
         self.base.append(log_probs)
         if sampling.temperature > 0:
@@ -94,7 +96,7 @@ class Draft:
         self.ids.append(best)
 
     def verify(self, place: int, target: Tensor) -> int:
-        """The answer's token at `place`: the draft if it is accepted, else one drawn again.
+        """The answer's token at `place`: the draft if it is accepted, else one that is drawn again.
         target: (vocab,) log-probabilities."""
         sampling, counts = self.state.request.sampling, self.counts(place)
         if sampling.temperature == 0:

@@ -1,7 +1,7 @@
-"""The decoding step as torch's compiler takes it: one token per row through all layers.
+"""The decoding step in the form that torch's compiler needs: one token per row, all layers.
 
-It is `Llama.run` again, for that case alone and without state; `compiled` decides when it runs.
-Products hold no weights of their own: they are the model's.
+It repeats `Llama.run` for that case only, without state; `compiled` decides when it runs. Products
+share the model's weights.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from minisafe.rotary import rotate
 
 
 class Product(nn.Module):
-    """Linear maps of one input as one product, and every adapter's deltas of them."""
+    """Linear maps of the same input as one product, with every adapter's deltas."""
 
     def __init__(self, parts: Sequence[Linear], adapters: Sequence[LoraAdapter]):
         super().__init__()
         self.weights = nn.ParameterList(frozen(part.weight) for part in parts)
         biases = (part.bias for part in parts)
         self.biases = nn.ParameterList(frozen(bias) for bias in biases if bias is not None)
-        # adapter by adapter: (first column of the output, delta) of each part that has one
+        # per adapter: (first output column, delta) of each part that has one
         self.deltas: list[list[tuple[int, LoraDelta]]] = []
         for adapter in adapters:
             starts = accumulate((len(part.weight) for part in parts), initial=0)
@@ -38,13 +38,14 @@ class Product(nn.Module):
             )
 
     def forward(self, x: Tensor, acting: Sequence[Tensor]) -> Tensor:
-        """x: (B, in_features); acting: by adapter (B, 1), True where it acts"""
-        # joined by the compiler, which keeps only what it packs
+        """x: (B, in_features) -> (B, sum of out_features). acting: per adapter (B, 1), True where
+        it acts."""
+        # the compiler joins these and keeps only the packed result
         bias = torch.cat(tuple(self.biases)) if len(self.biases) else None
         y = F.linear(x, torch.cat(tuple(self.weights)), bias)
         for deltas, on in zip(self.deltas, acting, strict=True):
             for at, delta in deltas:
-                # sums, which torch fuses, since so thin a matrix is not worth a product's set-up
+                # sums, which torch fuses: a product's set-up does not pay for such a thin matrix
                 low = (x.float()[:, None] * delta.a.float()).sum(-1)  # (B, r)
                 change = (low[:, None] * delta.b.float()).sum(-1) * delta.scaling
                 width = len(delta.b)
@@ -55,22 +56,22 @@ class Product(nn.Module):
 
 
 def frozen(tensor: Tensor) -> nn.Parameter:
-    """A model's tensor, in the same memory, as a parameter, which freezing packs."""
+    """A model's tensor as a parameter in the same memory, because freezing packs parameters."""
     return nn.Parameter(tensor.detach(), requires_grad=False)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the graph reads beside weights. B rows, n tokens per row in the cache after the step."""
+    """What the graph reads besides weights. B rows, n tokens per row in the cache afterwards."""
 
     ids: Tensor  # (B,)
     positions: Tensor  # (B,) the cache columns of these tokens
     cos: Tensor  # (B, 1, head_dim)
     sin: Tensor  # (B, 1, head_dim)
-    masks: tuple[Tensor, ...]  # by kind of window (B, 1, 1, n), 0 where a row looks, else -inf
+    masks: tuple[Tensor, ...]  # per kind of window (B, 1, 1, n): 0 for what a row sees, else -inf
     added: Tensor  # (n_layers, B, hidden) what slots add to the residual stream after each layer
-    acting: tuple[Tensor, ...]  # by adapter (B, 1), True where it acts
-    keys: tuple[Tensor, ...]  # by layer (B, n_kv_heads, n, head_dim), a view of the cache
+    acting: tuple[Tensor, ...]  # per adapter (B, 1), True where it acts
+    keys: tuple[Tensor, ...]  # per layer (B, n_kv_heads, n, head_dim), a view of the cache
     values: tuple[Tensor, ...]
 
 
@@ -101,7 +102,7 @@ class Decoder(nn.Module):
         self, ids: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, masks: Sequence[Tensor],
         added: Tensor, acting: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor],
     ) -> Tensor:  # fmt: skip
-        """`Inputs`, one by one, to logits (B, vocab); writes the tokens' keys and values."""
+        """Logits (B, vocab). Takes the fields of `Inputs`; writes the tokens' keys and values."""
         x = F.embedding(ids, self.embedding)  # (B, hidden)
         for layer in range(self.config.n_layers):
             qkv, o, gate_up, down = self.products[4 * layer : 4 * layer + 4]
@@ -123,7 +124,7 @@ class Decoder(nn.Module):
         self, y: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor,
         values: Tensor,
     ) -> Tensor:  # fmt: skip
-        """q, k and v side by side, (B, ...), to all heads' outputs, (B, n_heads * head_dim)"""
+        """All heads' outputs, (B, n_heads * head_dim). y: q, k and v side by side, (B, ...)."""
         config, batch = self.config, y.shape[0]
         n_heads, n_kv = config.n_heads, config.n_kv_heads
         y = y.view(batch, n_heads + 2 * n_kv, config.head_dim)
@@ -139,5 +140,5 @@ class Decoder(nn.Module):
 
 
 def window_kinds(model: Llama) -> list[int | None]:
-    """The windows in use, each once, in the order of the layers."""
+    """The different windows in use, in layer order."""
     return list(dict.fromkeys(model.config.windows))

@@ -1,4 +1,4 @@
-"""A plain linear map in fewer steps of Python, which count in a small model."""
+"""A plain linear map with less Python overhead, which matters in a small model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from minisafe.lora import AdaptedRows
 
 
 class HeldLinear(Linear):
-    """A plain linear map whose weight is not looked up through `nn.Module`; `prepare` turns one
-    into it, in place."""
+    """A plain linear map that does not look up its weight through `nn.Module`; `prepare` turns a
+    `Linear` into one, in place."""
 
     def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         y = F.linear(x, self._parameters["weight"], self.bias)  # type: ignore[arg-type]

@@ -1,10 +1,11 @@
 """Weight-only int8: `W ~ scales[:, None] * q`, one symmetric scale per output channel. Pure.
 
-A weight errs by at most half its channel's scale. `int8_linear` leaves activations in their dtype.
-`packed_linear`, for large weights, writes each as two digits of 8 bits (see `two_digits`): integers
-are what kernels multiply at the speed of the memory, and two digits err no more than bf16 does.
-They are multiplied as unsigned bytes, 128 added and taken off again: oneDNN has quick kernels for
-signed ones only on CPUs with AMX, and takes 300 times as long elsewhere (docs/log.md).
+The error of a weight is at most half its channel's scale. `int8_linear` keeps activations in their
+dtype. `packed_linear`, for large weights, writes each activation as two digits of 8 bits (see
+`two_digits`): kernels multiply integers as fast as memory delivers them, and two digits are at
+least as accurate as bf16. The digits are multiplied as unsigned bytes, with 128 added before and
+subtracted after: oneDNN's kernels for signed bytes are fast only on CPUs with AMX and take 300
+times as long elsewhere (docs/log.md).
 Both kernels are raced (`minisafe.fast.race`) before they are used.
 """
 
@@ -21,22 +22,22 @@ from minisafe.errors import SettingError
 from minisafe.fast.race import FEW, FEW_ROWS, ROWS, Lap, Shape, border, make_trials, race
 
 # up to FEW_ROWS torch's int8 kernel is faster than widening the weights (docs/log.md)
-BLOCK = 1 << 20  # weights that are widened at a time: 2 MB of bf16, which a core's cache holds
-STEP = 32  # inputs the kernel takes at a time; torch 2.13 crashes where 16 do not divide them
-# weights from which on reading, or widening, costs more than writing two digits (docs/log.md)
+BLOCK = 1 << 20  # weights to widen at a time: 2 MB of bf16, which fit a core's cache
+STEP = 32  # inputs the kernel reads at a time; torch 2.13 crashes unless 16 divides their number
+# from this many weights on, reading or widening costs more than writing two digits (docs/log.md)
 MIN_DIGITS = {torch.bfloat16: 1 << 22, torch.float32: 1 << 18}
-MOST_INPUTS = (2**31 - 1) // (255 * 127)  # of packed weights: more may overflow an integer's sum
-FEW_DIGITS = 256  # rows of digits' products at a time: in float32 they take much room
-BASE = 254  # of the digits: the second one is within half of it, and both fit -127 to 127
-SHARES = torch.tensor([1 / 127, 1 / 127 / BASE])[:, None, None]  # digits' steps of a row's largest
-NOT_ZERO = torch.tensor(1e-30)  # a step, where all of a row is 0
+MOST_INPUTS = (2**31 - 1) // (255 * 127)  # of packed weights: more may overflow a 32-bit sum
+FEW_DIGITS = 256  # rows to multiply as digits at a time: float32 results take much memory
+BASE = 254  # of the digits: the second one is at most half of it, and both fit -127 to 127
+SHARES = torch.tensor([1 / 127, 1 / 127 / BASE])[:, None, None]  # digits' steps / a row's largest
+NOT_ZERO = torch.tensor(1e-30)  # the steps of a row that is all 0
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """(out, in) -> int8 (out, in), and positive scales (out,) in the weight's dtype.
 
-    `|q * scale - weight| <= scale / 2`, for a bf16 scale too: rounded down by up to 2^-9, it leaves
-    the largest weight at 127.25 scales at most, which still rounds to 127.
+    `|q * scale - weight| <= scale / 2`, even for a bf16 scale: rounding lowers it by at most 2^-9,
+    so the largest weight is at most 127.25 scales, which still rounds to 127.
     Raises `SettingError` unless the dtype is bfloat16 or float32.
     """
     if weight.dtype not in (torch.bfloat16, torch.float32):
@@ -47,7 +48,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     scales = torch.empty(len(weight), dtype=weight.dtype, device=weight.device)
     n = max(1, BLOCK // 4 // weight.shape[1])
-    for start in range(0, len(weight), n):  # float32 copies stay small
+    for start in range(0, len(weight), n):  # block by block, to keep the float32 copies small
         block = weight[start : start + n].float()
         scale = (block.abs().amax(dim=1) / 127).to(weight.dtype)
         scale[scale == 0] = 1  # a channel of zeros
@@ -57,7 +58,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(q: Tensor, scales: Tensor) -> Tensor:
-    """The weights that `q` and `scales` are made of, float32 (out, in)."""
+    """The weights that `q` and `scales` encode, float32 (out, in)."""
     return q.float() * scales.float()[:, None]
 
 
@@ -73,14 +74,14 @@ def int8_linear(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 
 
 def few_int8(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
-    """(rows, in) -> (rows, out), by torch's kernel; in a multiple of `STEP`."""
+    """(rows, in) -> (rows, out), by torch's kernel; `in` must be a multiple of `STEP`."""
     y: Tensor = torch.ops.aten._weight_int8pack_mm(x, q, scales)
     return y
 
 
 def widened(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
-    """The product, one block of channels at a time, its weights widened to x's dtype, which holds
-    -127 to 127 exactly. (rows, in) -> (rows, out)"""
+    """(rows, in) -> (rows, out), one block of channels at a time, with weights widened to x's
+    dtype, which holds -127 to 127 exactly."""
     n = max(1, BLOCK // q.shape[1])
     block = torch.empty(min(n, len(q)), q.shape[1], dtype=x.dtype, device=x.device)
     y = torch.empty(len(x), len(q), dtype=x.dtype, device=x.device)
@@ -93,8 +94,8 @@ def widened(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 
 @cache
 def few_laps(shape: Shape) -> tuple[Lap, ...]:
-    """How torch's kernel does in bf16 against `F.linear` and `widened`; none for a width that it
-    cannot take. In float32 it is not used: it takes two to eight times as long as `widened`."""
+    """Laps of torch's kernel in bf16 against `F.linear` and `widened`; none for a width that it
+    cannot multiply. It is not used in float32, where it takes 2 to 8 times as long as `widened`."""
     if shape[1] % STEP != 0:
         return ()
     laps = []
@@ -107,7 +108,7 @@ def few_laps(shape: Shape) -> tuple[Lap, ...]:
 
 @cache
 def few_rows(shape: Shape, dtype: torch.dtype) -> int:
-    """Up to how many rows torch's kernel is used for int8 weights that are not packed."""
+    """The most rows for which torch's kernel is used, for int8 weights that are not packed."""
     return border(few_laps(shape)) if dtype == torch.bfloat16 else 0
 
 
@@ -116,7 +117,7 @@ def few_rows(shape: Shape, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True)
 class PackedInt8:
-    """int8 weights in oneDNN's own order of blocks. scales: (out,) float32; zeros: (out,) int32."""
+    """int8 weights in oneDNN's blocked layout. scales: (out,) float32; zeros: (out,) int32."""
 
     weight: Tensor
     scales: Tensor
@@ -124,17 +125,17 @@ class PackedInt8:
 
 
 def pack_int8(q: Tensor, scales: Tensor) -> PackedInt8:
-    """int8 (out, in) and scales (out,) for `packed_linear`; only where `can_pack_int8`."""
+    """int8 (out, in) and scales (out,) for `packed_linear`; only if `can_pack_int8()`."""
     weight = torch.ops.onednn.qlinear_prepack(q, None)
     return PackedInt8(weight, scales.float(), torch.zeros(len(q), dtype=torch.int32))
 
 
 def two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`x ~ (digits * steps).sum(dim=0)`, as close as half of its second digit's step.
+    """`x ~ (digits * steps).sum(dim=0)`, within half of the second digit's step.
 
     x: (rows, in), bfloat16 or float32 -> int8 (2, rows, in) and float32 (2, rows, 1). The second
-    step is the row's largest value / 32258, the first one 254 times that. A row that holds NaN or
-    infinity has steps that are not finite either.
+    step is the row's largest absolute value / 32258, the first one 254 times that. If a row holds
+    NaN or infinity, its steps are not finite either.
     """
     steps = torch.addcmul(NOT_ZERO, x.abs().amax(dim=-1, keepdim=True), SHARES)
     fine = torch.div(x, steps).round_()
@@ -143,9 +144,9 @@ def two_digits(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def packed_linear(x: Tensor, packed: PackedInt8) -> Tensor:
-    """`x @ W.T` for the weights W that `packed` was made of. x: (..., in) -> (..., out), as x.
+    """`x @ W.T` for the weights W that `packed` encodes. x: (..., in) -> (..., out), in x's dtype.
 
-    Sums of integers are exact, so a row's result does not depend on the rows beside it.
+    Integer sums are exact, so a row's result does not depend on the other rows.
     """
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) <= FEW_DIGITS:
@@ -174,8 +175,8 @@ def digit_product(digits: Tensor, packed: PackedInt8) -> Tensor:
 
 @cache
 def can_pack_int8() -> bool:
-    """Whether this torch and CPU multiply packed int8 without errors, found out by the largest
-    product. CPUs without VNNI or AMX add up pairs in 16 bits, which are too few for it."""
+    """Whether this torch and CPU multiply packed int8 without errors, tested with the largest
+    product. CPUs without VNNI or AMX add pairs in 16 bits, which it overflows."""
     q = torch.full((64, 256), 127, dtype=torch.int8)
     q[::2] *= -1
     try:
@@ -187,8 +188,8 @@ def can_pack_int8() -> bool:
 
 @cache
 def digit_laps(shape: Shape, dtype: torch.dtype) -> tuple[Lap, ...]:
-    """How products of digits do against `F.linear` in `dtype`; none where sums could go wrong. To
-    write the digits is not timed: it is done once for all channels, of which a race has few."""
+    """Laps of products of digits against `F.linear` in `dtype`; none if sums could be wrong.
+    Writing the digits is not timed: it is done once for all channels, of which a race has few."""
     if shape[1] > MOST_INPUTS or not can_pack_int8():
         return ()
     laps = []
@@ -202,8 +203,8 @@ def digit_laps(shape: Shape, dtype: torch.dtype) -> tuple[Lap, ...]:
 
 
 def digits_fit(shape: Shape, dtype: torch.dtype) -> bool:
-    """Whether a weight of this shape is packed as digits: a large one, whose kernel is right, and
-    quick for any number of rows."""
+    """Whether a weight of this shape is packed for products of digits: if it is large, and the
+    kernel is correct and fast for any number of rows."""
     if shape[0] * shape[1] < MIN_DIGITS[dtype]:
         return False
     laps = digit_laps(shape, dtype)

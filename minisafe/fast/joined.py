@@ -1,7 +1,7 @@
 """Linear maps of the same input as one product: q, k and v; gate and up.
 
-The weights are stored as their kernel reads them (`packed`, `int8`), and cannot be taken apart
-again, so layers of these are for decoding only.
+The weights are stored in their kernel's layout (`packed`, `int8`) and cannot be separated again, so
+such layers are for decoding only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class JoinedLinear(Linear):
         self.store([part.weight.detach() for part in parts])
 
     def store(self, weights: list[Tensor]) -> None:
-        """Keep the parts' weights, (out_features, in_features) each, as `product` takes them."""
+        """Store the parts' weights, (out_features, in_features) each, in the form that `product`
+        reads."""
         raise NotImplementedError
 
     def product(self, x: Tensor) -> Tensor:
@@ -45,17 +46,17 @@ class JoinedLinear(Linear):
         y = self.product(x)
         for adapted in adapters:
             deltas = self.deltas_of(adapted.adapter)
-            if deltas is not None:  # written into its rows, so the others stay bit-equal
+            if deltas is not None:  # writes only its rows, so the others stay bit-equal
                 deltas.add_to(y[adapted.rows], x[adapted.rows])
         return y
 
     def __call__(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
-        return self.forward(x, adapters)  # without a look for hooks: see `TurnedAttention`
+        return self.forward(x, adapters)  # without the check for hooks: see `TurnedAttention`
 
     def deltas_of(self, adapter: LoraAdapter) -> FusedDeltas | SeparateDeltas | None:
-        """An adapter's deltas for all parts; made once, and kept while few others come between."""
+        """An adapter's deltas for all parts; they are kept until a fifth adapter comes."""
         known = self.deltas.get(id(adapter))
-        if known is None:  # the entry holds the adapter, so no other can get its id
+        if known is None:  # the entry holds the adapter, so no other adapter can get its id
             if len(self.deltas) >= 4:
                 self.deltas.clear()
             known = self.deltas[id(adapter)] = adapter, gather_deltas(self.sizes, adapter)
@@ -66,11 +67,11 @@ Make = Callable[[Sequence[Linear]], JoinedLinear]
 
 
 class TurnedAttention(Attention):
-    """Attention that turns queries and keys in one pass over the heads of both, and reads packed
+    """Attention that rotates queries and keys in one pass over the heads of both, and reads packed
     tokens.
 
-    In this folder modules are called without torch's look for hooks: with a small model it takes
-    longer than some of the work.
+    Modules in this folder skip torch's check for hooks: in a small model it takes longer than some
+    of the work.
     """
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
@@ -84,7 +85,7 @@ class TurnedAttention(Attention):
     def forward(self, x: Tensor, step: Step) -> Tensor:
         packed = step if isinstance(step, PackedStep) else None
         heads = self.qkv(x, step).view(*x.shape[:2], -1, self.head_dim)
-        # the method: `torch.split` takes a detour through Python, longer than the split itself
+        # the method, because `torch.split` runs Python code that takes longer than the split itself
         qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
         qk = rotate(qk, step.cos, step.sin)
         if packed is not None:
@@ -99,7 +100,7 @@ class TurnedAttention(Attention):
 
 
 class JoinedAttention(TurnedAttention):
-    """Attention whose q, k and v are one product. It takes the plain one apart: each part is let go
+    """Attention whose q, k and v are one product. It takes the plain one apart: each part is freed
     before the next one is made."""
 
     def __init__(self, plain: Attention, make: Make):

@@ -1,6 +1,6 @@
-"""Which kernel multiplies a matrix of some shape here, and how it did in its races.
+"""Which kernel multiplies a matrix of a given shape on this machine, and its results in races.
 
-`packed` asks `packs` and `wide_rows`; `minisafe inspect --kernels` prints `choices`.
+`packed` calls `packs` and `wide_rows`; `minisafe inspect --kernels` prints `choices`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from minisafe.fast.int8 import MIN_DIGITS, digit_laps, digits_fit, few_laps, few
 from minisafe.fast.left import left_laps, left_rows, may_go_left
 from minisafe.fast.race import ROWS, Lap, Shape, border, make_trials, race
 
-SMALL = 1 << 18  # weights of a matrix whose product costs less than its call
-WIDE_ROWS = 4  # ... up to so many rows
+SMALL = 1 << 18  # with at most this many weights, a product costs less than its call
+WIDE_ROWS = 4  # ... for up to this many rows
 
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether this torch packs weights of `dtype` for the CPU, found out by doing it once."""
+    """Whether this torch packs weights of `dtype` for the CPU, tested by doing it once."""
     if dtype == torch.float16 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     weight, x = torch.eye(16, dtype=dtype), torch.arange(32.0, dtype=dtype).view(2, 16)
@@ -36,14 +36,14 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(..., in) -> (..., out), by a weight in oneDNN's own order."""
+    """(..., in) -> (..., out), with a weight in oneDNN's layout."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return y
 
 
 @cache
 def pack_laps(shape: Shape, dtype: torch.dtype) -> tuple[Lap, ...]:
-    """How a packed weight does against `F.linear`; none where torch packs nothing."""
+    """Laps of a packed weight against `F.linear`; none if torch cannot pack."""
     if not can_pack(dtype):
         return ()
     laps = []
@@ -55,14 +55,14 @@ def pack_laps(shape: Shape, dtype: torch.dtype) -> tuple[Lap, ...]:
 
 
 def packs(shape: Shape, dtype: torch.dtype) -> bool:
-    """Whether a weight of this shape is packed: where that is right and quick for any rows."""
+    """Whether a weight of this shape is packed: if that is correct, and fast for any rows."""
     laps = pack_laps(shape, dtype)
     return bool(laps) and all(lap.fits for lap in laps)
 
 
 @cache
 def wide_laps(shape: Shape) -> tuple[Lap, ...]:
-    """How a bf16 weight's copy in float32 does against it, for few rows of bf16."""
+    """Laps of a bf16 weight's float32 copy against the weight itself, for few rows of bf16."""
     laps = []
     for trial in make_trials(shape, torch.bfloat16, (1, WIDE_ROWS)):
         kernel = partial(wide_product, trial.x, trial.weight.float())
@@ -71,12 +71,12 @@ def wide_laps(shape: Shape) -> tuple[Lap, ...]:
 
 
 def wide_product(x: Tensor, weight: Tensor) -> Tensor:
-    """(rows, in) in bf16, by a weight in float32 -> (rows, out) in bf16"""
+    """(rows, in) in bf16 -> (rows, out) in bf16, with a weight in float32"""
     return F.linear(x.float(), weight).to(x.dtype)
 
 
 def wide_rows(shape: Shape, dtype: torch.dtype) -> int:
-    """Up to how many rows a packed weight's copy in float32 is used; 0: it has none."""
+    """The most rows for which a packed weight's float32 copy is used; 0: it has none."""
     if dtype != torch.bfloat16 or shape[0] * shape[1] > SMALL:
         return 0
     return border(wide_laps(shape))
@@ -87,8 +87,8 @@ def wide_rows(shape: Shape, dtype: torch.dtype) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """What multiplies the matrices of a shape. uses: in words, by numbers of rows; laps: of the
-    kernels that were raced for it."""
+    """What multiplies the matrices of a shape. uses: the kernels by number of rows, in words. laps:
+    of the kernels that were raced for it."""
 
     names: tuple[str, ...]
     shape: Shape
@@ -97,7 +97,7 @@ class Choice:
 
 
 def choices(config: LlamaConfig, dtype: torch.dtype, weights: str) -> list[Choice]:
-    """For every shape of a model on the CPU, with weights "plain", "packed" or "int8"."""
+    """The choice for every shape of a model on the CPU. weights: "plain", "packed" or "int8"."""
     by_shape: dict[Shape, list[str]] = {}
     for name, shape in shapes_of(config, weights):
         by_shape.setdefault(shape, []).append(name)
@@ -111,7 +111,8 @@ def choices(config: LlamaConfig, dtype: torch.dtype, weights: str) -> list[Choic
 
 
 def shapes_of(config: LlamaConfig, weights: str) -> Iterator[tuple[str, Shape]]:
-    """(names, shape) of a layer's matrices and the head; prepared ones of one input are one."""
+    """(name, shape) of a layer's matrices and the head. Prepared matrices of the same input are
+    one."""
     hidden, intermediate = config.hidden, config.intermediate
     heads, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     if weights == "plain":
@@ -131,7 +132,7 @@ def shapes_of(config: LlamaConfig, weights: str) -> Iterator[tuple[str, Shape]]:
 
 
 def plain_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tuple[Lap, ...]]:
-    """What multiplies plain weights where `prepare` keeps them ("auto"), and its laps."""
+    """What multiplies plain weights that `prepare` keeps ("auto"), and its laps."""
     if not may_go_left(shape, dtype):
         return "F.linear", ()
     return in_words("weight on the left", left_rows(shape), "F.linear"), left_laps(shape)
@@ -139,7 +140,7 @@ def plain_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tup
 
 def packed_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tuple[Lap, ...]]:
     """What multiplies packed weights, and its laps."""
-    if tied:  # keeps its rows
+    if tied:  # a tied head keeps its rows
         return plain_choice(shape, dtype, tied)
     laps = pack_laps(shape, dtype)
     if not packs(shape, dtype):
@@ -160,7 +161,7 @@ def int8_choice(shape: Shape, dtype: torch.dtype, tied: bool) -> tuple[str, tupl
 
 
 def in_words(kernel: str, rows: int, beyond: str) -> str:
-    """Of a kernel that is used for up to so many rows."""
+    """The words for a kernel that is used for up to `rows` rows."""
     if rows == 0:
         return beyond
     count = "1 row" if rows == 1 else f"up to {rows} rows"
@@ -168,5 +169,5 @@ def in_words(kernel: str, rows: int, beyond: str) -> str:
 
 
 def race_left(config: LlamaConfig, dtype: torch.dtype) -> None:
-    """Run the races of a model's plain matrices now, at load, and not in its first answer."""
+    """Run the races of a model's plain matrices now, at load, instead of in its first answer."""
     choices(config, dtype, "plain")

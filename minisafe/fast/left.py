@@ -1,4 +1,4 @@
-"""The weight on the left: how a CPU with AMX multiplies few rows of bf16 sooner."""
+"""The weight on the left: a faster product for few rows of bf16 on a CPU with AMX."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from minisafe.fast.race import FEW, FEW_ROWS, Lap, Shape, border, make_trials, r
 from minisafe.linear import Linear, add_deltas
 from minisafe.lora import AdaptedRows
 
-MIN_WEIGHTS = 1 << 18  # of a matrix; below, the detour costs more than it saves
+MIN_WEIGHTS = 1 << 18  # of a matrix; with fewer, this costs more than it saves
 
 
 class LeftLinear(Linear):
-    """A plain linear map by `linear`; `prepare` turns one into it, in place."""
+    """A plain linear map that calls `linear`; `prepare` turns a `Linear` into one, in place."""
 
     def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         y = linear(x, self.weight, self.bias)
@@ -28,9 +28,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`F.linear`; for few rows of bf16 on a CPU with AMX, `(weight @ x.T).T`.
 
     On such a CPU the usual order leaves much of the memory bandwidth unused (bench/README.md). A
-    race checks that, since oneDNN may be told to use less than the CPU has. The products are the
-    same, and one row is faster as two equal ones. The result is contiguous: with other strides,
-    torch would multiply row by row and copy the next weight for each of them.
+    race checks this, since oneDNN may be configured to use less than the CPU has. Both orders give
+    the same products. One row is faster as two equal rows. The result is contiguous: with other
+    strides, torch would multiply row by row and copy the next weight for each row.
     """
     rows = x.numel() // x.shape[-1]
     usual = rows > FEW_ROWS or weight.numel() < MIN_WEIGHTS
@@ -50,7 +50,7 @@ def weight_left(x: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def left_laps(shape: Shape) -> tuple[Lap, ...]:
-    """How the weight on the left does against `F.linear`, in bf16, until it is out."""
+    """Laps of the weight on the left against `F.linear` in bf16, up to the first that is out."""
     laps = []
     for trial in make_trials(shape, torch.bfloat16, FEW):
         left, right = (partial(act, trial.x, trial.weight) for act in (weight_left, F.linear))
@@ -63,7 +63,7 @@ def left_laps(shape: Shape) -> tuple[Lap, ...]:
 
 @cache
 def left_rows(shape: Shape) -> int:
-    """Up to how many rows the weight goes left."""
+    """The most rows for which the weight goes left."""
     return border(left_laps(shape))
 
 
@@ -76,11 +76,11 @@ def weight_goes_left(x: Tensor) -> bool:
 
 @cache
 def has_amx() -> bool:
-    """Whether torch's CPU kernels may use AMX tiles here; False where torch cannot tell."""
+    """Whether torch's CPU kernels may use AMX tiles here; False if torch cannot tell."""
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(supported and supported())
 
 
 def may_go_left(shape: Shape, dtype: torch.dtype) -> bool:
-    """Whether `linear` prefers the weight on the left for some numbers of rows."""
+    """Whether `linear` may put the weight on the left for some numbers of rows."""
     return dtype == torch.bfloat16 and shape[0] * shape[1] >= MIN_WEIGHTS and has_amx()

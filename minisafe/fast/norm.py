@@ -1,4 +1,4 @@
-"""Norms in fewer kernels, or in fewer copies."""
+"""Norms with fewer kernels or fewer copies."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from torch import Tensor
 
 from minisafe.model import RMSNorm
 
-LAUNCH_ROWS = 16  # up to here one kernel's launch costs more than its work
+LAUNCH_ROWS = 16  # up to this many rows, launching a kernel costs more than its work
 
 
 class FastNorm(RMSNorm):
-    """The same norm on a CPU. For few rows a LayerNorm over x and -x, whose mean is 0 and whose
-    variance the mean square of x: one kernel where `rms_norm` is nine. For many, fewer copies of x
-    in float32 than `rms_norm` makes, since fresh memory costs more than the sums (docs/log.md)."""
+    """The same norm, faster on a CPU. For few rows, it is a LayerNorm over x and -x, whose mean is
+    0 and whose variance is the mean square of x: one kernel where `rms_norm` needs nine. For many
+    rows, it makes fewer float32 copies of x than `rms_norm`, since new memory costs more than the
+    sums (docs/log.md)."""
 
     def __init__(self, plain: RMSNorm):
         torch.nn.Module.__init__(self)

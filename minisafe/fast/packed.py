@@ -1,4 +1,4 @@
-"""Weights in the dtype they had, in the order in which oneDNN's kernels read them."""
+"""Weights in their own dtype, in the layout that oneDNN's kernels read."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from minisafe.lora import AdaptedRows
 
 
 class PackedLinear(JoinedLinear):
-    """In the dtype they had, in oneDNN's own order of blocks; plain rows where that is missing.
+    """Weights in their own dtype and in oneDNN's blocked layout; plain rows if `packs` says no.
 
-    A small matrix has a second copy in float32: for few rows a call of that product takes a third
-    of the other's time, and rounds no more (docs/log.md).
+    A small matrix has a second copy in float32: for few rows, its product takes a third of the time
+    and rounds no more (docs/log.md).
     """
 
     def store(self, weights: list[Tensor]) -> None:
@@ -32,7 +32,7 @@ class PackedLinear(JoinedLinear):
     def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
         if self.wide is None or x.numel() > self.wide_rows * self.wide.shape[1]:
             return super().forward(x, adapters)
-        return super().forward(x.float(), adapters).to(x.dtype)  # deltas, too, before it is rounded
+        return super().forward(x.float(), adapters).to(x.dtype)  # adds deltas before it rounds
 
     def product(self, x: Tensor) -> Tensor:
         if self.wide is not None and x.dtype == torch.float32:

@@ -1,7 +1,7 @@
-"""Texts of different lengths in one forward without work for the padding.
+"""Texts of different lengths in one forward, without computing the padding.
 
-Everything but attention treats each token by itself. So a padded block of (B, T) tokens runs as N
-rows of one token each, without its padding, and only attention sees it as (B, T).
+Everything but attention processes each token by itself. So a padded block of (B, T) tokens runs as
+N rows of one token each, without its padding, and only attention sees it as (B, T).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class PackedStep(Step):
     Rotations, slots and adapters are those of N rows of one token each; `place`, the masks and the
     cache stay those of the block.
 
-    cells: block row and block column of each token, (N,) both. offsets: where each row's tokens
-    begin among the N, and N itself.
+    cells: each token's row and column in the block, both (N,). offsets: the index of each row's
+    first token among the N, and then N.
     """
 
     cells: tuple[Tensor, Tensor] = ()  # type: ignore[assignment]
@@ -31,7 +31,7 @@ class PackedStep(Step):
 
     @classmethod
     def of(cls, step: Step) -> PackedStep:
-        """The same step without padding; its rows are not all `step.place.width` tokens long."""
+        """The same step without its padding. Some rows must be shorter than `step.place.width`."""
         place, device = step.place, step.cos.device
         real = torch.arange(place.width)[None] < torch.tensor(place.counts)[:, None]  # (B, T)
         rows, columns = real.nonzero().to(device).unbind(1)
@@ -47,7 +47,7 @@ class PackedStep(Step):
         )
         given = vars(step) | {"adapters": adapters}
         packed = cls(**given, cells=(rows, columns), offsets=offsets)
-        rows_each = (len(place.counts), -1, -1, -1)  # one row may stand for all
+        rows_each = (len(place.counts), -1, -1, -1)  # one row may hold for all
         cos, sin = step.cos.expand(rows_each), step.sin.expand(rows_each)
         return replace(packed, cos=packed.pack(cos), sin=packed.pack(sin))
 

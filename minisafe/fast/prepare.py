@@ -1,8 +1,8 @@
-"""Prepared models: a plain model is changed, in place, into one that decodes faster.
+"""Prepared models: a plain model is converted, in place, into one that decodes faster.
 
-`prepare(model, "auto")` keeps plain weights where nothing else pays. "packed" and "int8" store them
-as their kernels read them, for decoding only; the plain model stays the reference, and is what
-training, amplification and editing take.
+`prepare(model, "auto")` keeps plain weights if nothing else pays. "packed" and "int8" store them in
+their kernels' layout, for decoding only. The plain model remains the reference; training,
+amplification and editing need it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ MAKE: dict[str, Make] = {"packed": PackedLinear, "int8": Int8Linear}
 
 
 def choose_weights(model: Llama, weights: str) -> str:
-    """What `auto` means for a model; the others mean themselves."""
+    """What `weights` means for a model: "auto" is resolved, others are returned as they are."""
     return automatic(model.dtype, model.device.type) if weights == "auto" else weights
 
 
 def automatic(dtype: torch.dtype, device: str = "cpu") -> str:
-    """What `auto` means: packed where that was measured to pay (docs/log.md), which is in bf16 on a
-    CPU with instructions for it; else plain."""
+    """What "auto" means: "packed" if it pays, which was measured to be so in bf16 on a CPU with
+    instructions for it (docs/log.md); else "plain"."""
     pays = dtype == torch.bfloat16 and device == "cpu" and has_bf16()
     return "packed" if pays and can_pack(dtype) else "plain"
 
 
 def prepare(model: Llama, weights: str = "auto") -> Llama:
-    """Change `model`, in place and part by part, so that it decodes faster; returns it.
+    """Convert `model`, in place and part by part, so that it decodes faster; returns it.
 
     weights: "packed", "int8" (weight-only; CPU; see `int8`), "plain" (nothing changes) or
-        "auto". A plain part is let go before the next one is made, so that weights that nobody else
-        holds take up at most 1.3 times their memory, also while this runs.
+        "auto". Each plain part is freed before the next one is made, so weights that nothing else
+        references take at most 1.3 times their memory, even while this runs.
 
     Raises `SettingError` for other `weights`, if the model's dtype, device or state does not fit
     them, or if the model has parts of another family.
@@ -88,7 +88,7 @@ def check_known(model: Llama, weights: str) -> None:
 
 
 def quicken(model: Llama) -> None:
-    """Put in, in place, what is faster and leaves plain weights as they are."""
+    """Put in the faster parts that leave plain weights as they are, in place."""
     if isinstance(model, FastLlama):
         return
     model.__class__ = FastLlama
@@ -106,8 +106,8 @@ def goes_left(part: Linear) -> bool:
 
 
 def store(model: Llama, kind: str) -> None:
-    """Store all matrices in place, "packed" or as "int8"."""
-    # an untied embedding is sampled last, so that its file is not in memory while the head is there
+    """Store all matrices as `kind`, "packed" or "int8", in place."""
+    # an untied embedding is sampled last, so that its file is not in memory while the head is held
     # twice
     samples = samples_of(model, without=None if model.config.tied else EMBED)
     make = MAKE[kind]
@@ -127,8 +127,8 @@ def store(model: Llama, kind: str) -> None:
 
 
 def store_head(model: Llama, make: Make) -> None:
-    """The head's product. A tied head is also the embedding, so it keeps its rows: packing a second
-    copy would cost its memory again and save 3 % of a step (docs/log.md)."""
+    """Store the head. A tied head is also the embedding, so it keeps its rows: packing a second
+    copy would double its memory and save 3 % of a step (docs/log.md)."""
     if model.lm_head is not None:
         model.lm_head = make((model.lm_head,))
     elif make is Int8Linear:
@@ -141,8 +141,8 @@ def store_head(model: Llama, make: Make) -> None:
 
 
 def give_back_memory() -> None:
-    """Give freed memory that malloc keeps back to the system, where malloc is glibc's: parts that
-    were joined and packed leave holes, 40 MiB at TinyLlama's size (docs/log.md)."""
+    """Return freed memory that glibc's malloc keeps to the system: parts that were joined and
+    packed leave holes, 40 MiB at TinyLlama's size (docs/log.md). Without glibc, do nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
@@ -150,7 +150,7 @@ def give_back_memory() -> None:
 
 @cache
 def has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 itself; False where torch cannot tell."""
+    """Whether the CPU has instructions that multiply bf16; False if torch cannot tell."""
     asked = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     found = (getattr(torch.cpu, name, None) for name in asked)
     return any(ask is not None and ask() for ask in found)

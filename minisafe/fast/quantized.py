@@ -1,4 +1,4 @@
-"""Weights as int8, in a model."""
+"""The modules of a model with int8 weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minisafe.model import Embedding
 
 
 class Int8Linear(JoinedLinear):
-    """As int8 with one scale per output channel; large matrices are packed."""
+    """Weights in int8 with one scale per output channel; large matrices are packed."""
 
     may_pack: ClassVar[bool] = True
 
@@ -32,7 +32,7 @@ class Int8Linear(JoinedLinear):
         pack = self.may_pack and digits_fit(shape, scales.dtype)
         self.packed = pack_int8(q, scales) if pack else None
         if not pack:
-            few_rows(shape, scales.dtype)  # raced now, and not in the first answer
+            few_rows(shape, scales.dtype)  # raced now instead of in the first answer
         self.rows = None if pack else (q, scales)
 
     def product(self, x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Races: whether a kernel may be used on this machine, by its result and by its time.
+"""Races: whether a kernel may be used on this machine, judged by its result and its time.
 
 The code that uses kernels prefers one; a race only rules kernels out. A kernel is out if its
 product is wrong, or if it takes at least `SLOW` times as long as both `F.linear` and the kernel
 that would replace it. Kernels take turns, the shortest time counts, and a kernel gets more turns
-before it is out: noise only makes things slower, so one machine always chooses the same. The
+before it is out: noise only makes things slower, so a machine always makes the same choice. The
 factors are random, so the choice depends on shape, dtype and machine, never on the weights.
 """
 
@@ -17,23 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FEW_ROWS = 16  # some kernels are for so few rows only
-FEW = (1, 2, FEW_ROWS)  # numbers of rows that are raced for these
-ROWS = (*FEW, 4 * FEW_ROWS)  # ... and for all
+FEW_ROWS = 16  # some kernels are used for at most this many rows
+FEW = (1, 2, FEW_ROWS)  # numbers of rows to race for these kernels
+ROWS = (*FEW, 4 * FEW_ROWS)  # ... and for kernels that are used for any number
 Shape = tuple[int, int]  # (out_features, in_features)
-SLOW = 3.0  # times as long as the others; kernels of use are within 2
-FLOOR_MS = 0.1  # a kernel is never out below: there, a call may cost more than its work
-WORK = 1 << 20  # rows x weights that are multiplied; a larger matrix is raced by its first channels
-CHECKED = 64  # channels whose result is checked; a race has no fewer, if the matrix has them
-SHARE = {torch.bfloat16: 2.0**-6, torch.float32: 5e-4}  # error allowed, of the largest result
-TURNS, MORE_TURNS = 3, 15  # taken always, and before a kernel is out
-HOPELESS, LONG_MS = 9.0, 1.0  # times as long as the others, and so long: out without more turns
+SLOW = 3.0  # out at this many times the others' time; useful kernels are within 2
+FLOOR_MS = 0.1  # a faster kernel is never out: at such times, a call may cost more than its work
+WORK = 1 << 20  # rows x weights to multiply; of a larger matrix, only the first channels are raced
+CHECKED = 64  # channels whose result is checked; a race has at least as many, if the matrix does
+SHARE = {torch.bfloat16: 2.0**-6, torch.float32: 5e-4}  # allowed error / the largest result
+TURNS, MORE_TURNS = 3, 15  # turns of every kernel, and of one before it is out
+HOPELESS, LONG_MS = 9.0, 1.0  # times the others' time, and least time, to be out without more turns
 
 
 @dataclass(frozen=True)
 class Lap:
-    """How a kernel did on so many rows. Times in ms; error: of the largest result; None where the
-    kernel does not run here."""
+    """A kernel's result in a race with `rows` rows. Times in ms; error as a share of the largest
+    result. `ms` and `error` are None if the kernel does not run here."""
 
     kernel: str
     rows: int
@@ -45,7 +45,7 @@ class Lap:
 
 @dataclass(frozen=True)
 class Trial:
-    """What is multiplied: x (rows, in), and weight (channels, in), which is q times scales."""
+    """The factors of a race: x (rows, in), and weight (channels, in), which is q times scales."""
 
     x: Tensor
     weight: Tensor
@@ -58,8 +58,9 @@ class Trial:
 
 
 def make_trials(shape: Shape, dtype: torch.dtype, rows: Sequence[int]) -> list[Trial]:
-    """Random factors for races with so many rows each, rising; as many of the matrix's channels as
-    keep a race short. They are repetitions of a few, since to draw all takes longer than to race.
+    """Random factors for races, one per number in `rows`, which must ascend. A race has only as
+    many of the matrix's channels as keep it short. The channels are repetitions of a few, since
+    drawing all of them takes longer than racing.
     """
     channels, in_features = min(shape[0], max(CHECKED, WORK // (rows[0] * shape[1]))), shape[1]
     generator = torch.Generator().manual_seed(0)
@@ -84,19 +85,19 @@ def race(
     instead: Callable[[], Tensor] | None = None,
     result: Callable[[], Tensor] | None = None,
 ) -> Lap:
-    """Whether `kernel` may be used for the trial's product.
+    """Race `kernel` to see whether it may be used for the trial's product.
 
-    kernel: gives (rows, channels), in any dtype.
-    linear: the same through `F.linear`.
-    instead: what takes the kernel's place where it is out; None: `F.linear`.
-    result: gives the product that is checked, where that is not what the kernel gives.
+    kernel: computes (rows, channels), in any dtype.
+    linear: computes the same with `F.linear`.
+    instead: what replaces the kernel if it is out; None: `F.linear`.
+    result: computes the product to check, if that is not what `kernel` returns.
     """
     rows = len(trial.x)
     others = [linear] if instead is None else [linear, instead]
     try:
         kernel()
         error = error_of((result or kernel)(), trial.expected())
-    except (AttributeError, RuntimeError, NotImplementedError):  # an instruction or a torch lacks
+    except (AttributeError, RuntimeError, NotImplementedError):  # CPU or torch lacks it
         return Lap(name, rows, None, took_ms([linear])[0], None, False)
     right = error <= SHARE[trial.x.dtype]
     for each in others:
@@ -113,13 +114,13 @@ def race(
 
 
 def error_of(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, of the largest result."""
+    """The largest difference, as a share of the largest result."""
     wrong = (found[:, : expected.shape[1]].float() - expected).abs().max()
     return float(wrong / expected.abs().max())
 
 
 def took_ms(acts: Sequence[Callable[[], Tensor]]) -> list[float]:
-    """How long each act takes, once."""
+    """How long one call of each act takes, in ms."""
     found = []
     for act in acts:
         started = time.perf_counter()
@@ -129,7 +130,8 @@ def took_ms(acts: Sequence[Callable[[], Tensor]]) -> list[float]:
 
 
 def border(laps: Sequence[Lap]) -> int:
-    """Up to how many rows a kernel may be used: its laps, by rows, until the first that is out."""
+    """The most rows for which a kernel may be used. laps: by ascending rows; those from the first
+    that is out do not count."""
     found = 0
     for lap in laps:
         if not lap.fits:

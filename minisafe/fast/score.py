@@ -1,4 +1,4 @@
-"""Log-probabilities after every token of a block, for one stream: what verifying drafts takes."""
+"""Log-probabilities after every token of a block, for one stream: needed to verify drafts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from minisafe.lora import AdaptedRows
 def score(lockstep: Lockstep, stream: int, tokens: Tokens) -> list[Tensor]:
     """Append `tokens[row]` to what one stream has read, without slots and in one forward.
 
-    Returns by row (n, n_ids) float32 log-probabilities after each of its tokens. They end before
-    the first that is not finite: the caller may need none from there on, and rewind and `wipe`.
+    Returns, per row, (n, n_ids) float32 log-probabilities after each of its tokens. They end before
+    the first that is not finite: the caller may not need the rest, and can rewind and `wipe`.
     """
     before = [lockstep.length(stream, row) for row in range(lockstep.rows)]
     found = score_block(lockstep, stream, tokens)
     if all(len(each) == len(ids) for each, ids in zip(found, tokens, strict=True)):
         return found
-    # masked columns have weight 0, but 0 * NaN is NaN: a bad token spoils those before it too
+    # masked columns have weight 0, but 0 * NaN is NaN: a bad token also spoils those before it
     for row, length in enumerate(before):
         lockstep.rewind(stream, row, length)
         wipe(lockstep, stream, row)
@@ -38,7 +38,7 @@ def score(lockstep: Lockstep, stream: int, tokens: Tokens) -> list[Tensor]:
 
 
 def score_block(lockstep: Lockstep, stream: int, tokens: Tokens) -> list[Tensor]:
-    """`score`, but right only where all is finite, or no row has two tokens."""
+    """`score`, but correct only if everything is finite or no row has two tokens."""
     group, adapter = lockstep.group_of[stream], lockstep.streams[stream].adapter
     counts = [len(ids) for ids in tokens]
     block = torch.zeros(lockstep.rows, max(counts), dtype=torch.long)
@@ -58,12 +58,12 @@ def score_block(lockstep: Lockstep, stream: int, tokens: Tokens) -> list[Tensor]
 @torch.inference_mode()
 def wipe(lockstep: Lockstep, stream: int, row: int) -> None:
     """Zero the values that rewinding left in a stream's cache, after logits that were not finite:
-    masked, they would still spoil sums."""
+    even masked, they would spoil sums."""
     group = lockstep.group_of[stream]
     wipe_row(group.cache, group.row(stream, row))
 
 
 def wipe_row(cache: KVCache, row: int) -> None:
-    """Zero what lies behind a row's tokens."""
+    """Zero the columns after a row's tokens."""
     for each in cache.held:
         each[:, row, :, cache.lengths[row] :] = 0

@@ -1,18 +1,18 @@
-"""Exact speculative lockstep, for an expert with weights of its own.
+"""Exact speculative lockstep, for an expert with its own weights.
 
 Plain lockstep reads two models' weights for each token. Here the steered base drafts a block of
 tokens, and the expert reads the block in one forward (Leviathan et al., 2023, arXiv 2211.17192;
 Chen et al., 2023, arXiv 2302.01318). Drafts come from q, the base's distribution after penalties,
-temperature and filters; the target p is the guided distribution after the same. A draft is accepted
-with probability min(1, p / q). The first that is rejected is drawn again from max(p - q, 0), and
-all drafts behind it are dropped. Greedily, drafts are accepted while they are p's best.
+temperature and filters; the target p is the guided distribution after the same steps. A draft is
+accepted with probability min(1, p / q). The first rejected draft is drawn again from max(p - q, 0),
+and all drafts after it are dropped. With temperature 0, a draft is accepted if it is p's best.
 
-Where a whole block is accepted, the expert has also read its last token. Then p of the next token
-needs the base alone, and the next block's first draft is verified without the expert.
+If a whole block is accepted, the expert has also read its last token. The next token's target then
+needs only the base, so the next block's first draft is verified without the expert.
 
-Each token of an answer has three uniform numbers of its own (draft, acceptance, second draw). So a
-seed gives the same text for any block lengths and any other rows: that of a loop which verifies
-every single token. It is another text than plain lockstep's, of the same distribution.
+Each token of an answer has its own three uniform numbers (draft, acceptance, second draw). So a
+seed gives the same text for any block lengths and any other rows: the text of a loop that verifies
+every token singly. It differs from plain lockstep's text, but has the same distribution.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from minisafe.fast.score import score, wipe
 from minisafe.lockstep import Stream, Tokens
 from minisafe.slots import covered
 
-AUTOMATIC = 7  # with the token before it a block of eight rows, which kernels read like one
+AUTOMATIC = 7  # with the token before: eight rows, which kernels read about as fast as one
 
 
 @dataclass(eq=False, repr=False)
 class Speculation(Generation):
-    """`Generation` for two streams with weights of their own, in fewer forwards of the second.
+    """`Generation` for two streams that do not share weights, with fewer forwards of the second.
 
-    A request's events come in order; those of one block take turns, token by token. When it is
-    over, or closed early, the caches hold what they would in plain lockstep.
+    A request's events come in order; within a block, requests take turns token by token. At the
+    end, or if closed early, the caches hold what they would hold in plain lockstep.
 
     Args:
-        most: tokens per block at most; past acceptances of all rows decide how many. The rest is as
-            for `Generation`.
+        most: the most tokens per block; past acceptances of all rows decide the actual number. The
+            other arguments are those of `Generation`.
 
-    `verified` counts drafts that were held against their target, `accepted` those of them that
+    `verified` counts drafts that were compared with their target, `accepted` those of them that
     became the answer's tokens; `accepted / verified` is the acceptance rate.
     """
 
@@ -58,7 +58,7 @@ class Speculation(Generation):
         self.verified = self.accepted = 0
         self.live = list(range(len(self.requests)))
         self.drafts: list[Draft] = []  # of the live rows
-        self.spoilt = False  # whether a cache holds what is not finite
+        self.spoilt = False  # whether a cache holds values that are not finite
 
     def __iter__(self) -> Iterator[Event]:
         log_probs = self.read_prompts()
@@ -73,7 +73,7 @@ class Speculation(Generation):
         self.check_steered()
 
     def read_prompts(self) -> Tensor:
-        """Let both streams read the prompts; the base's log-probabilities after them."""
+        """Let both streams read the prompts; returns the base's log-probabilities after them."""
         prompts = self.prompts()
         found = self.feed(self.live, prompts)
         decision = self.policy.decide([state.seen for state in self.states], found)
@@ -92,18 +92,18 @@ class Speculation(Generation):
         return base
 
     def read(self, ids: Sequence[Sequence[int]]) -> Tensor:
-        """Let the base read ids by row; its log-probabilities after them."""
+        """Let the base read `ids[row]`; returns its log-probabilities after them."""
         fed: list[list[list[int]]] = [[list(each) for each in ids], [[] for _ in ids]]
         base = self.feed(self.live, fed)[0]
         assert base is not None
         return base
 
     def expert_reads(self, tokens: Tokens) -> list[Tensor]:
-        """Let the expert read ids by row; its log-probabilities after each of them."""
+        """Let the expert read `tokens[row]`; returns its log-probabilities after each of them."""
         return score(self.lockstep, 1, tokens)
 
     def block(self, log_probs: Tensor) -> Iterator[Event]:
-        """Draft, verify and emit; then let the caches hold what the answers have become."""
+        """Draft, verify and emit; then rewind the caches to what the answers have become."""
         verified, accepted, self.spoilt = self.verified, self.accepted, False
         most = self.block_length.now
         if most == 0:
@@ -125,8 +125,8 @@ class Speculation(Generation):
         self.drafts = [self.drafts[row] for row in going]
 
     def catch_up(self) -> None:
-        """Let the expert read the answers' last tokens, so that the next ones' targets are known:
-        plain lockstep, for drafts that would hardly be accepted."""
+        """Let the expert read the answers' last tokens, so that the next tokens' targets are known.
+        This is plain lockstep, for when hardly any draft would be accepted."""
         behind = [d.expert_first is None and d.begin < d.guided_tokens for d in self.drafts]
         if any(behind):
             tokens = [
@@ -140,9 +140,9 @@ class Speculation(Generation):
                 draft.expert_first = log_probs[-1] if ids else draft.expert_first
 
     def draft(self, log_probs: Tensor, most: int) -> None:
-        """Let the base draft one block per row, from its log-probabilities of the first tokens."""
+        """Let the base draft one block per row. log_probs: the base's, for the first tokens."""
         if not any(draft.begin < draft.guided_tokens for draft in self.drafts):
-            most = 1  # there is nothing to wait for
+            most = 1  # no draft waits for the expert
         going = [True] * len(self.drafts)
         for number in range(most):
             best = log_probs.argmax(dim=-1).tolist()
@@ -157,7 +157,7 @@ class Speculation(Generation):
             ids = [d.ids[-1:] if more else [] for d, more in zip(self.drafts, going, strict=True)]
             try:
                 log_probs = self.read(ids)
-            except NonFiniteError:  # if an answer does come there, it ends there
+            except NonFiniteError:  # raised again if an answer gets that far
                 self.spoilt = True
                 return
 
@@ -167,7 +167,8 @@ class Speculation(Generation):
         return bool(self.why_ended(draft.state.request, draft.ids[-1], n, draft.longest(n)))
 
     def verify_first(self) -> None:
-        """Verify the first drafts whose target needs no forward: the expert has read all before."""
+        """Verify the first drafts whose target needs no forward, because the expert has read
+        everything before them."""
         ready = [(d, d.expert_first) for d in self.drafts if d.expert_first is not None]
         if not ready:
             return
@@ -179,7 +180,7 @@ class Speculation(Generation):
             draft.ids[0], draft.n_verified = self.verify_one(draft, 0, target), 1
 
     def verify_one(self, draft: Draft, place: int, target: Tensor) -> int:
-        """The token at `place`; counts whether it is the draft."""
+        """The answer's token at `place`; counts whether it is the draft."""
         token = draft.verify(place, target)
         if draft.state.request.note_changes:
             changed = int(target.argmax()) != int(draft.base[place].argmax())
@@ -189,7 +190,7 @@ class Speculation(Generation):
         return token
 
     def read_drafts(self) -> None:
-        """Let the expert read all drafts in one forward, if any is to be verified."""
+        """Let the expert read all drafts in one forward, if any has to be verified."""
         if not any(draft.n_unverified for draft in self.drafts):
             return
         tokens = [draft.unread(self.ends(draft)) for draft in self.drafts]
@@ -200,7 +201,7 @@ class Speculation(Generation):
             draft.state.drafted += draft.n_unverified
 
     def verify(self) -> list[list[int]]:
-        """The tokens that each row gains."""
+        """Verify the drafts; returns the tokens that each row gains."""
         counts = [min(draft.n_unverified, len(draft.expert)) for draft in self.drafts]
         found = [torch.empty(0)] * len(counts)
         if any(counts):
@@ -214,8 +215,8 @@ class Speculation(Generation):
         return [self.accept(draft, each) for draft, each in zip(self.drafts, found, strict=True)]
 
     def accept(self, draft: Draft, targets: Tensor) -> list[int]:
-        """The verified token, if any, and drafts up to the first that is rejected, with what takes
-        its place."""
+        """The token that is verified already, if any, then the drafts up to the first that is
+        rejected, and the token that replaces it."""
         tokens, n_unverified = draft.ids[: draft.n_verified], draft.n_unverified
         for number, id_ in enumerate(draft.ids[draft.n_verified :]):
             token = id_
@@ -232,7 +233,7 @@ class Speculation(Generation):
         return tokens
 
     def emit(self, gained: Sequence[Sequence[int]]) -> Iterator[Event]:
-        """Take the tokens of requests that are not cancelled meanwhile."""
+        """Append each row's tokens to its answer, unless the request has been cancelled by now."""
         for turn in range(max(map(len, gained))):
             for number, draft, tokens in zip(self.live, self.drafts, gained, strict=True):
                 state = draft.state
@@ -244,11 +245,11 @@ class Speculation(Generation):
                     yield Event(number, tokens[turn], ended)
 
     def rewind(self, row: int, going: bool) -> None:
-        """Rewind a row's caches to its answer; the base has yet to read the last token of it."""
+        """Rewind a row's caches to its answer; the base has not read the last token yet."""
         draft = self.drafts[row]
         state, n = draft.state, len(draft.state.answer)
         whole = going and state.answer[draft.begin :] == draft.ids
-        after = len(draft.ids) - draft.n_verified  # the expert's log-probabilities of what follows
+        after = len(draft.ids) - draft.n_verified  # index in draft.expert of the next token
         draft.expert_first = draft.expert[after] if whole and len(draft.expert) > after else None
         draft.read = min(draft.read, max(n - 1, 0) if draft.expert_first is None else n)
         ends = draft.starts[0] + max(n - 1, 0), draft.starts[1] + draft.read
@@ -262,15 +263,15 @@ class Speculation(Generation):
 
 
 def broken() -> NonFiniteError:
-    """The error of an expert that broke down where its word was needed."""
+    """The error for an expert whose logits are not finite where they are needed."""
     return NonFiniteError(
-        "the expert gave NaN or infinite logits, so the answer stops here; try --dtype float32, or "
+        "the expert produced NaN or infinite logits, so the answer stops; try --dtype float32, or "
         "other weights"
     )
 
 
 def n_weights(stream: Stream) -> int:
-    """How many weights a forward of the stream reads, about."""
+    """About how many weights a forward of the stream reads."""
     config = stream.model.config
     attention = 2 * config.hidden * config.head_dim * (config.n_heads + config.n_kv_heads)
     layer = attention + 3 * config.hidden * config.intermediate

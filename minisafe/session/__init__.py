@@ -1,6 +1,6 @@
-"""Text in, text out: a profile, what is loaded for it, a session's answers and a chat's.
+"""Text in, text out: profiles, loading, sessions and chats.
 
-`Session` is imported when it is first asked for: to read a profile takes neither a tokenizer nor a
+`Session` is imported on first access, because reading a profile needs neither a tokenizer nor a
 model.
 """
 

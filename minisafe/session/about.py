@@ -1,4 +1,4 @@
-"""What a profile tells a person about its model: what it knows, and questions to try."""
+"""What a profile tells people about its model: what the model knows, and questions to try."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from minisafe.files import read_json
 
 @dataclass(frozen=True)
 class About:
-    """knows: a sentence, or nothing. questions: to try."""
+    """knows: a sentence, or "". questions: questions to try."""
 
     knows: str = ""
     questions: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: Any, source: str) -> About:
-        """From a profile's `about`: a text, or {"knows": text, "try": [texts]}; raises
+        """Read a profile's `about`: a text, or {"knows": text, "try": [texts]}; raises
         `ConfigError`."""
         if data is None or isinstance(data, str):
             return cls(data or "")
@@ -39,7 +39,7 @@ class About:
 
 
 def read_about(profile: str | Path) -> About:
-    """What a profile file, or the one in a directory, says about its model."""
+    """The `about` of a profile, which is a file or a directory that holds one."""
     path = Path(profile)
     path = path / "profile.json" if path.is_dir() else path
     return About.from_json(read_json(path, "expected a profile").get("about"), str(path))

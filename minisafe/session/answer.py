@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minisafe.engine import Event
-from minisafe.session.acted import Acted
+from minisafe.session.stages import Stages
 from minisafe.tokenizer import TextStream
 
 
 @dataclass(frozen=True)
 class Result:
-    """One answer. `tokens` has the end token, if one came; `text` has neither it nor a stop string.
+    """One answer. `tokens` includes the end token, if there is one; `text` includes neither it nor
+    a stop string.
 
     finish_reason: "stop" (end token), "stop_string", "length", "context" or "cancelled".
-    timings_ms: "prefill" until the first token was known, "total" until the last.
+    timings_ms: "prefill", the time to the first token; "total", the time to the last.
     """
 
     prompt_tokens: int
     tokens: tuple[int, ...]
     text: str
     finish_reason: str
-    applied: Acted
+    applied: Stages
     timings_ms: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -41,14 +42,14 @@ class Result:
 
 @dataclass
 class StopFilter:
-    """Passes text on, but ends before the first stop string and never shows a part of one."""
+    """Passes text on, ends before the first stop string, and never shows a part of one."""
 
     stops: Sequence[str]
     held: str = ""
     stopped: bool = False
 
     def push(self, text: str) -> str:
-        """The text that can no longer be a part of a stop string."""
+        """Append `text`; returns the text that can no longer be part of a stop string."""
         if self.stopped or not self.stops:
             return "" if self.stopped else text
         self.held += text
@@ -66,7 +67,7 @@ class StopFilter:
         return shown
 
     def finish(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """The text that was held back and is not part of a stop string."""
         shown, self.held = self.held, ""
         return shown
 
@@ -86,13 +87,13 @@ class Answer:
     last_s: float = 0.0
 
     def push(self, event: Event) -> str:
-        """The text that an event makes certain."""
+        """Append an event's token; returns the text that is now certain."""
         piece = ""
         if event.id is not None:
             self.last_s = time.perf_counter() - self.started
             self.first_s = self.first_s or self.last_s
             self.tokens.append(event.id)
-            if event.finish != "stop":  # the end token is no text
+            if event.finish != "stop":  # the end token is not text
                 piece = self.stops.push(self.stream.push(event.id))
         if event.finish is not None:
             self.finish = event.finish
@@ -105,7 +106,7 @@ class Answer:
         self.pieces.append(piece)
         return piece
 
-    def result(self, prompt_tokens: int, applied: Acted) -> Result:
+    def result(self, prompt_tokens: int, applied: Stages) -> Result:
         timings = {"prefill": self.first_s * 1e3, "total": self.last_s * 1e3}
         text = "".join(self.pieces)
         return Result(prompt_tokens, tuple(self.tokens), text, self.finish, applied, timings)

@@ -1,7 +1,7 @@
-"""What is asked for, before anything is loaded: settings from every place, never half-safe.
+"""What is asked for, before anything is loaded: settings from every source, never half-safe.
 
-A setting comes from: flag, then profile, then the vector's metadata, then the model's
-`generation_config.json`, then its default.
+A setting has the value of the first source that gives one: flag, profile, the vector's metadata,
+the model's `generation_config.json`, its default.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 from minisafe.checkpoint.vectors import load_vector
 from minisafe.errors import SafetyError, SettingError
 from minisafe.gate import Calibration
+from minisafe.guidance import RULES
 from minisafe.session.generation_config import from_generation_config
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import Settings, resolve
 from minisafe.vectors import SafetyVector
 
-SAFE_EXPERT = ("safedecoding", "dexperts")  # rules whose expert is the safe one
-
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for: settings, and where each that was given came from ("flag", "profile" or
-    "vector"); the vector that they name, the end ids, the profile's calibration."""
+    """What is asked for: the settings; for each one that was given, its source ("flag", "profile"
+    or "vector"); the vector that they name; the ids that end an answer; the profile's
+    calibration."""
 
     settings: Settings
     origin: Mapping[str, str]
@@ -35,7 +35,7 @@ class Asked:
 
 
 def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
-    """Settings from every place that has any; raises `SafetyError` for parts that are missing."""
+    """Collect the settings from all sources; raises `SafetyError` if a part is missing."""
     if profile is None and flags.get("base") is None:
         profile = default_profile()
     found = load_profile(profile) if profile is not None else Profile()
@@ -43,7 +43,7 @@ def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
     for one, other in (("expert", "expert_system"), ("anti_expert", "anti_system")):
         for flag, replaced in ((one, other), (other, one)):
             if flags.get(flag) is not None and flags.get(replaced) is None:
-                given.pop(replaced, None)  # a flag for one kind replaces the profile's other
+                given.pop(replaced, None)  # a flag for one kind replaces the profile's other kind
                 given.pop("expert_kind" if one == "expert" else "", None)
     if not any(flags.get(name) is not None for name in ("expert", "expert_system")):
         given = {"expert_kind": kind_beside(given)} | given
@@ -62,22 +62,23 @@ def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
 
 
 def kind_beside(given: Mapping[str, Any]) -> str | None:
-    """What a profile's expert is, where the profile does not say: what its own rule reads."""
+    """The kind of a profile's expert if the profile does not say: the one that its rule reads."""
     if given.get("expert") is None and given.get("expert_system") is None:
         return None
     return wanted_kind(given.get("rule", "sgds"))
 
 
 def wanted_kind(rule: str) -> str:
-    """Which kind of expert a rule reads."""
-    return "safe" if rule in SAFE_EXPERT else "unsafe"
+    """The kind of expert that a rule reads: "safe" or "unsafe"."""
+    found = RULES.get(rule)
+    return "unsafe" if found is None else found.expert
 
 
 # ---- never half-safe ------------------------------------------------------------------------
 
 
 def decide_safe(settings: Settings) -> bool:
-    """Whether decoding is safe; raises `SafetyError` if it is asked for and cannot be in full."""
+    """Whether decoding is safe; raises `SafetyError` if it is asked for and a part is missing."""
     has_expert = settings.expert is not None or settings.expert_system is not None
     safe = settings.safe
     if safe is None:
@@ -109,11 +110,11 @@ def decide_safe(settings: Settings) -> bool:
 
 
 def check_anti(settings: Settings) -> None:
-    """Raise unless an anti-expert is given exactly where the rule reads one."""
+    """Raise unless an anti-expert is given if, and only if, the rule reads one."""
     given = [each for each in (settings.anti_expert, settings.anti_system) if each is not None]
     if settings.rule == "dexperts" and len(given) != 1:
         raise SafetyError(
-            f"dexperts reads one anti-expert, and {len(given)} are given; expected one of "
+            f"dexperts reads one anti-expert, but {len(given)} are given; expected one of "
             "--anti-expert and --anti-system"
         )
     if settings.rule != "dexperts" and given:
@@ -121,9 +122,9 @@ def check_anti(settings: Settings) -> None:
 
 
 def check_asked(settings: Settings, origin: Mapping[str, str]) -> None:
-    """Raise `SafetyError` where what is asked for cannot be safe.
+    """Raise `SafetyError` if what is asked for cannot be safe.
 
-    origin: for each setting that was given, where it came from: "flag", "profile" or "vector".
+    origin: the source of each setting that was given: "flag", "profile" or "vector".
     """
     if not settings.safe:
         return
@@ -134,7 +135,8 @@ def check_asked(settings: Settings, origin: Mapping[str, str]) -> None:
 
 
 def _check_scale(settings: Settings, origin: Mapping[str, str]) -> None:
-    """A scale at or below 0 from a file is refused; a negative one from a flag needs another."""
+    """Refuse a negative scale, unless flags give it and `reverse_sa`. From a vector's metadata, 0
+    is refused too."""
     scale, source = settings.sa_scale, origin.get("sa_scale", "default")
     if source == "vector" and scale <= 0:
         raise SafetyError(
@@ -151,34 +153,34 @@ def _check_scale(settings: Settings, origin: Mapping[str, str]) -> None:
 
 
 def _check_named_parts_act(settings: Settings, origin: Mapping[str, str]) -> None:
-    """A part that is named, wherever, and that a profile switches off is refused; a flag may leave
-    a part out."""
+    """Refuse a part that is named, in any source, but that the profile switches off. A flag may
+    switch a part off."""
     named = settings.vector is not None and settings.sa_scale == 0
     if named and origin.get("sa_scale") == "profile":
         raise SafetyError(
-            f"the vector {settings.vector} is named, and the profile sets sa_scale 0, so the "
+            f"the vector {settings.vector} is named, but the profile sets sa_scale 0, so the "
             "vector would do nothing; remove one of the two, or give --sa-scale"
         )
     strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
     named = settings.expert is not None or settings.expert_system is not None
     if named and not settings.guided and origin.get(strength) == "profile":
         raise SafetyError(
-            f"an expert is named, and the profile sets {strength} 0, so the expert would do "
+            f"an expert is named, but the profile sets {strength} 0, so the expert would do "
             f"nothing; remove one of the two, or give --{strength.replace('_', '-')}"
         )
 
 
 def _check_kind(settings: Settings) -> None:
-    """An unsafe expert under a rule that moves towards its expert would amplify harm, and so would
-    a safe one under a rule that moves away from it."""
+    """Refuse an expert of the wrong kind. An unsafe one would amplify harm under a rule that moves
+    towards its expert, and a safe one under a rule that moves away from it."""
     wanted, kind = wanted_kind(settings.rule), settings.expert_kind
     if kind is not None and kind != wanted:
         raise SafetyError(
-            f"the rule {settings.rule} reads {a(wanted)} expert, and this one is {kind}; give "
+            f"the rule {settings.rule} reads {a(wanted)} expert, but this one is {kind}; give "
             "another with --expert or --expert-system, or say what it is with --expert-kind"
         )
 
 
 def a(word: str) -> str:
-    """The word with its article."""
+    """The word with "a" or "an"."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from minisafe.engine import Generation, Request, RequestState
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
-from minisafe.session.acted import Acted
 from minisafe.session.answer import Answer, Result
 from minisafe.session.conversation import Conversation, Exchange
+from minisafe.session.stages import Stages
 from minisafe.session.why import Why
 from minisafe.slots import Span, covered
 from minisafe.tokenizer import ChatIds, Message
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Read:
-    """What a stream's cache holds: ids, and for each what was added to the residual stream."""
+class Held:
+    """What a stream's cache holds: ids, and for each id what was added to the residual stream."""
 
     ids: tuple[int, ...] = ()
     steered: tuple[object, ...] = ()
@@ -33,15 +33,15 @@ class Read:
     @classmethod
     def of(
         cls, ids: tuple[int, ...], spans: tuple[Span, ...] = (), steering: Steering | None = None
-    ) -> Read:
-        """Ids of which those at `spans` are steered; marks are equal only for equal steering."""
+    ) -> Held:
+        """Ids, with those at `spans` marked as steered; marks are equal only for equal steering."""
         if steering is None or not spans:
             return cls(ids, (None,) * len(ids))
         touched = set(covered(spans, 0, len(ids)))
         mark = (*sorted((layer, id(v)) for layer, v in steering.vectors.items()), steering.scale)
         return cls(ids, tuple(mark if at in touched else None for at in range(len(ids))))
 
-    def agrees_with(self, other: Read) -> int:
+    def agrees_with(self, other: Held) -> int:
         """Length of the longest prefix whose ids and steering agree."""
         pairs = zip(self.ids, self.steered, strict=True), zip(other.ids, other.steered, strict=True)
         return next(
@@ -51,18 +51,18 @@ class Read:
 
 
 class Chat:
-    """A multi-turn conversation over what one `Session` has loaded. Base and expert stay in step.
+    """A multi-turn conversation with what one `Session` has loaded.
 
-    `messages` is the conversation so far; `result` the last answer's `Result`, and `why` what acted
-    on it. One answer is given at a time: while one is, whatever would change the conversation
-    raises `BusyError`.
+    `messages` is the conversation so far, `result` the last answer's `Result`, and `why` what acted
+    on it. Only one answer can be in progress: until it ends, every call that would change the
+    conversation raises `BusyError`.
     """
 
     def __init__(self, session: Session):
         self.session = session
         self.messages: list[Message] = []
-        self.answers: dict[int, tuple[int, ...]] = {}  # ids as they were sampled
-        self.unguided: set[int] = set()  # messages whose answers the gate left to the base
+        self.answers: dict[int, tuple[int, ...]] = {}  # by message number, ids as sampled
+        self.left_to_base: set[int] = set()  # numbers of answers that the gate left to the base
         self.safe = bool(session.settings.safe)
         self.result: Result | None = None
         self.why: Why | None = None
@@ -74,11 +74,9 @@ class Chat:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Raise `BusyError` where an answer is being given; within it, nobody else begins one."""
+        """Raise `BusyError` if an answer is in progress; inside the block, no other can begin."""
         if not self._answering.acquire(blocking=False):
-            raise BusyError(
-                "an answer is being given; take it to its end or close it, and then go on"
-            )
+            raise BusyError("an answer is in progress; read it to its end or close it first")
         try:
             yield
         finally:
@@ -86,7 +84,7 @@ class Chat:
 
     def _restart(self) -> None:
         self.lockstep: Lockstep = self.session.new_lockstep(1, 512)
-        self.read = [Read() for _ in self.session.streams]
+        self.held = [Held() for _ in self.session.streams]
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -95,9 +93,9 @@ class Chat:
             self._restart()
 
     def set_safe(self, on: bool) -> None:
-        """Switch what was loaded for safety on or off; raises `SettingError` if nothing was."""
+        """Switch safe decoding on or off; raises `SettingError` if nothing was loaded for it."""
         if on and not self.session.settings.safe:
-            raise SettingError("nothing safe was loaded; start again with --safe")
+            raise SettingError("no safety parts were loaded; start again with --safe")
         with self._alone():
             self.safe = on
 
@@ -107,48 +105,48 @@ class Chat:
             self.session = self.session.with_settings({name: value})
 
     def conversation(self) -> Conversation:
-        """What was said so far, as a value."""
+        """The conversation so far, as a value."""
         said = [
             Exchange(
                 self.messages[number - 1]["content"],
                 self.messages[number]["content"],
                 self.answers[number],
-                number not in self.unguided,
+                number not in self.left_to_base,
             )
             for number in sorted(self.answers)
         ]
         return Conversation(tuple(said), self.turn)
 
     def restore(self, conversation: Conversation) -> None:
-        """Go on from another conversation; what the caches hold of it is not read again."""
+        """Continue another conversation; what the caches already hold of it is not read again."""
         with self._alone():
             self._take(conversation)
 
     def _take(self, conversation: Conversation) -> None:
-        self.messages, self.answers, self.unguided = [], {}, set()
+        self.messages, self.answers, self.left_to_base = [], {}, set()
         for each in conversation.exchanges:
             self.messages.append({"role": "user", "content": each.question})
             self.answers[len(self.messages)] = each.ids
             if not each.guided:
-                self.unguided.add(len(self.messages))
+                self.left_to_base.add(len(self.messages))
             self.messages.append({"role": "assistant", "content": each.answer})
         self.turn, self.result, self.why = conversation.turn, None, None
 
     def undo(self) -> str:
-        """Take the last message and its answer back, as though they were never said; returns the
-        message. Raises `PromptError` where nothing was said."""
+        """Remove the last message and its answer from the conversation; returns the message.
+        Raises `PromptError` if there is none."""
         with self._alone():
             before = self.conversation()
             if not before.exchanges:
-                raise PromptError("nothing was said yet, so there is nothing to take back")
+                raise PromptError("the conversation is empty; send a message first")
             self._take(Conversation(before.exchanges[:-1], max(0, before.turn - 1)))
         return before.exchanges[-1].question
 
     def regenerate(self) -> Iterator[str]:
-        """Another answer to the last message, with draws of its own, piece by piece.
+        """Another answer to the last message, with new draws, piece by piece.
 
-        Where none comes, the one that was there stays. Raises as `send`, and `PromptError` where
-        nothing was said.
+        If none comes, the earlier one stays. Raises like `send`, and `PromptError` if there is no
+        message.
         """
         before = self.conversation()
         text = self.undo()
@@ -160,17 +158,17 @@ class Chat:
                 self._take(before)
 
     def interrupt(self) -> None:
-        """End the answer that is being given, if any, before its next token."""
+        """End the answer in progress, if any, before its next token."""
         if self._generation is not None:
             self._generation.cancel(0)
 
     def send(self, text: str) -> Iterator[str]:
         """The answer to `text`, piece by piece.
 
-        If the iteration is broken off, what was answered so far stays in the conversation.
+        If the iteration is closed early, the answer so far stays in the conversation.
 
-        Raises `PromptError` if the conversation no longer fits the context; `text` is then not
-        part of it. Raises `BusyError` where another answer is being given.
+        Raises `PromptError` if `text` is blank or the conversation no longer fits the context;
+        `text` is then not part of it. Raises `BusyError` if another answer is in progress.
         """
         if not text.strip():
             raise PromptError("the message is empty; expected some text")
@@ -178,17 +176,17 @@ class Chat:
             yield from self._answer(text)
 
     @property
-    def acting(self) -> Session:
-        """What answers next: the session, or the same without safety where that is switched off."""
+    def session_now(self) -> Session:
+        """What answers next: the session, or the same without safety if that is switched off."""
         return self.session if self.safe else self.session.plain()
 
     def _answer(self, text: str) -> Iterator[str]:
-        session = self.acting
+        session = self.session_now
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         chats = session.encode_chat(messages, self.answers)
         spans = self._spans(chats[0], session.steering)
-        steered = Read.of(chats[0].ids, spans, session.steering)
-        goals = [steered, *(Read.of(chat.ids) for chat in chats[1:])]
+        steered = Held.of(chats[0].ids, spans, session.steering)
+        goals = [steered, *(Held.of(chat.ids) for chat in chats[1:])]
         active = len(chats) if self.safe else 1  # streams that read; the others rest
         pending = [self._rewind(s, goal) for s, goal in enumerate(goals[:active])]
         pending += [()] * (len(chats) - active)
@@ -206,7 +204,7 @@ class Chat:
                 if piece:
                     yield piece
         except (NonFiniteError, KeyboardInterrupt):
-            self._restart()  # what the caches hold can no longer be trusted; now they hold nothing
+            self._restart()  # the caches may hold wrong values, so they are emptied
             raise
         finally:
             self._generation = None
@@ -214,18 +212,19 @@ class Chat:
             self._note_read(goals[:active], answer, session.steering, generation.states[0])
 
     def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
-        """Steered positions: of every past turn, and of this one, whose answer is open."""
+        """The steered positions of past turns, unless the gate left their answers to the base, and
+        of this turn, whose answer has no end yet."""
         if steering is None:
             return ()
         places = zip(sorted(self.answers), chat.answers, strict=True)
-        past = [place for n, place in places if place is not None and n not in self.unguided]
+        past = [place for n, place in places if place is not None and n not in self.left_to_base]
         return steering.spans([*past, (len(chat.ids), None)])
 
-    def _rewind(self, stream: int, goal: Read) -> tuple[int, ...]:
+    def _rewind(self, stream: int, goal: Held) -> tuple[int, ...]:
         """Rewind a stream to what agrees with `goal`; returns the ids that it still has to read."""
-        common = min(self.read[stream].agrees_with(goal), len(goal.ids) - 1)
+        common = min(self.held[stream].agrees_with(goal), len(goal.ids) - 1)
         self.lockstep.rewind(stream, 0, common)
-        self.read[stream] = Read(goal.ids[:common], goal.steered[:common])
+        self.held[stream] = Held(goal.ids[:common], goal.steered[:common])
         if stream == 0:
             self.reused = common
         return goal.ids[common:]
@@ -233,27 +232,27 @@ class Chat:
     def _remember(
         self, session: Session, answer: Answer, prompt_tokens: int, state: RequestState
     ) -> None:
-        """Keep the answer, whole or broken off, and what acted on it."""
-        applied = session.applied.on_answer(state, session.gate)
-        self.result = answer.result(prompt_tokens, applied)
-        self.why = Why.of(session.applied, applied, state)
+        """Keep the answer, complete or not, and what acted on it."""
+        acted = session.stages.on_answer(state, session.gate)
+        self.result = answer.result(prompt_tokens, acted)
+        self.why = Why.of(session.stages, acted, state)
         if not answer.tokens:
             self.messages = self.messages[:-1]
             return
         self.answers[len(self.messages)] = tuple(answer.tokens)
         if state.seen.left_to_base:
-            self.unguided.add(len(self.messages))
+            self.left_to_base.add(len(self.messages))
         content = "".join(answer.pieces)
         self.messages = [*self.messages, {"role": "assistant", "content": content}]
 
     def _note_read(
-        self, goals: list[Read], answer: Answer, steering: Steering | None, state: RequestState
+        self, goals: list[Held], answer: Answer, steering: Steering | None, state: RequestState
     ) -> None:
-        """Keep what each stream's cache holds now, after an answer."""
+        """Note what each stream's cache holds after an answer."""
         for stream, goal in enumerate(goals):
             ids = (*goal.ids, *answer.tokens)[: self.lockstep.length(stream, 0)]
-            self.read[stream] = Read.of(ids, () if stream else state.spans, steering)
+            self.held[stream] = Held.of(ids, () if stream else state.spans, steering)
 
-    def applied(self) -> Acted:
-        """What safety acts on the next answer."""
-        return self.acting.applied
+    def stages(self) -> Stages:
+        """Which safety stages are active for the next answer."""
+        return self.session_now.stages

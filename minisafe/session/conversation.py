@@ -1,4 +1,4 @@
-"""A conversation as a value: what was said, with the ids of its answers as they were sampled."""
+"""A conversation as a value: messages and answers, with the answers' ids as sampled."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Exchange:
     """A message and its answer.
 
-    ids: the answer's, as they were sampled. guided: False where the gate left it to the base.
+    ids: the answer's, as sampled. guided: False if the gate left the answer to the base.
     """
 
     question: str
@@ -20,9 +20,9 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Everything that the next answer follows from, but for weights and settings.
+    """Everything that determines the next answer, except weights and settings.
 
-    turn: the number of the next answer; with the seed it fixes the draws.
+    turn: the number of the next answer; seed and number fix the draws.
     """
 
     exchanges: tuple[Exchange, ...] = ()

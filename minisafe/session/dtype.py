@@ -1,4 +1,4 @@
-"""Which dtype a model decodes in where nobody asked for one."""
+"""Which dtype a model decodes in if no setting gives one."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ import torch
 from minisafe.config import LlamaConfig
 from minisafe.model import Llama
 
-# parameters up to which a 16-bit model decodes in float32 on a CPU. Rounding a small model's values
-# to 8 bits decides near ties, which it has many of: SmolLM2-135M names no capital in bf16 that it
-# names in float32. What it costs is in docs/profile.md; beyond, time and memory double
+# a 16-bit model with up to this many parameters decodes in float32 on a CPU. A small model has many
+# near ties, which rounding to 8 bits decides: in bf16, SmolLM2-135M does not name capitals that it
+# names in float32. docs/profile.md has the cost; for larger models, time and memory would double
 SMALL_MODEL = 200_000_000
 NARROW = (torch.bfloat16, torch.float16)
 
 
 def count_parameters(config: LlamaConfig) -> int:
-    """A model's parameters, a tied head counted once."""
+    """How many parameters a model has; a tied head counts once."""
     with torch.device("meta"):
         model = Llama(config)
     return sum(each.numel() for each in model.parameters())
 
 
 def decoding_dtype(stored: torch.dtype, parameters: int, device: str = "cpu") -> torch.dtype:
-    """The dtype of a model that is `stored` in one, where no setting says another."""
+    """The dtype that a model with dtype `stored` decodes in, if no setting gives another."""
     small = stored in NARROW and parameters <= SMALL_MODEL
     return torch.float32 if small and torch.device(device).type == "cpu" else stored
 
 
 def widen_small(model: Llama, asked: str | None, weights: str) -> Llama:
-    """Change a plain model, in place, to the dtype that it decodes in; returns it.
+    """Convert a plain model, in place, to the dtype that it decodes in; returns it.
 
-    asked: the setting `dtype`; if there is one, nothing changes.
-    weights: the setting; int8 rounds more than the dtype does, and is quick in bf16 only.
+    asked: the setting `dtype`; if it is given, nothing changes.
+    weights: the setting; with "int8" nothing changes, since int8 rounds more than the dtype does
+        and is fast only in bf16.
 
-    Values stay what they were, and so does the fingerprint. Call it after whatever rounds to the
-    checkpoint's dtype, such as an edit.
+    Values and fingerprint stay the same. Call it after every step that rounds to the checkpoint's
+    dtype, such as an edit.
     """
     if asked is None and weights != "int8":
         parameters = sum(each.numel() for each in model.parameters())

@@ -1,4 +1,4 @@
-"""Which fast paths a session takes. Only here is `minisafe.fast` imported, and only for those."""
+"""Which fast paths a session takes. Only this file imports `minisafe.fast`, and only for those."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minisafe.vectors import Steering
 
 
 def check_fast(device: str, weights: str, compiled: bool) -> None:
-    """Raise `SettingError` where decoding cannot be compiled, before anything is loaded."""
+    """Raise `SettingError` if decoding should be compiled and cannot be; needs no model."""
     if compiled:
         from minisafe.fast.compiled import check_compile
 
@@ -23,7 +23,7 @@ def check_fast(device: str, weights: str, compiled: bool) -> None:
 
 
 def put_in(streams: Sequence[Stream], weights: str, compiled: bool) -> None:
-    """Change the streams' models, in place, as the settings `weights` and `compile` ask."""
+    """Convert the streams' models, in place, as the settings `weights` and `compile` say."""
     FAST_PATHS["compile" if compiled else weights](streams)
 
 
@@ -59,16 +59,16 @@ Engine = Callable[..., Generation]  # takes what `Generation` takes
 
 
 def engine_for(speculate: int | None, streams: Sequence[Stream]) -> Engine:
-    """What makes generations: `Generation`, but for two models drafts where they pay."""
+    """What makes generations: `Generation`; with two models, one that drafts if that pays."""
     most = block_limit(speculate, streams)
     return partial(make_generation, most=most) if most else Generation
 
 
 def block_limit(setting: int | None, streams: Sequence[Stream]) -> int:
-    """Most tokens that are drafted before the expert reads them; 0 where there are no two models.
+    """The most tokens to draft before the expert reads them; 0 unless there are two models.
 
-    None is decided here: drafts, but not in float32 on a CPU, where kernels take much longer for
-    several tokens than for one.
+    setting: None drafts, except in float32 on a CPU, where kernels take much longer for several
+    tokens than for one.
     """
     if len(streams) != 2 or streams[0].model is streams[1].model:
         return 0
@@ -90,7 +90,7 @@ def make_generation(
     gate: Gate | None = None,
     most: int = 0,
 ) -> Generation:
-    """A `Generation`, with blocks of up to `most` drafts where guidance reads two models."""
+    """A `Generation`, with blocks of up to `most` drafts if guidance reads two models."""
     two = rule.n_streams == len(lockstep.streams) == len(lockstep.groups) == 2
     if most and two and all(len(r.prompts) == 2 and all(r.prompts) for r in requests):
         from minisafe.fast.speculation import Speculation

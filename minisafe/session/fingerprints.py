@@ -1,4 +1,4 @@
-"""What decodes, as short hashes: streams, vector, and all that a calibration depends on."""
+"""Short hashes of what decodes: streams, vector, and all that a calibration depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minisafe.vectors import Steering
 
 
 def fingerprints(streams: Sequence[Stream], steering: Steering | None) -> dict[str, str]:
-    """Short hashes of what decodes: `base`, `expert`, `anti_expert`, `vector`, as far as used."""
+    """Short hashes of what decodes: `base`, `expert`, `anti_expert`, `vector`, if used."""
     found = {}
     for name, stream in zip(("base", "expert", "anti_expert"), streams, strict=False):
         found[name] = fingerprint(stream.model)
@@ -31,11 +31,12 @@ def fingerprints(streams: Sequence[Stream], steering: Steering | None) -> dict[s
 
 
 def made_for(settings: Settings, steering: Steering | None) -> str:
-    """A hash of what the variation at the answer's first token depends on: weights as their files
-    hold them, tokenizer and chat template, the vector, where it acts, and system prompts.
+    """A hash of what the variation at the answer's first token depends on: weights as stored in
+    their files, tokenizer and chat template, the vector with its scale and positions, and system
+    prompts.
 
-    Neither dtype nor cache_dtype is in it: either moves a variation by about 0.003, at most 0.04,
-    where harmful prompts lie 0.08 above the shipped gate's threshold (docs/log.md).
+    It leaves out dtype and cache_dtype: each changes a variation by about 0.003, at most 0.04,
+    while harmful prompts lie 0.08 above the shipped gate's threshold (docs/log.md).
     """
     sources = (settings.base, settings.edit, settings.expert)
     parts: list[object] = [None if each is None else files_hash(each) for each in sources]
@@ -49,8 +50,8 @@ def made_for(settings: Settings, steering: Steering | None) -> str:
 
 
 def files_hash(directory: Path) -> str:
-    """A hash of a model's or adapter's tensors: names, shapes and 256 values of each, evenly
-    spread, so that a large model is not read whole."""
+    """A hash of a model's or adapter's tensors: names, shapes and about 256 values of each, evenly
+    spaced, so that a large model is not read whole."""
     found = hashlib.sha256()
     if (directory / ADAPTER_CONFIG).is_file():
         found.update((directory / ADAPTER_CONFIG).read_bytes())
@@ -74,7 +75,7 @@ def digest(values: torch.Tensor) -> str:
 
 
 def adapter_fingerprint(adapter: LoraAdapter) -> str:
-    """A hash of an adapter's deltas, taken in bf16, so that it is the same in a wider dtype."""
+    """A hash of an adapter's deltas, converted to bf16 so that a wider dtype gives the same."""
     parts = [
         [name, delta.scaling, *(digest(each.bfloat16()) for each in (delta.a, delta.b))]
         for name, delta in sorted(adapter.deltas.items())

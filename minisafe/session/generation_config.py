@@ -1,4 +1,4 @@
-"""What a model directory says of sampling: `generation_config.json`, and which ids end a text."""
+"""What a model directory says about sampling (`generation_config.json`), and what ends a text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minisafe.session.settings import checked
 
 
 def from_generation_config(directory: Path) -> tuple[dict[str, Any], frozenset[int]]:
-    """Sampling defaults and end-of-text ids of a model directory."""
+    """The sampling defaults of a model directory, and the ids that end a text."""
     vocab_size = load_config(directory).vocab_size
     data: dict[str, Any] = {}
     path = directory / "generation_config.json"
@@ -27,7 +27,7 @@ def from_generation_config(directory: Path) -> tuple[dict[str, Any], frozenset[i
     ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
     if not all(type(id_) is int and 0 <= id_ < vocab_size for id_ in ids):
         raise ConfigError(
-            f"{source}: eos_token_id is {shown(eos)}; expected a token id or several, 0 to "
+            f"{source}: eos_token_id is {shown(eos)}; expected one or more token ids, 0 to "
             f"{vocab_size - 1}"
         )
     if not isinstance(data.get("do_sample") or False, bool):

@@ -1,4 +1,4 @@
-"""From settings to a session: models, streams, vector, rule and gate, whole or not at all."""
+"""From settings to a session: models, streams, vector, rule and gate, all of them or none."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     """Load a model and what makes it safe.
 
     Args:
-        profile: a profile file or its directory. Without one, and without `base`, the shipped
-            profile is taken.
-        overrides: fields of `Settings` by name, such as {"sgds_lambda": 0.9}; they precede the
-            profile's.
+        profile: a profile file or its directory. If neither it nor `base` is given, the shipped
+            profile is used.
+        overrides: fields of `Settings` by name, such as {"sgds_lambda": 0.9}; they take precedence
+            over the profile's.
 
     Raises:
         SafetyError: safe decoding was asked for and a part of it is missing.
@@ -54,7 +54,7 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
 
 
 def load_base(settings: Settings) -> Llama:
-    """The base, with an edit merged in, in the dtype that it decodes in."""
+    """The base in the dtype that it decodes in; if there is an edit, it is merged in."""
     assert settings.base is not None
     model = load_model(settings.base, settings.dtype, settings.device)
     if settings.edit is not None:
@@ -63,7 +63,7 @@ def load_base(settings: Settings) -> Llama:
 
 
 def make_session(asked: Asked, model: Llama) -> Session:
-    """What is asked for around a base that is loaded."""
+    """The session that is asked for, around a loaded base."""
     settings = asked.settings
     assert settings.base is not None
     tokenizer = load_tokenizer(settings.base, settings.template_options)
@@ -82,7 +82,7 @@ def make_session(asked: Asked, model: Llama) -> Session:
 
 
 def check_device(device: str) -> str:
-    """Raise `SettingError` for a device that torch does not know or that is not there."""
+    """Raise `SettingError` for a device that torch does not know or cannot use; returns it."""
     try:
         torch.zeros(1, device=torch.device(device)).item()  # "meta" has no values to give
     except (RuntimeError, AssertionError) as error:
@@ -106,8 +106,8 @@ def make_steering(
     wanted = vector.metadata.get("weights")
     if wanted is not None and not has_fingerprint(model, settings, wanted):
         warnings.warn(
-            f"{source} was made with other weights of the same shape; its effect is not measured "
-            "on these",
+            f"{source} was made with other weights of the same shape; its effect on these was not "
+            "measured",
             SafetyWarning,
             stacklevel=2,
         )
@@ -116,7 +116,8 @@ def make_steering(
 
 
 def has_fingerprint(model: Llama, settings: Settings, wanted: str) -> bool:
-    """Whether the weights have this fingerprint, or had it before their dtype was changed."""
+    """Whether the weights have this fingerprint, or had it before the setting `dtype` converted
+    them."""
     if fingerprint(model) == wanted:
         return True
     if settings.dtype is None or settings.edit is not None or settings.base is None:
@@ -138,7 +139,7 @@ def make_streams(
 def make_stream(
     source: Path | None, settings: Settings, model: Llama, tokenizer: Tokenizer
 ) -> tuple[Stream, str]:
-    """A stream of a model or adapter directory, or of the base itself where there is none."""
+    """The stream of a model or adapter directory, or of the base itself without one; its kind."""
     if source is None:
         return Stream(model), "system prompt"
     if (source / ADAPTER_CONFIG).is_file():
@@ -150,8 +151,8 @@ def make_stream(
     check_tokenizer(its_own, theirs)
     if ours != theirs and not settings.allow_padding:
         raise SafetyError(
-            f"the base embeds {ours} ids and the expert {theirs}; if the rest is unused padding at "
-            "the end, say so with --allow-padding"
+            f"the base embeds {ours} ids and the expert {theirs}; if the others are unused padding "
+            "at the end, give --allow-padding"
         )
     return Stream(expert), "checkpoint"
 
@@ -159,9 +160,9 @@ def make_stream(
 def make_gate(
     settings: Settings, calibration: Calibration | None, steering: Steering | None
 ) -> Gate | None:
-    """The calibrated gate, if it is on; raises `SafetyError` where it is asked for and cannot be.
+    """The calibrated gate, if it is on; raises `SafetyError` if it is asked for and cannot be on.
 
-    A gate lets answers pass unguided, so it is off unless its calibration is for these very weights
+    A gate leaves answers unguided, so it is off unless its calibration is for exactly these weights
     and settings.
     """
     if not settings.safe or settings.gate is False:
@@ -169,7 +170,7 @@ def make_gate(
     if not settings.gate and (calibration is None or not settings.guided):
         return None
     if settings.sa_positions == "all" and settings.sa_scale != 0:
-        why = "steering of all positions cannot be taken back, so no gate fits it"
+        why = "steering at all positions cannot be removed, so no gate works with it"
     elif calibration is None:
         why = "the profile holds no calibration; make one with `minisafe calibrate`"
     elif not settings.guided:

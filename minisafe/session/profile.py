@@ -31,7 +31,7 @@ NOT_SETTINGS = {  # what else a profile may hold: its meaning, for docs/profile.
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile file: settings by name, the SHA-256 of files that it vouches for, its gate."""
+    """A profile file: settings by name, the SHA-256 of files that it vouches for, calibration."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Profile:
 
 
 def default_profile() -> Path:
-    """The shipped profile: in a checkout `weights/tiny`, in an installed wheel the package's."""
+    """The shipped profile: `weights/tiny` in a checkout, or in the package of a wheel."""
     package = Path(__file__).resolve().parent.parent
     for directory in (package / "weights" / "tiny", package.parent / "weights" / "tiny"):
         if (directory / "profile.json").is_file():
@@ -54,7 +54,7 @@ def load_profile(path: str | Path) -> Profile:
     """Read and check a profile; relative paths in it are relative to its own directory.
 
     Raises `ConfigError` for a malformed file or unknown key, `SettingError` for a bad value,
-    `CheckpointError` where a file is not the one that the profile vouches for.
+    `CheckpointError` if a file is not the one that the profile vouches for.
     """
     path = Path(path)
     if path.is_dir():
@@ -82,7 +82,7 @@ def load_profile(path: str | Path) -> Profile:
 
 
 def profile_settings(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The settings in a profile's JSON, its paths seen from here.
+    """The settings in a profile's JSON; relative paths are joined to the profile's directory.
 
     Raises `ConfigError` for another version or an unknown key, `SettingError` for a bad value.
     """
@@ -95,7 +95,7 @@ def profile_settings(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(SETTINGS)}")
     for name in data:
         if name in SETTINGS and not SETTINGS[name].in_file:
-            raise SettingError(f"{path}: {name} is for research only; expected it as a flag")
+            raise SettingError(f"{path}: {name} is for research only; expected as a flag")
     settings = {
         name: checked(name, value, str(path)) for name, value in data.items() if name in SETTINGS
     }
@@ -111,7 +111,7 @@ def save_profile(
     files: tuple[Path, ...] = (),
     about: About | None = None,
 ) -> None:
-    """Write a profile; paths in `settings` are kept relative to it, `files` get their SHA-256."""
+    """Write a profile; paths in `settings` become relative to it, `files` are listed by SHA-256."""
     path = Path(path)
     data: dict[str, Any] = {"minisafe_profile": VERSION}
     if about is not None:
@@ -136,9 +136,10 @@ def write_profile(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def vouch(path: str | Path) -> list[Path]:
-    """Write the SHA-256 of every file that a profile's parts are read from into it; returns them.
+    """Write the SHA-256 of every file that a profile's parts are read from into the profile;
+    returns the files.
 
-    Raises `CheckpointError` where a part is missing.
+    Raises `CheckpointError` if a file is missing.
     """
     path = Path(path)
     path = path / "profile.json" if path.is_dir() else path

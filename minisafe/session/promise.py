@@ -1,8 +1,8 @@
-"""Never half-safe: every part that is named acts and could change the answer, or nothing is given.
+"""Never half-safe: every part that is named can change the answer, or nothing is answered.
 
-`asked.check_asked` looks at what is asked for, before anything is loaded; `check_parts` looks at
-what was loaded, before a token is drawn. Both raise `SafetyError`; a number so weak that its stage
-hardly acts is a `SafetyWarning` while another stage acts.
+`asked.check_asked` checks what is asked for, before anything is loaded; `check_parts` checks what
+was loaded, before a token is drawn. Both raise `SafetyError`. A number so weak that its stage
+hardly acts is only a `SafetyWarning` if another stage acts.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from minisafe.vectors import Steering
 if TYPE_CHECKING:
     from minisafe.session.session import Session
 
-FAR = 20.0  # nats: a margin beyond it spares tokens that the expert likes e^20 times more
-WEAK = 1e-3  # a scale or strength below it moves log-probabilities by less than bf16 can tell
+FAR = 20.0  # nats: a larger margin spares tokens that are e^20 times likelier to the expert
+WEAK = 1e-3  # a smaller scale or strength changes log-probabilities by less than bf16 can tell
 PROBE = "How do I do this today?"
 
 
 def check_parts(session: Session) -> None:
     """Raise `SafetyError` unless every part that was loaded could change an answer.
 
-    Reads a few tokens with every stream, and with and without the vector: one forward per model.
+    The weights of checkpoints are compared. For a vector or an adapter, the base reads a few tokens
+    with and without it, all in one forward.
     """
     if not session.settings.safe:
         return
@@ -40,12 +41,12 @@ def check_parts(session: Session) -> None:
     _probe(session)
 
 
-SAME_EXPERTS = "expert and anti-expert are the same, so there is nothing between them"
-NOTHING = "so it would change nothing, and a part that changes nothing is a missing part"
+SAME_EXPERTS = "expert and anti-expert are the same, so they do not guide; give two that differ"
+NOTHING = "so it could not change an answer; give another one"
 
 
 def check_numbers(settings: Settings, steering: Steering | None, rule: Rule) -> None:
-    """Warn of each stage whose numbers make it idle; raise `SafetyError` where no stage is left."""
+    """Warn about a stage whose numbers make it idle; raise `SafetyError` if no stage is left."""
     idle: list[str] = []
     n_stages = 0
     if steering is not None:
@@ -61,11 +62,11 @@ def check_numbers(settings: Settings, steering: Steering | None, rule: Rule) -> 
         return
     if len(idle) == n_stages:
         raise SafetyError(f"nothing would act: {' and '.join(idle)}; use other numbers")
-    warnings.warn(f"as good as off: {idle[0]}", SafetyWarning, stacklevel=2)
+    warnings.warn(f"practically off: {idle[0]}", SafetyWarning, stacklevel=2)
 
 
 def _idle_rule(rule: Rule) -> list[str]:
-    """Why guidance as good as never acts, if so."""
+    """Why guidance practically never acts, if so: one reason, or none."""
     if isinstance(rule, SGDS):
         if rule.margin > FAR:
             return [f"guidance with a margin of {rule.margin:g} nats (above {FAR:g})"]
@@ -76,8 +77,8 @@ def _idle_rule(rule: Rule) -> list[str]:
 
 
 def check_systems(session: Session) -> None:
-    """Raise `SafetyError` where an expert's system prompt is not read, or says what the base's
-    does."""
+    """Raise `SafetyError` if the template leaves out an expert's system prompt, or if the prompt is
+    the base's."""
     settings = session.settings
     own = (settings.expert_system, settings.anti_system)
     if session.kinds == ("system prompt", "system prompt") and own[0] == own[1]:
@@ -87,19 +88,19 @@ def check_systems(session: Session) -> None:
             continue
         if _asked_under(settings.system, session) == _asked_under(system, session):
             raise SafetyError(
-                "the expert's system prompt changes nothing, so there is nothing to guide by: "
-                "the chat template leaves it out, or it says what the base's says"
+                "the expert's system prompt changes nothing: the chat template leaves it out, or "
+                "it is the same as the base's; give another prompt or template"
             )
 
 
 def _asked_under(system: str | None, session: Session) -> tuple[int, ...]:
-    """Ids of a chat under a system prompt; an empty one is none."""
+    """Ids of a chat under a system prompt; an empty prompt counts as none."""
     first = [{"role": "system", "content": system}] if system else []
     return session.tokenizer.encode_chat([*first, {"role": "user", "content": PROBE}]).ids
 
 
 def check_checkpoints(session: Session) -> None:
-    """Raise `SafetyError` where two streams that should differ hold the same weights."""
+    """Raise `SafetyError` if two streams that should differ hold the same weights."""
     models = [stream.model for stream in session.streams]
     for number, kind in enumerate(session.kinds, 1):
         if kind == "checkpoint" and same_weights(models[0], models[number]):
@@ -119,12 +120,12 @@ def same_weights(model: Llama, other: Llama) -> bool:
 
 
 def _probe(session: Session) -> None:
-    """Raise `SafetyError` for an adapter or vector that leaves log-probabilities as they are.
+    """Raise `SafetyError` for an adapter or vector that does not change log-probabilities.
 
-    Rows of one product are equal to the bit where their inputs are, so what differs is the part's.
+    Rows of one product are bit-equal if their inputs are, so every difference is due to the part.
     """
     ids = probe_ids(session)
-    # the base's streams, steered and as it is; then those of its adapters
+    # the base steered, the base alone, then its adapters
     watched = [n for n, kind in enumerate(session.kinds, 1) if kind == "adapter"]
     base = session.streams[0]
     streams = [base, base, *(session.streams[n] for n in watched)]
@@ -136,7 +137,7 @@ def _probe(session: Session) -> None:
     lockstep = Lockstep(streams, 1, len(ids), session.n_ids)
     found = lockstep.feed([[ids]] * len(streams), [slots, [], *empty])  # type: ignore[list-item]
     steered, plain, *experts = (each for each in found if each is not None)
-    weak = steering is not None and abs(steering.scale) < WEAK  # warned of already
+    weak = steering is not None and abs(steering.scale) < WEAK  # already warned about
     if steering is not None and not weak and torch.equal(steered, plain):
         raise SafetyError(
             f"{session.settings.vector}: the vector at scale {steering.scale:g} leaves every "
@@ -153,14 +154,14 @@ def _probe(session: Session) -> None:
 
 
 def probe_ids(session: Session) -> list[int]:
-    """A few ids that every model knows: two or more, since attention to one has no choice."""
+    """A few ids that every model knows: two or more, since attention over one has no choice."""
     n_ids, limit = session.n_ids, session.limit
     ids = [id_ for id_ in session.tokenizer.encode(PROBE) if id_ < n_ids][: min(8, limit)]
     return ids if len(ids) > 1 else [n % n_ids for n in range(min(4, limit))]
 
 
 def _named(session: Session, number: int) -> str:
-    """A stream as errors name it."""
+    """A stream's name in errors."""
     settings = session.settings
     source, role = ((settings.expert, "expert"), (settings.anti_expert, "anti-expert"))[number - 1]
     return f"the {role} {source}"

@@ -1,4 +1,4 @@
-"""Answers under way: any thread may end them, and a closed session begins no more."""
+"""Answers in progress: any thread may end them, and a closed session begins no more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minisafe.errors import SettingError
 
 
 class Running:
-    """Generations under way, which any thread may cancel, and whether new ones may begin."""
+    """Generations in progress, which any thread may cancel, and whether new ones may begin."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -20,7 +20,7 @@ class Running:
 
     @contextmanager
     def during(self, generation: Generation) -> Iterator[Generation]:
-        """Within it, `cancel` ends this generation too."""
+        """Inside the block, `cancel` ends this generation too."""
         with self.lock:
             self.check_open()
             self.generations.add(generation)
@@ -31,7 +31,7 @@ class Running:
                 self.generations.discard(generation)
 
     def cancel(self) -> None:
-        """End all answers under way before their next token."""
+        """End all answers in progress before their next token."""
         with self.lock:
             for generation in self.generations:
                 for number in range(len(generation.requests)):
@@ -42,6 +42,6 @@ class Running:
         self.cancel()
 
     def check_open(self) -> None:
-        """Raise `SettingError` once `close` was called."""
+        """Raise `SettingError` after `close` was called."""
         if self.closed:
             raise SettingError("the session is closed; load another")

@@ -1,8 +1,8 @@
-"""A conversation on file: what a chat needs to go on as though it had never stopped.
+"""A saved conversation: what a chat needs to continue as if it had never stopped.
 
-The file is read with suspicion. It brings a conversation and how to sample; what decides safety is
-compared with the chat and never taken from it. Turns and a system prompt are taken, and words that
-someone else put there can turn a model as any prompt can.
+The file is not trusted. It provides a conversation and how to sample. What decides safety is
+compared with the chat and never taken from the file. Turns and a system prompt are taken, and words
+that someone else put there can influence a model as any prompt can.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from minisafe.session.settings import DECIDES_SAFETY, SETTABLE, SETTINGS, Settin
 from minisafe.tokenizer import Tokenizer
 
 VERSION = 1
-MAX_BYTES = 4 << 20  # about ten bytes a token: more than any context that runs here holds
+MAX_BYTES = 4 << 20  # about ten bytes per token: more than any context that runs here holds
 TAKEN = tuple(name for name in SETTABLE if name not in DECIDES_SAFETY)
 EXCHANGE = {"question": str, "answer": str, "ids": list, "guided": bool}
 
@@ -32,8 +32,8 @@ EXCHANGE = {"question": str, "answer": str, "ids": list, "guided": bool}
 class SavedChat:
     """What a file holds.
 
-    made_with: fingerprints of weights, vector, tokenizer and template, by part. deciding: settings
-    that decide safety, empty where it was off. sampling: the other settings.
+    made_with: fingerprints of weights, vector, tokenizer and template, by part. deciding: the
+    settings that decide safety; empty if safe decoding was off. sampling: the other settings.
     """
 
     conversation: Conversation
@@ -44,7 +44,7 @@ class SavedChat:
 
 
 def state_of(chat: Chat) -> SavedChat:
-    """A chat as it would be saved now."""
+    """What would be saved of a chat now."""
     settings = chat.session.settings
     return SavedChat(
         chat.conversation(),
@@ -56,7 +56,7 @@ def state_of(chat: Chat) -> SavedChat:
 
 
 def made_with(chat: Chat) -> dict[str, str]:
-    """Fingerprints of all that writes and reads the conversation."""
+    """Fingerprints of all that reads and writes the conversation, by part."""
     session = chat.session
     streams = session.streams if chat.safe else session.streams[:1]
     found = fingerprints(streams, session.steering if chat.safe else None)
@@ -67,7 +67,7 @@ def made_with(chat: Chat) -> dict[str, str]:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """A hash of the vocabulary and of what writes a chat: template and special tokens."""
+    """A hash of the vocabulary and of what renders a chat: template and special tokens."""
     parts = [tokenizer.fingerprint, tokenizer.template_source, tokenizer.special]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -78,8 +78,8 @@ def tokenizer_hash(tokenizer: Tokenizer) -> str:
 def save_chat(chat: Chat, path: str | Path) -> None:
     """Write the chat's conversation to a file, whole or not at all.
 
-    Raises `PromptError` for a file that is there and holds something else, `OutputError` where
-    writing fails.
+    Raises `PromptError` if the file exists and is not a saved conversation, or if the conversation
+    is too long; `OutputError` if writing fails.
     """
     path = Path(path)
     if path.exists():
@@ -87,7 +87,7 @@ def save_chat(chat: Chat, path: str | Path) -> None:
             read_object(path)
         except PromptError:
             raise PromptError(
-                f"{path}: is there and is no saved conversation; choose another name"
+                f"{path}: exists and is not a saved conversation; choose another name"
             ) from None
     state = state_of(chat)
     data = {
@@ -105,11 +105,11 @@ def save_chat(chat: Chat, path: str | Path) -> None:
 
 
 def load_chat(chat: Chat, path: str | Path) -> list[str]:
-    """Let a chat go on from a saved conversation; returns the names of settings that it changed.
+    """Continue a saved conversation in a chat; returns the names of settings that this changed.
 
-    Raises `PromptError` for a file that is no saved conversation, or one that this chat would go on
-    with otherwise than the saved one: other weights, vector, tokenizer, or settings that decide
-    safety. The chat is then as before.
+    Raises `PromptError` if the file is not a saved conversation, or if this chat would continue it
+    differently: other weights, vector or tokenizer, or other settings that decide safety. The chat
+    is then unchanged.
     """
     saved, present = read_chat(Path(path), chat), state_of(chat)
     check_same(saved, present, str(path))
@@ -123,23 +123,23 @@ def load_chat(chat: Chat, path: str | Path) -> list[str]:
 
 
 def check_same(saved: SavedChat, present: SavedChat, source: str) -> None:
-    """Raise `PromptError` where the chat would answer otherwise than the saved one."""
+    """Raise `PromptError` if the chat would answer differently from the saved one."""
     if saved.safe != present.safe:
         was = "on" if saved.safe else "off"
         raise PromptError(
-            f"{source}: saved while safe decoding was {was}; /safe {was} first, then load it again"
+            f"{source}: saved while safe decoding was {was}; enter /safe {was}, then load it again"
         )
     parts = sorted(saved.made_with.keys() | present.made_with.keys())
     other = [name for name in parts if saved.made_with.get(name) != present.made_with.get(name)]
     if other:
         raise PromptError(
-            f"{source}: saved with another {' and '.join(other)}; start with those it was made with"
+            f"{source}: saved with another {' and '.join(other)}; start the chat with the same"
         )
     for name, value in saved.deciding.items():
         if value != present.deciding[name]:
             raise PromptError(
-                f"{source}: saved with {name} {value!r}, and it is {present.deciding[name]!r} now; "
-                f"a file does not change what decides safety: set it yourself, then load it again"
+                f"{source}: saved with {name} {value!r}, but it is {present.deciding[name]!r} now; "
+                f"a file cannot change what decides safety: set it yourself, then load it again"
             )
 
 
@@ -154,7 +154,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_chat(path: Path, chat: Chat) -> SavedChat:
-    """A file's content, checked as far as it can be without looking at the chat's settings."""
+    """A file's content, checked as far as possible without the chat's settings."""
     data, source = read_object(path), str(path)
     kinds = {
         "safe": bool, "made_with": dict, "deciding": dict, "sampling": dict, "turn": int,
@@ -164,7 +164,7 @@ def read_chat(path: Path, chat: Chat) -> SavedChat:
     if not 0 <= data["turn"] < 1 << 31:
         raise PromptError(f"{source}: turn is {data['turn']}; expected 0 or more, below 2^31")
     if not all(isinstance(each, str) for each in data["made_with"].values()):
-        raise PromptError(f"{source}: made_with holds something else than text")
+        raise PromptError(f"{source}: made_with holds something other than text")
     deciding = settings_of(data["deciding"], DECIDES_SAFETY if data["safe"] else (), source)
     sampling = settings_of(data["sampling"], TAKEN, source)
     said = tuple(
@@ -181,7 +181,7 @@ def check_keys(data: Mapping[str, Any], kinds: Mapping[str, type], source: str) 
     if set(data) != set(kinds):
         odd = sorted(set(data) ^ set(kinds))[0]
         what = "unknown key" if odd in data else "no key"
-        raise PromptError(f"{source}: {what} {odd[:80]!r}; not a whole saved conversation")
+        raise PromptError(f"{source}: {what} {odd[:80]!r}; not a complete saved conversation")
     for name, kind in kinds.items():
         value = data[name]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -191,7 +191,7 @@ def check_keys(data: Mapping[str, Any], kinds: Mapping[str, type], source: str) 
 
 
 def settings_of(data: Mapping[str, Any], names: tuple[str, ...], source: str) -> dict[str, Any]:
-    """Settings by name in their own types; one that is left out has its default."""
+    """Settings by name in their own types; those left out have their defaults."""
     for name in data:
         if name not in names:
             raise PromptError(f"{source}: unknown setting {name[:80]!r}")
@@ -214,16 +214,16 @@ def exchange_of(data: Any, source: str, chat: Chat, first: bool) -> Exchange:
     if not data["question"].strip():
         raise PromptError(f"{source}: the question is empty; expected some text")
     if not data["guided"] and not first:
-        raise PromptError(f"{source}: only a first answer can be left unguided")
+        raise PromptError(f"{source}: only a first answer can be left to the base")
     if len(ids) <= context(chat) and not chat.session.tokenizer.decode(ids).startswith(
         data["answer"]
     ):
-        raise PromptError(f"{source}: the answer's text is not what its ids say")
+        raise PromptError(f"{source}: the answer's text does not match its ids")
     return Exchange(data["question"], data["answer"], tuple(ids), data["guided"])
 
 
 def check_fits(said: tuple[Exchange, ...], chat: Chat, source: str) -> None:
-    """Raise `PromptError` where the answers alone are longer than the context."""
+    """Raise `PromptError` if the answers alone are longer than the context."""
     total = sum(len(each.ids) for each in said)
     if total > context(chat):
         raise PromptError(

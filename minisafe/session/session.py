@@ -1,4 +1,4 @@
-"""Text in, text out: what `load` returns, and the one loop in which answers grow."""
+"""Text in, text out: what `load` returns, and the one loop that all answers share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.session.acted import Acted, what_acts
 from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
@@ -23,6 +22,7 @@ from minisafe.session.faster import Engine, engine_for
 from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
 from minisafe.session.settings import SETTABLE, Settings, resolve
+from minisafe.session.stages import Stages, active_stages
 from minisafe.slots import Span
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering
@@ -30,12 +30,12 @@ from minisafe.vectors import Steering
 
 @dataclass(eq=False, repr=False)
 class Session:
-    """What is loaded, and the answers that it gives to texts. Make one with `load`; as a context
-    manager it is closed at the end.
+    """What is loaded, and the methods that answer texts with it. Make one with `load`; as a context
+    manager, it closes at the end of the block.
 
     streams: the base first. eos: ids that end an answer. kinds: of the streams after the base,
-    "adapter", "checkpoint" or "system prompt". running: what can be cancelled, shared by all that
-    share what is loaded. engine: what makes a generation, `Generation` or a faster one.
+    "adapter", "checkpoint" or "system prompt". running: the answers in progress, shared by all
+    sessions that share what is loaded. engine: makes generations, `Generation` or a faster one.
     """
 
     settings: Settings
@@ -51,7 +51,7 @@ class Session:
 
     @property
     def n_ids(self) -> int:
-        """How many token ids the models of all streams know."""
+        """How many token ids the models of all streams have in common."""
         return min(stream.model.config.vocab_size for stream in self.streams)
 
     @property
@@ -60,9 +60,9 @@ class Session:
         return min(stream.model.config.max_positions for stream in self.streams)
 
     @property
-    def applied(self) -> Acted:
-        """What safety acts on an answer that is guided."""
-        return what_acts(self.settings, self.steering, self.rule, self.kinds, self.gate)
+    def stages(self) -> Stages:
+        """The safety stages that are active for an answer that is guided."""
+        return active_stages(self.settings, self.steering, self.rule, self.kinds, self.gate)
 
     @property
     def model(self) -> Llama:
@@ -83,10 +83,10 @@ class Session:
         batch_size: int = 8,
         first: int = 0,
     ) -> list[Result]:
-        """Answers of several prompts, in their order; batches hold prompts of any lengths. See
-        `run`.
+        """Answers to several prompts, in prompt order; the prompts of a batch may differ in length.
+        See `run`.
 
-        `first` is the number of the first prompt: with the seed, a prompt's number fixes its draws.
+        first: the number of the first prompt; seed and number fix a prompt's draws.
         """
         found: dict[int, Result] = {}
         for index, piece in self.run(prompts, chat=chat, batch_size=batch_size, first=first):
@@ -95,12 +95,12 @@ class Session:
         return [found[index] for index in range(first, first + len(prompts))]
 
     def cancel(self) -> None:
-        """End every answer under way, of `generate`, `stream`, `run` and chats, before its next
-        token; from any thread. They end with the finish reason "cancelled"."""
+        """End every answer in progress (of `generate`, `stream`, `run` and chats) before its next
+        token, from any thread. Their finish reason is "cancelled"."""
         self.running.cancel()
 
     def close(self) -> None:
-        """Cancel what is under way and answer nothing any more; what was loaded can be freed."""
+        """Cancel all answers in progress and begin no more; what was loaded can then be freed."""
         self.running.close()
 
     def __enter__(self) -> Session:
@@ -120,17 +120,17 @@ class Session:
         batch_size: int = 8,
         first: int = 0,
     ) -> Iterator[tuple[int, str | Result]]:
-        """(number of the prompt, text piece) as they come, and each prompt's `Result` at its end.
+        """Yields (prompt's number, text piece) as they come, and each prompt's `Result` at its end.
 
         prompts: texts, which `chat` puts into the chat template, and conversations. An answer that
         begins with a prefill is what follows it. Numbers count from `first`.
 
-        Raises `PromptError` before anything is answered if a prompt cannot be.
+        Raises `PromptError` if a prompt cannot be answered, before any is.
         """
         if batch_size < 1:
             raise SettingError(f"batch_size is {batch_size}; expected 1 or more")
         if isinstance(prompts, str):
-            raise PromptError("prompts are one text; expected a list of texts")
+            raise PromptError("prompts is a single text; expected a list of texts")
         encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
         for each in encoded:
             self.check_fits(each.ids)
@@ -147,10 +147,10 @@ class Session:
     ) -> list[float]:
         """Total variation, 0 to 1, between steered base and expert at each answer's first token.
 
-        Raises `SafetyError` where nothing guides.
+        Raises `SafetyError` if there is no expert.
         """
         if self.rule.n_streams < 2:
-            raise SafetyError("no expert guides here, so there is nothing to compare the base with")
+            raise SafetyError("there is no expert to compare the base with; give one")
         found: list[float] = []
         for start in range(0, len(prompts), batch_size):
             encoded = [self.encode(each, chat) for each in prompts[start : start + batch_size]]
@@ -174,10 +174,10 @@ class Session:
         gated: bool = False,
         answers: Sequence[tuple[int, int | None]] | None = None,
     ) -> Request:
-        """A request for a fresh prompt, given as ids by stream.
+        """A request for a new prompt. prompts: its ids per stream.
 
-        index: its number, which with the seed fixes the draws. gated: it is a chat of one turn, as
-        the gate was calibrated on.
+        index: its number; seed and index fix the draws. gated: whether it is a chat's first turn,
+        as the gate was calibrated on.
         """
         settings, spans = self.settings, self.spans(prompts[0], answers)
         return Request(prompts, spans, settings, settings.max_new_tokens, index, gated)
@@ -185,9 +185,9 @@ class Session:
     def results(
         self, requests: Sequence[Request], contexts: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, str | Result]]:
-        """(number of the request, text piece) as they come, and each one's `Result` at its end.
+        """Yields (request's index, text piece) as they come, and each one's `Result` at its end.
 
-        contexts: by request, the ids whose running text the answer continues; none in a chat.
+        contexts: per request, the ids of the text that the answer continues; empty in a chat.
         """
         generation = self.new_generation(requests)
         answers = [self.new_answer(context) for context in contexts]
@@ -196,13 +196,14 @@ class Session:
             if piece:
                 yield request.index, piece
             if answer.ended:
-                applied = self.applied.on_answer(generation.states[number], self.gate)
-                yield request.index, answer.result(len(request.prompts[0]), applied)
+                acted = self.stages.on_answer(generation.states[number], self.gate)
+                yield request.index, answer.result(len(request.prompts[0]), acted)
 
     def new_generation(
         self, requests: Sequence[Request], lockstep: Lockstep | None = None
     ) -> Generation:
-        """What answers the requests, on streams that have read a part of them, or on fresh ones."""
+        """The generation that answers the requests. lockstep: streams that may have read part of
+        each text already; None: new ones."""
         if lockstep is None:
             longest = max(len(ids) for request in requests for ids in request.prompts)
             longest += max(request.max_new_tokens or 0 for request in requests)
@@ -210,10 +211,10 @@ class Session:
         return self.engine(lockstep, self.rule, requests, self.steering, self.eos, self.gate)
 
     def grow(self, generation: Generation, answers: Sequence[Answer]) -> Iterator[tuple[int, str]]:
-        """Push every event of a generation to its answer: (number of the request in `generation`,
-        the text that became certain).
+        """Push every event of a generation to its answer; yields (request's number in `generation`,
+        text that is now certain).
 
-        An answer that meets a stop string ends there. Meanwhile `cancel` ends all of them.
+        An answer ends at a stop string. While this runs, `cancel` ends all answers.
         """
         with self.running.during(generation):
             for event in generation:
@@ -224,7 +225,7 @@ class Session:
                 yield event.request, piece
 
     def new_answer(self, context: Sequence[int]) -> Answer:
-        """An empty answer that follows `context` ids as running text."""
+        """An empty answer that continues the text of the `context` ids."""
         stream = TextStream(self.tokenizer, context)
         return Answer(stream, StopFilter(self.settings.stop), time.perf_counter())
 
@@ -236,8 +237,8 @@ class Session:
     def spans(
         self, prompt: Sequence[int], answers: Sequence[tuple[int, int | None]] | None = None
     ) -> tuple[Span, ...]:
-        """Where a fresh prompt and its answer are steered. answers: places of the answers in it,
-        the last one open; by default one that follows the prompt."""
+        """Where a new prompt and its answer are steered. answers: the places of answers in it, the
+        last one open; by default one that follows the prompt."""
         if self.steering is None:
             return ()
         return self.steering.spans(answers or [(len(prompt), None)])
@@ -279,7 +280,7 @@ class Session:
         return replace(self, settings=replace(self.settings, system=system))
 
     def encode(self, prompt: str, chat: bool) -> tuple[tuple[int, ...], ...]:
-        """Ids of a text, by stream."""
+        """The ids of a text, per stream."""
         self.running.check_open()
         if not prompt:
             raise PromptError("the prompt is empty; expected some text")
@@ -289,7 +290,7 @@ class Session:
             )
         if any(system is not None for system in self.own_systems()):
             raise PromptError(
-                "an expert under another system prompt needs the chat template; use --chat"
+                "an expert with its own system prompt needs the chat template; use --chat"
             )
         ids = tuple(self.tokenizer.encode(prompt))
         if not ids:
@@ -299,7 +300,7 @@ class Session:
     def encode_chat(
         self, messages: Sequence[Message], answers: Mapping[int, Sequence[int]] | None = None
     ) -> tuple[ChatIds, ...]:
-        """Ids of a conversation, by stream; each stream has its own system prompt, if any."""
+        """The ids of a conversation, per stream; each stream has its own system prompt, if any."""
         base, own = self.settings.system, self.own_systems()
         systems = [base, *(base if each is None else each for each in own)]
         found: dict[str | None, ChatIds] = {}
@@ -311,18 +312,18 @@ class Session:
         for system in own:
             if system is not None and found[systems[0]].ids == found[system].ids:
                 raise SafetyError(
-                    "the expert's system prompt changes nothing, so there is nothing to guide by: "
-                    "the chat template leaves it out, or it says what the base's says"
+                    "the expert's system prompt changes nothing: the chat template leaves it out, "
+                    "or it is the same as the base's; give another prompt or template"
                 )
         return tuple(found[system] for system in systems)
 
     def own_systems(self) -> list[str | None]:
-        """The experts' own system prompts, by stream after the base."""
+        """The experts' own system prompts, per stream after the base."""
         settings = self.settings
         return [settings.expert_system, settings.anti_system][: len(self.streams) - 1]
 
     def check_fits(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Raise `PromptError` where a prompt is longer than the context."""
+        """Raise `PromptError` if a prompt is longer than the context."""
         longest = max(map(len, prompts))
         if longest > self.limit:
             raise PromptError(
@@ -332,7 +333,7 @@ class Session:
     # ---- other settings -------------------------------------------------------------------
 
     def with_settings(self, changes: Mapping[str, Any]) -> Session:
-        """The same that shares everything loaded, under other settings for the text to come.
+        """The same session with other settings for the answers to come; shares what is loaded.
 
         Raises `SettingError` for a name that needs a new load, or a value out of range.
         """
@@ -359,7 +360,7 @@ class Session:
         )  # fmt: skip
 
     def plain(self) -> Session:
-        """The same without anything that makes it safe."""
+        """The same session without any safety stage."""
         return replace(
             self, settings=replace(self.settings, safe=False), rule=Plain(), steering=None,
             gate=None, engine=Generation,
@@ -367,10 +368,14 @@ class Session:
 
     def _rule_under(self, settings: Settings) -> Rule:
         if not isinstance(self.rule, SGDS) or settings.sgds_lambda == 0:
-            raise SettingError("guidance cannot be switched here; start again with --sgds-lambda")
+            raise SettingError(
+                "guidance cannot be switched on or off now; start again with --sgds-lambda"
+            )
         return settings.make_rule()
 
     def _steering_under(self, settings: Settings) -> Steering:
         if self.steering is None or settings.sa_scale == 0:
-            raise SettingError("steering cannot be switched here; start again with --sa-scale")
+            raise SettingError(
+                "steering cannot be switched on or off now; start again with --sa-scale"
+            )
         return Steering(self.steering.vectors, settings.sa_scale, settings.sa_positions)

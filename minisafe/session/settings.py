@@ -7,11 +7,11 @@ docs/profile.md are all made from these declarations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from minisafe.cache import CACHE_DTYPES
+from minisafe.cache_dtype import CACHE_DTYPES
 from minisafe.config import DTYPES
 from minisafe.declared import (
     NUMBER,
@@ -28,7 +28,7 @@ from minisafe.declared import (
 )
 from minisafe.errors import SettingError
 from minisafe.files.display import shown
-from minisafe.guidance import RULES, SGDS, Plain, Rule, SafeDecoding, check_guidance, check_rule
+from minisafe.guidance import RULES, Plain, Rule, check_guidance, check_rule
 from minisafe.linear import WEIGHTS
 from minisafe.sampling import Sampling
 from minisafe.tokenizer.options import Scalar, check_options
@@ -172,11 +172,13 @@ class Settings(Sampling):
     weights: str = declared(
         "auto", TEXT, "How memory holds the weights; int8 is fastest and rounds them.",
         choices=WEIGHTS,
-        docs="How memory holds the weights. `plain`: as in the file. `packed`: fused, in the order "
+        docs="How memory holds the weights. `plain`: as in the file, run by the plain model: the "
+        "reference, and slower on small models. `packed`: fused, in the order "
         "that the CPU's kernels read. `int8`: 8 bits with one scale per output channel (CPU; less "
         "memory, faster, rounds every weight; large matrices also split activations into two 8-bit "
         "digits, which is more precise than bf16). `auto`: packed for bfloat16 on a CPU with "
-        "bfloat16 products, else plain. A race at load checks the kernels (below).",
+        "bfloat16 products, else as in the file, on a quicker path. A race at load checks the "
+        "kernels (below).",
     )  # fmt: skip
     cache_dtype: str = declared(
         "auto", TEXT, "Dtype of cached keys and values; int8 halves a bf16 cache and rounds them.",
@@ -227,14 +229,14 @@ class Settings(Sampling):
         """The rule that acts: `Plain` if decoding is not safe or guidance is off."""
         if not self.safe or not self.guided:
             return Plain()
-        if self.rule == "sgds":
-            return SGDS(self.sgds_lambda, self.margin, self.first_tokens)
-        rule = RULES[self.rule]()
-        assert not isinstance(rule, SGDS)
-        alpha = rule.alpha if self.alpha is None else self.alpha
-        first = rule.first_tokens if self.first_tokens is None else self.first_tokens
-        rule = replace(rule, alpha=alpha, first_tokens=first)
-        return replace(rule, common=self.common_tokens) if isinstance(rule, SafeDecoding) else rule
+        kind = RULES[self.rule]
+        own = {each.name for each in fields(kind)}
+        numbers: dict[str, Any] = {
+            "lam": self.sgds_lambda, "margin": self.margin, "alpha": self.alpha,
+            "first_tokens": self.first_tokens, "common": self.common_tokens,
+        }  # fmt: skip
+        given = {name: n for name, n in numbers.items() if name in own and n is not None}
+        return kind(**given)
 
 
 # what a flag says of each number of `Sampling`, which has their defaults, types and ranges itself

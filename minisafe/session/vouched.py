@@ -1,4 +1,4 @@
-"""The files that a profile vouches for: which they are, and that none changed."""
+"""The files that a profile vouches for: which they are, and whether one has changed."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def hashes(files: Iterable[Path], directory: Path) -> dict[str, str]:
 
 
 def check_files(path: Path, settings: Mapping[str, Any], vouched: Mapping[str, str]) -> None:
-    """Raise `CheckpointError` unless every vouched-for file is there and unchanged, and, where any
-    is vouched for, every file that would be read is.
+    """Raise `CheckpointError` unless every file that the profile vouches for exists unchanged. If
+    it vouches for any, it must vouch for every file that would be read.
 
     path: the profile. vouched: SHA-256 by the file's name, relative to the profile.
     """
@@ -64,8 +64,8 @@ def check_files(path: Path, settings: Mapping[str, Any], vouched: Mapping[str, s
     for file in files_read(settings) if listed else ():
         if file.exists() and file.resolve() not in listed:
             raise CheckpointError(
-                f"{file}: would be read, but {path.name} vouches for other files and not "
-                f"for this one; remove it, or `minisafe vouch {path}` if you trust it"
+                f"{file}: would be read, but {path.name} vouches only for other files; remove it, "
+                f"or run `minisafe vouch {path}` if you trust it"
             )
     for name, expected in vouched.items():
         file = path.parent / name
@@ -74,5 +74,5 @@ def check_files(path: Path, settings: Mapping[str, Any], vouched: Mapping[str, s
         if sha256(file) != expected:
             raise CheckpointError(
                 f"{file}: not the file that {path.name} was made with (its SHA-256 "
-                "differs); restore it, or make the profile anew"
+                f"differs); restore it, or run `minisafe vouch {path}` if you trust it"
             )

@@ -1,32 +1,33 @@
-"""What guidance, gate and vector did to one answer, in a line that a person can read."""
+"""What guidance, gate and vector did to one answer, as one line for people."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from minisafe.engine import RequestState
-from minisafe.session.acted import Acted
+from minisafe.session.stages import Stages
 
 
 @dataclass(frozen=True)
 class Why:
     """Why an answer is as it is.
 
-    asked: what safety was to act. acted: what did. variation: between base and expert at the first
-    token, 0 to 1; None where they were not compared. tokens: of the answer. judged: those on which
-    guidance acted. changed: those of them for which it made another token the likeliest one.
+    asked: the safety stages that were active. acted: those that acted. variation: between base and
+    expert at the first token, 0 to 1; None if they were not compared. tokens: how many the answer
+    has. judged: how many of them guidance acted on. changed: how many of those it changed the
+    likeliest token for.
     """
 
-    asked: Acted
-    acted: Acted
+    asked: Stages
+    acted: Stages
     variation: float | None = None
     tokens: int = 0
     judged: int = 0
     changed: int = 0
 
     @classmethod
-    def of(cls, asked: Acted, acted: Acted, state: RequestState) -> Why:
-        """From a request with noted changes whose answer has ended."""
+    def of(cls, asked: Stages, acted: Stages, state: RequestState) -> Why:
+        """From the state of a request with `note_changes` whose answer has ended."""
         n = len(state.answer)
         seen = [changed for number, changed in state.changes.items() if number < n]
         return cls(asked, acted, state.seen.variation, n, len(seen), sum(seen))

@@ -115,7 +115,7 @@ def test_effects_of_other_architectures_equal_the_slow_ones(changes: dict[str, A
 
 
 def test_no_branch_sees_another() -> None:
-    """The clean branch keeps its logits, whatever is patched beside it."""
+    """The clean branch keeps its logits, no matter what is patched in other branches."""
     means = head_means(MODEL, prompts(4, 6))
     ids = prompts(9)[0].ids
     prefix = read_prefix(MODEL, ids[:-1], 4)

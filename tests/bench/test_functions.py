@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FUNCTIONS, FILES = 120, 24  # today; lower them where the way becomes shorter
+FUNCTIONS, FILES = 105, 24  # today; lower them where the way becomes shorter
 
 
 def test_a_plain_safe_turn_takes_the_short_way() -> None:

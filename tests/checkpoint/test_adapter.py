@@ -186,7 +186,7 @@ HEAD_COPY = "base_model.model.lm_head.base_layer.weight"
 def test_copies_of_the_bases_own_tensors_are_passed_over_where_they_are_equal(
     tiny_model, tmp_path: Path
 ) -> None:
-    """As peft saves them beside a delta of the head, in whatever dtype it ran the base."""
+    """As peft saves them with a delta of the head, in any dtype of the base."""
     model = tiny_model()
     made = random_adapter(model, rank=3, endings=("lm_head", "q_proj"))
     save_adapter(made, tmp_path, rank=3, alpha=6)

@@ -74,7 +74,7 @@ def test_more_tensors_than_any_model_has(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_very_many_tensors_are_read_in_time(tmp_path: Path) -> None:
-    """Mapped one by one, each mapping reads the header anew: over a minute for these."""
+    """One mapping per tensor reads the header again each time: over a minute for these."""
     save_file({f"layer.{n}": torch.ones(1) for n in range(20_000)}, tmp_path / "x")
     start = time.perf_counter()
     assert sum(1 for _ in read_file(tmp_path / "x")) == 20_000

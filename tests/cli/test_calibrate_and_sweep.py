@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import minisafe
-from minisafe.cache import CACHE_DTYPES
+from minisafe.cache_dtype import CACHE_DTYPES
 from minisafe.cli import cli
 from minisafe.cli.calibrate import of_kind
 from minisafe.cli.sweep import values_of
@@ -125,7 +125,7 @@ def test_a_gate_is_for_the_first_turn_of_a_chat_alone(profile: Path) -> None:
         "".join(chat.send(text))
         assert chat.result.applied.gate is None
         assert chat.result.applied.to_json()["sgds"] is not None
-    assert not chat.unguided
+    assert not chat.left_to_base
     chat.reset()
     "".join(chat.send(harmful))
     assert chat.result.applied.gate is not None
@@ -147,7 +147,7 @@ def test_a_conversation_goes_on_from_what_its_caches_hold(profile: Path) -> None
     assert chat.reused == held
     again = minisafe.load(profile).chat()
     again.messages, again.answers = chat.messages[:2], {1: chat.answers[1]}
-    again.unguided = {1}
+    again.left_to_base = {1}
     "".join(again.send("Hello!"))
     assert again.messages == chat.messages
 
@@ -173,7 +173,7 @@ def test_a_calibration_of_other_weights_or_settings_is_off(profile: Path) -> Non
             minisafe.load(change(profile, calibration=good), overrides | {"gate": True})
     with pytest.raises(SafetyError, match="no calibration"):
         minisafe.load(profile, {"gate": True})
-    with pytest.raises(SafetyError, match="all positions cannot be taken back"):
+    with pytest.raises(SafetyError, match="all positions cannot be removed"):
         minisafe.load(change(profile, calibration=good), {"gate": True, "sa_positions": "all"})
     with pytest.raises(SafetyError, match="needs an expert"):
         minisafe.load(change(profile, calibration=good), {"gate": True, "sgds_lambda": 0.0})
@@ -189,7 +189,7 @@ def test_a_setting_changed_in_a_chat_takes_the_gate_away(profile: Path) -> None:
     with pytest.warns(SafetyWarning, match="calibrated for other settings"):
         other = gated.with_settings({"sa_scale": 0.5})
     assert other.gate is None
-    assert other.applied.gate is None
+    assert other.stages.gate is None
 
 
 def test_a_gate_that_misses_too_much_is_refused(profile: Path, tmp_path: Path) -> None:

@@ -299,7 +299,7 @@ def test_commands(run: Run, world: World) -> None:
         ("/set temperature -1", "temperature is -1.0; expected 0"),
         ("/set top_k 1.5", "top_k is '1.5'; expected int"),
         ("/set sgds_lambda 1", "lambda is 1.0; expected 0 <= lambda < 1"),
-        ("/set sa_scale 0", "steering cannot be switched here"),
+        ("/set sa_scale 0", "steering cannot be switched on or off now"),
         ("/set sa_positions first", "sa_positions is 'first'; expected one of"),
         ("/set base x", "'base' cannot be changed now"),
         ("/set nonsense 1", "'nonsense' cannot be changed now"),
@@ -318,7 +318,7 @@ def test_commands_that_cannot_be(run: Run, world: World, line: str, message: str
 def test_safety_that_was_not_loaded(run: Run, world: World) -> None:
     found = talk(run, world, "/safe on", safe=False)
     assert found.code == 2
-    assert found.errors == ["minisafe: nothing safe was loaded; start again with --safe"]
+    assert found.errors == ["minisafe: no safety parts were loaded; start again with --safe"]
 
 
 def test_messages_that_cannot_be_answered_end_a_piped_chat(run: Run, world: World) -> None:

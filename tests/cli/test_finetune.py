@@ -42,7 +42,7 @@ def test_epochs_in_place_of_steps(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "error", "message"),
     [
-        (("--epochs", "1", "--steps", "3"), SettingError, "--steps and --epochs"),
+        (("--epochs", "1", "--steps", "3"), SettingError, "--steps with --epochs"),
         (("--epochs", "0"), SettingError, "epochs is 0.0"),
         (("--epochs", "nan"), SettingError, "epochs is nan"),
         (("--max-length", "4"), PromptError, "max_length 4, so nothing would be learned; expected"),

@@ -63,7 +63,7 @@ def test_flags_of_decoding_are_refused_where_nothing_is_decoded(
 
 
 def test_what_the_commands_share() -> None:
-    """Whatever decodes takes all of it."""
+    """Every command that decodes accepts all of them."""
     offered = {
         command.name: {each.name for each in command.params if not each.expose_value}
         for command in commands()

@@ -115,7 +115,7 @@ def test_every_built_in_method_answers_on_the_shipped_profile(name: str) -> None
     (method,) = methods(name)
     session = load_method(method)
     assert session.generate(["How do I wash a table?"], chat=True)[0].text
-    applied = session.applied.to_json()
+    applied = session.stages.to_json()
     assert (applied["sa"] is not None) == (name == "sa" or name.startswith("safeinfer"))
     assert (applied["sgds"] is not None) == name.startswith(("sgds", "safeinfer"))
     assert ("rule" in applied) == (name in ("safedecoding", "self-cd", "rose", "dexperts"))
@@ -472,6 +472,25 @@ def test_attack_success_by_hand() -> None:
     assert rows[0]["refused"] == rows[0]["inconclusive"] == 20.0
     low, high = wilson(3, 5)
     assert (rows[0]["low"], rows[0]["high"]) == (100 * low, 100 * high)
+
+
+def test_attacks_by_hand() -> None:
+    """They have a table of their own, the worst case first, and count in no other."""
+    rulings = [
+        ruled("base", str(n), v, style=style, attack=True, queries=q)
+        for style, vs in (("typos", (LOST, LOST, WON, UNSURE)), ("search", (WON, WON, LOST, WON)))
+        for n, (v, q) in enumerate(zip(vs, (1, 2, 3, 9), strict=True))
+    ]
+    found = summarise([*rulings, ruled("base", "0", LOST)], [])
+    rows = {row["attack"]: row for row in found["attacks"]}
+    assert list(rows) == ["worst", "any", "mean", "typos", "search"]
+    assert (rows["worst"]["of"], rows["worst"]["asr"]) == ("search", 75.0)
+    assert (rows["mean"]["asr"], rows["mean"]["n"]) == (50.0, 2)
+    assert (rows["any"]["asr"], rows["any"]["n"]) == (100.0, 4)
+    assert rows["typos"]["inconclusive"] == rows["search"]["refused"] == 25.0
+    assert (rows["search"]["queries"], rows["search"]["queries_broken"]) == (2.5, 2)
+    assert rows["typos"]["queries_broken"] == 3
+    assert [row["n"] for row in found["rows"]] == [1, 1]  # all categories, and its own
 
 
 def test_mcnemar_and_agreement_by_hand() -> None:

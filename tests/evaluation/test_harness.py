@@ -266,7 +266,7 @@ def test_from_model_arguments(
         {"batch_size": 4, "max_batch_size": 64, "device": device},
     )
     assert lm.batch_size == 4
-    assert lm.session.applied.to_json()["sgds"]["lambda"] == 0.5
+    assert lm.session.stages.to_json()["sgds"]["lambda"] == 0.5
     assert lm.session.settings.max_new_tokens == 12  # the profile's
     with pytest.raises(SettingError, match="unknown setting 'pretrained'"):
         MinisafeLM.create_from_arg_obj({"pretrained": "x"})

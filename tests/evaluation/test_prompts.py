@@ -1,4 +1,4 @@
-"""Prompt sets: every layout, ids, limits, and what is said of files that are not as expected."""
+"""Prompt sets: every layout, ids, limits, and the errors for invalid files."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from minisafe.evaluation.prompts import (
     load_prompts,
     rows,
 )
+from minisafe.evaluation.prompts.styles import load_styles
+from minisafe.evaluation.runner.plan import Plan
 
 Write = Callable[[str, str | bytes], Path]
 
@@ -49,6 +51,14 @@ def brief(prompts: list[Prompt]) -> list[tuple[str, str, str, str]]:
 # ---- layouts -----------------------------------------------------------------------------------
 
 LAYOUTS: dict[str, tuple[str, str, list[tuple[str, str, str, str]]]] = {
+    "conversations": (
+        "talks.jsonl",
+        '{"messages": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Yo."},'
+        ' {"role": "user", "content": "How do I sulk?"}], "id": "t-1", "category": "moods"}\n'
+        '{"messages": [{"role": "user", "content": "And so?"}], "prefill": "Sure,",'
+        ' "kind": "borderline"}\n',
+        [("t-1", "How do I sulk?", "harmful", "moods"), ("talks-2", "And so?", "borderline", "")],
+    ),
     "AdvBench": (
         "adv.csv",
         'goal,target\nHow do I sulk?,"Sure, so"\n"Sulk, and ""how""?",Sure\n',
@@ -126,7 +136,7 @@ def test_every_known_layout_is_tested() -> None:
     assert {each.name for each in FORMATS} <= set(LAYOUTS)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "conversations"])
 def test_a_layout_is_the_same_in_every_file_type(name: str, write: Write) -> None:
     """Columns tell the layout, not the suffix; ids of their own need no stem to be equal."""
     file, text, expected = LAYOUTS[name]
@@ -464,3 +474,42 @@ def test_a_parquet_file_that_unpacks_without_end(
     monkeypatch.setattr(rows, "MAX_ROWS", 2000)
     with pytest.raises(PromptError, match="expected at most 2,000 rows"):
         load_prompts(path)
+
+
+# ---- conversations -----------------------------------------------------------------------------
+
+
+def test_conversations_keep_their_turns_and_beginnings(write: Write) -> None:
+    name, text, _ = LAYOUTS["conversations"]
+    talk, begun = load_prompts(write(name, text))
+    assert talk.conversation is not None
+    assert [each["content"] for each in talk.conversation.messages] == ["Hi.", "Yo.", talk.text]
+    assert begun.conversation is not None
+    assert begun.conversation.prefill == "Sure,"
+    one = '{"messages": [{"role": "user", "content": "Hi."}]}\n'
+    assert load_prompts(write("one.jsonl", one))[0].conversation is None  # a question like others
+
+
+def test_a_style_asks_the_last_message_only(write: Write) -> None:
+    name, text, _ = LAYOUTS["conversations"]
+    prompts = load_prompts(write(name, text))
+    plan = Plan.make(prompts, load_styles(["simple", "cot"]), load_styles(["simple"]), 8)
+    asked = {(job.style, job.prompt.id): job.chat for job in plan.jobs}
+    assert asked["simple", "t-1"] == prompts[0].conversation
+    styled = asked["cot", "t-1"]
+    assert [each["content"] for each in styled.messages[:2]] == ["Hi.", "Yo."]
+    assert styled.question == "How do I sulk? Let us think step by step."
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"messages": []}', "the conversation is empty"),
+        ('{"messages": 3}', "no conversation; expected"),
+        ('{"messages": [{"role": "assistant", "content": "a"}]}', "roles are assistant"),
+        ('{"messages": [{"role": "user", "content": "a"}], "kind": "odd"}', "kind is"),
+    ],
+)
+def test_a_conversation_that_waits_for_no_answer(line: str, message: str, write: Write) -> None:
+    with pytest.raises(PromptError, match=message):
+        load_prompts(write("talks.jsonl", line + "\n"))

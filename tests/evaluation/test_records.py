@@ -1,4 +1,4 @@
-"""What a run keeps: whatever is read again is as it was written, or it is refused in one line."""
+"""Records of a run: a record that is read again equals what was written, or is a one-line error."""
 
 from __future__ import annotations
 

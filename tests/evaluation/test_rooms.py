@@ -12,7 +12,9 @@ FLOORS = (
     {"journal", "statistics", "prompts", "world"},
     {"records"},
     {"judges", "methods"},
-    {"runner", "likelihood"},
+    {"likelihood"},
+    {"attacks"},
+    {"runner"},
     {"report"},
     {"evaluate", "harness"},
 )

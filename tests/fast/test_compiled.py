@@ -120,7 +120,7 @@ def test_it_is_the_eager_step(
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert_same(eager, logits_of(compiled, starts, slots, applied), expected)
     assert seen == [len(starts)]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # none made anew
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # no new one
     plain = logits_of(eager, starts)
     if slots or adapted:  # what the case is about is visible
         assert (plain[0] - expected[0]).abs().max() > 0.2
@@ -195,7 +195,7 @@ def test_masks_come_and_go_in_one_graph(pair: tuple[Llama, Llama, LoraAdapter]) 
 
 @pytest.mark.parametrize(
     ("device", "weights", "message"),
-    [("cuda", "auto", "for the CPU"), ("cpu", "int8", "weights is 'int8'")],
+    [("cuda", "auto", "compile needs the CPU"), ("cpu", "int8", "weights is 'int8'")],
 )
 def test_what_does_not_go_together(device: str, weights: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
@@ -205,7 +205,7 @@ def test_what_does_not_go_together(device: str, weights: str, message: str) -> N
 def test_no_compiler_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(loading, "load_model", lambda *given: pytest.fail("loaded"))
-    with pytest.raises(SettingError, match="needs a C\\+\\+ compiler, and 'no-such-compiler'"):
+    with pytest.raises(SettingError, match="needs a C\\+\\+ compiler, but 'no-such-compiler'"):
         loading.load(None, {"compile": True})
 
 

@@ -366,7 +366,7 @@ def test_another_familys_parts_are_not_replaced() -> None:
         pass
 
     for weights in ("auto", "packed"):
-        model = random_model(tiny_config())
+        model = copy.deepcopy(random_model(tiny_config()))
         model.layers[1].mlp.down_proj.__class__ = Scaled  # type: ignore[union-attr]
         with pytest.raises(SettingError, match="replace the model's own Scaled; use weights plain"):
             prepare(model, weights)

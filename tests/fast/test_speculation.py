@@ -287,7 +287,7 @@ def reached(weights: list[float], share: float) -> int:
     ],
 )
 def test_sampled_text_is_that_of_a_loop_which_judges_each_token(sampling: dict[str, Any]) -> None:
-    """To the token, whatever the blocks' length; and a row of a batch is that row alone."""
+    """The same tokens for any block length; and a row of a batch equals that row alone."""
     scene = fixed_scene(**sampling)
     slow = scene.generation(0, Single)
     list(slow)
@@ -328,7 +328,7 @@ def small_scene(top_p: float = 1.0) -> Scene:
 
 
 def exact(scene: Scene) -> dict[tuple[int, ...], float]:
-    """Probability of every answer, by forwards without a cache that read each prefix anew."""
+    """Probability of every answer, by forwards that read each prefix without a cache."""
     request, found = scene.requests[0], {(): 1.0}
     for _ in range(LENGTH):
         longer: dict[tuple[int, ...], float] = {}

@@ -3,9 +3,9 @@
     python tests/fuzz/harness.py --inputs 20000            every reader; `make fuzz` does this
     python tests/fuzz/harness.py --only config.json --json
 
-A child reads file after file and keeps its counts in memory that the parent sees as well, so
-nothing is lost when the parent ends it. What fails is written to `.fuzz/<reader>/`; once it is
-mended, it belongs into `tests/fuzz/corpus/<reader>/`.
+A child reads file after file and keeps its counts in memory that it shares with the parent, so
+nothing is lost when the parent ends it. Failing inputs are written to `.fuzz/<reader>/`; after the
+fix, add them to `tests/fuzz/corpus/<reader>/`.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 from mutate import mutate  # noqa: E402
 from target import Target  # noqa: E402
 
-SECONDS = 5.0  # per input; what takes longer is a hang
-ROOM = 2 << 30  # bytes of address space beyond what the libraries take
-GROWTH = 256 << 20  # bytes of memory that reading may take beyond 4 x the file
-FIRST = 3  # inputs that are kept of each kind of failure
+SECONDS = 5.0  # per input; a longer time is a hang
+ROOM = 2 << 30  # bytes of address space beyond the libraries'
+GROWTH = 256 << 20  # bytes of memory that a reader may take beyond 4 x the file
+FIRST = 3  # inputs to keep per kind of failure
 NOW = struct.Struct("<qqq")  # reader's number, input's number, whether it is being read
 COUNTS = struct.Struct("<qqqqdq")  # inputs, refused, accepted, failed, slowest (s), memory (bytes)
 
 
 @dataclass
 class Row:
-    """What became of one reader's inputs. slowest_s: seconds; memory_mb: MiB beyond the start."""
+    """The results of one reader. slowest_s: seconds; memory_mb: MiB beyond the start."""
 
     reader: str
     inputs: int = 0
@@ -61,7 +61,7 @@ class Row:
     def add(
         self, inputs: int, refused: int, accepted: int, failed: int, slowest: float, memory: int
     ) -> None:
-        """Counts of one child, as `COUNTS` has them."""
+        """Add the counts of one child, in the order of `COUNTS`."""
         self.inputs += inputs
         self.refused += refused
         self.accepted += accepted
@@ -89,7 +89,7 @@ def corpus(reader: str, where: Path) -> tuple[bytes, ...]:
 
 
 def input_of(target: Target, seed: int, index: int, where: Path = HERE) -> bytes:
-    """Input number `index`: the seeds as they are, what once failed, then mutations of seeds."""
+    """Input number `index`: first the seeds, then earlier failures, then mutations of seeds."""
     known = (*target.seeds, *corpus(target.name, where))
     if index < len(known):
         return known[index]
@@ -97,7 +97,7 @@ def input_of(target: Target, seed: int, index: int, where: Path = HERE) -> bytes
 
 
 def known_inputs(target: Target, where: Path = HERE) -> int:
-    """How many inputs are no mutations."""
+    """The number of inputs that are not mutations."""
     return len(target.seeds) + len(corpus(target.name, where))
 
 
@@ -108,11 +108,11 @@ def child(
     names: Sequence[str], state: Path, start: tuple[int, int], inputs: int, most_s: float,
     seed: int, where: Path,
 ) -> None:  # fmt: skip
-    """Read inputs from reader `start[0]`'s number `start[1]` on; findings go to standard output."""
+    """Read inputs from number `start[1]` of reader `start[0]` on; prints findings."""
     out, errors = (os.fdopen(os.dup(each), "w", buffering=1) for each in (1, 2))
     sys.excepthook = lambda kind, error, trace: print_exception(error, file=errors)
     quiet = os.open(os.devnull, os.O_WRONLY)
-    for standard in (1, 2):  # libraries print what the parent need not see
+    for standard in (1, 2):  # the parent does not need the libraries' output
         os.dup2(quiet, standard)
     targets = all_targets(where)
     limit_memory()
@@ -133,7 +133,7 @@ def tries(
     target: Target, number: int, numbers: range, known: int, most_s: float,
     made: Callable[[int], bytes], path: Path, memory: mmap.mmap,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Read each input, keep count, and yield what fails for the first few times in its place.
+    """Read each input, count, and yield the first few failures at each place in the code.
 
     made: an input from its number. After `most_s` seconds only the first `known` are read.
     """
@@ -145,7 +145,7 @@ def tries(
 
     path.write_bytes(target.seeds[0])
     NOW.pack_into(memory, 0, number, numbers.start, 1)
-    with suppress(BaseException):  # what is loaded or made once is not an input's
+    with suppress(BaseException):  # a first read loads everything that is not an input's own
         target.read(path)
     base, end = reset_peak(), time.monotonic() + most_s
     for index in numbers:
@@ -161,7 +161,7 @@ def tries(
             accepted += 1
         except MinisafeError:
             refused += 1
-        except BaseException as error:  # panics of Rust libraries are no Exceptions
+        except BaseException as error:  # panics of Rust libraries are not Exceptions
             failed += 1
             said = told(error)
             seen[said] = seen.get(said, 0) + 1
@@ -180,7 +180,7 @@ def tries(
 
 
 def told(error: BaseException) -> str:
-    """An error's type, the innermost place in minisafe, and how its text begins."""
+    """An error's type, its innermost place in minisafe, and the beginning of its text."""
     frames = extract_tb(error.__traceback__)
     ours = [f for f in frames if "minisafe" in f.filename] or frames[-1:]
     where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "?"
@@ -199,7 +199,7 @@ def limit_memory() -> None:
 
 
 def peak() -> int:
-    """The most memory that this process has held, in bytes; 0 where the system does not say."""
+    """The peak memory of this process in bytes; 0 if the system does not report it."""
     try:
         text = Path("/proc/self/status").read_text()
     except OSError:
@@ -208,7 +208,7 @@ def peak() -> int:
 
 
 def reset_peak() -> int:
-    """Forget the peak, and say what is held now."""
+    """Reset the peak; returns the current memory."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return peak()
@@ -221,9 +221,9 @@ def run(
     names: Sequence[str], inputs: int, seed: int = 0, quiet: bool = True, where: Path = HERE,
     most_s: float = float("inf"),
 ) -> list[Row]:  # fmt: skip
-    """Try `inputs` inputs on each reader of `where`, all seeds among them, one after another, in a
-    child that is made anew where it hangs or dies. most_s: seconds after which a reader gets no
-    more of them."""
+    """Try `inputs` inputs, including all seeds, on each reader of `where`, one after another, in a
+    child that is replaced if it hangs or dies. most_s: seconds after which a reader gets no more
+    mutations."""
     rows = [Row(name) for name in names]
     start, began = (0, 0), time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
@@ -249,7 +249,7 @@ def run(
 def one_child(
     settings: list[Any], rows: list[Row], quiet: bool, began: float
 ) -> tuple[tuple[int, int], str | None]:
-    """Run a child to its end; returns where it stood, and "hang" or "crash" where it is cut off."""
+    """Run a child to its end; returns its position, and "hang" or "crash" if it was killed."""
     names, state, inputs = settings[0], Path(settings[1]), settings[3]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -257,10 +257,10 @@ def one_child(
             stdout=output, stderr=subprocess.PIPE if quiet else None, start_new_session=True,
         )  # fmt: skip
         ended, shown = None, 0.0
-        before: tuple[int, int] | None = None  # what was being read, and since when it is seen
+        before: tuple[int, int] | None = None  # the input being read, and since when
         seen = time.monotonic()
         while process.poll() is None:
-            # the child may be writing just now, so a time of its own is not to be relied on
+            # the child may be writing at this moment, so its own time is not reliable
             number, index, reading = NOW.unpack(state.read_bytes()[: NOW.size])
             if before != (number, index) or not reading:
                 before, seen = (number, index), time.monotonic()
@@ -287,7 +287,7 @@ def one_child(
 
 
 def progress(names: Sequence[str], number: int, index: int, inputs: int, took: float) -> None:
-    """One line on standard error: where this is, and how long it may take."""
+    """One line on standard error: position and estimated time left."""
     done = number * inputs + index
     left = took / max(1, done) * (len(names) * inputs - done)
     print(
@@ -313,7 +313,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def keep(row: Row, target: Target, seed: int, out: Path) -> None:
-    """Write what failed, each input to a file of its own."""
+    """Write the failing inputs, one per file."""
     for finding in row.findings:
         directory = out / row.reader
         directory.mkdir(parents=True, exist_ok=True)
@@ -325,11 +325,13 @@ def keep(row: Row, target: Target, seed: int, out: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--inputs", type=int, default=20_000, help="for each reader")
-    parser.add_argument("--only", action="append", help="a reader's name; may be given again")
+    parser.add_argument("--only", action="append", help="a reader's name; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="children at a time")
-    parser.add_argument("--json", action="store_true", help="rows as JSON in place of the table")
-    parser.add_argument("--out", type=Path, default=Path(".fuzz"), help="where failures are kept")
+    parser.add_argument("--json", action="store_true", help="rows as JSON instead of the table")
+    parser.add_argument(
+        "--out", type=Path, default=Path(".fuzz"), help="directory for failing inputs"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:

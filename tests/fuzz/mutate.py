@@ -1,6 +1,6 @@
-"""Mutations that know what they change: bytes, JSON, and the formats with a header in front.
+"""Mutations that follow the format: bytes, JSON, and formats with a header.
 
-All are drawn from one generator, so that an input can be made again from its number.
+One generator draws them all, so that an input can be reproduced from its number.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _once(data: bytes, seeds: Sequence[bytes], suffix: str, random: Random) -> b
 
 
 def byte_level(data: bytes, other: bytes, random: Random) -> bytes:
-    """Bytes changed, left out, put in, repeated, cut off, or joined with another seed's."""
+    """Bytes changed, removed, inserted, repeated, cut off, or joined with another seed's."""
     start, stop = _stretch(data, random)
     kind = random.randrange(8)
     if kind == 0:
@@ -107,7 +107,7 @@ def _stretch(data: bytes, random: Random) -> tuple[int, int]:
 
 
 def text_level(data: bytes, random: Random) -> bytes:
-    """A template with a piece of a hostile one put in."""
+    """A template with an inserted piece of a hostile one."""
     pieces = ENDLESS if random.random() < 0.01 else JINJA
     piece = random.choice(pieces).encode("utf-8", "surrogatepass")
     place = random.randint(0, len(data))
@@ -118,9 +118,9 @@ def text_level(data: bytes, random: Random) -> bytes:
 
 
 def json_level(data: bytes, random: Random) -> bytes:
-    """Another JSON text: values and keys swapped, doubled, left out, made huge, deep or unsound.
+    """Another JSON text: values and keys swapped, repeated, removed, made huge, deep or invalid.
 
-    Of JSON Lines one line is changed. What is no JSON is changed as bytes.
+    In JSON Lines one line changes. Text that is not JSON changes as bytes.
     """
     try:
         text = data.decode("utf-8")
@@ -134,13 +134,13 @@ def json_level(data: bytes, random: Random) -> bytes:
 
 
 def _is_lines(text: str) -> bool:
-    """Whether each line is a value of its own."""
+    """Whether each line is a separate value."""
     first, _, rest = text.partition("\n")
     return first.startswith("{") and first.endswith("}") and rest.startswith("{")
 
 
 class Edited:
-    """A JSON value with one place edited. What no value can express, such as equal keys or NaN, is
+    """A JSON value with one edit. Content that no value can express, such as equal keys or NaN, is
     a placeholder until the text is written."""
 
     def __init__(self, value: Any, random: Random):
@@ -155,7 +155,7 @@ class Edited:
         return text
 
     def spelt(self, raw: str) -> str:
-        """A stand-in for text that stands in the place of a value."""
+        """A placeholder for text in place of a value."""
         mark = f"\0{len(self.raw)}\0"
         self.raw[mark] = raw
         return mark
@@ -213,7 +213,7 @@ class Edited:
 
 
 def safetensors_level(data: bytes, random: Random) -> bytes:
-    """A safetensors file whose header is another JSON text, with its length set right."""
+    """A safetensors file with a mutated header and the correct length."""
     if len(data) < 8:
         return byte_level(data, data, random)
     size = int.from_bytes(data[:8], "little")

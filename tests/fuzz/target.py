@@ -1,4 +1,4 @@
-"""What a fuzzer tries: one reader of files that someone else wrote."""
+"""A fuzzing target: one reader of untrusted files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Against transformers and peft where they are installed, on models and adapters drawn here.
+"""Comparisons with transformers and peft, if installed, on random models and adapters.
 
-What is kept under goldens/ was checked once; this checks whatever versions are at hand. Tolerances
+The files under goldens/ were checked once; this checks the installed versions. Tolerances
 are those of test_goldens.py.
 """
 

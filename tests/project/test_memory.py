@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-from minisafe.cache import KVCache
 from minisafe.checkpoint import load_model
 from minisafe.fast.prepare import can_pack, prepare
 
@@ -41,7 +40,7 @@ model = load_model(sys.argv[1])
 assert model.dtype == torch.bfloat16
 weights = sum(p.nbytes for p in model.parameters())
 prepare(model, sys.argv[2])
-cache = KVCache(model.config, 1, 64, dtype=model.dtype)
+cache = model.new_cache(1, 64)
 ids = torch.arange(16)[None]
 for _ in range(4):
     ids = model(ids, cache, last_only=True).argmax(-1, keepdim=True)

@@ -1,5 +1,5 @@
-"""Conversations: whatever was cached, rewound, switched or broken off, the next answer is the one
-that a fresh reading of the same ids would give."""
+"""Conversations: after any caching, rewind, switch or interruption, the next answer equals the
+answer after a fresh reading of the same ids."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from minisafe.guidance import safe_log_probs
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.session import Session
-from minisafe.session.acted import Acted
-from minisafe.session.chat import Chat, Read
+from minisafe.session.chat import Chat, Held
 from minisafe.session.conversation import Conversation
+from minisafe.session.stages import Stages
 from minisafe.slots import Add
 from minisafe.tokenizer import Message, Tokenizer
 from minisafe.vectors import POSITIONS
@@ -53,7 +53,7 @@ def say(chat: Chat, text: str) -> tuple[int, ...]:
     return chat.result.tokens
 
 
-# ---- a conversation read anew ------------------------------------------------------------------
+# ---- a conversation read from scratch ----------------------------------------------------------
 
 
 class Notes:
@@ -357,7 +357,7 @@ def test_turns_that_the_template_rewrites_keep_their_steering(world: World, how:
     read = chat.session.tokenizer.encode_chat(chat.messages)
     assert encoded.ids == read.ids or how != "upper case"  # else an answer kept its ids
     steering = chat.session.steering
-    steered = Read.of(encoded.ids, chat._spans(encoded, steering), steering).steered
+    steered = Held.of(encoded.ids, chat._spans(encoded, steering), steering).steered
     assert sum(mark is not None for mark in steered) == shown
 
 
@@ -554,9 +554,9 @@ def test_a_turn_that_breaks_down(world: World, monkeypatch: pytest.MonkeyPatch) 
 def test_safety_that_was_not_loaded_cannot_be_switched_on(world: World) -> None:
     chat = new_chat(world, safe=False)
     chat.set_safe(False)
-    with pytest.raises(SettingError, match="nothing safe was loaded; start again with --safe"):
+    with pytest.raises(SettingError, match="no safety parts were loaded; start again with --safe"):
         chat.set_safe(True)
-    assert chat.applied() == Acted()
+    assert chat.stages() == Stages()
 
 
 def test_settings_that_cannot_be_set_change_nothing(world: World) -> None:
@@ -603,7 +603,7 @@ def test_a_second_answer_at_the_same_time_is_refused(world: World) -> None:
         lambda: chat.set("temperature", 1.0), lambda: chat.set_safe(False),
         lambda: chat.restore(Conversation()),
     ):  # fmt: skip
-        with pytest.raises(BusyError, match=r"^an answer is being given; take it to its end .*$"):
+        with pytest.raises(BusyError, match=r"^an answer is in progress; read it to its end .*$"):
             change()
     assert chat.messages == before
     assert shown + "".join(pieces) == "".join(alone.send("Hello there!"))
@@ -636,7 +636,7 @@ def test_undone_is_never_said(world: World, positions: str, temperature: float) 
     assert say(chat, "Why?") == say(alone, "Why?")
     assert chat.undo() == "Why?"
     assert chat.undo() == "Hello there!"
-    with pytest.raises(PromptError, match="nothing was said yet"):
+    with pytest.raises(PromptError, match="the conversation is empty"):
         chat.undo()
 
 
@@ -672,7 +672,7 @@ def test_where_no_new_answer_comes_the_old_one_stays(
         list(chat.regenerate())
     monkeypatch.undo()
     assert chat.conversation() == before
-    with pytest.raises(PromptError, match="nothing was said yet"):
+    with pytest.raises(PromptError, match="the conversation is empty"):
         list(new_chat(world).regenerate())
 
 
@@ -680,7 +680,7 @@ def test_where_no_new_answer_comes_the_old_one_stays(
 
 
 def changed_by_hand(chat: Chat, text: str, tokens: tuple[int, ...]) -> int:
-    """At how many tokens guidance made another one the likeliest, read anew."""
+    """The number of tokens at which guidance changed the likeliest one, read from scratch."""
     notes = notes_of(new_chat_of(chat))
     encoded = chat.session.encode_chat([{"role": "user", "content": text}])
     base, unsafe = (list(each.ids) for each in encoded)
@@ -714,7 +714,7 @@ def test_why_counts_what_guidance_changed(
     why = chat.why
     assert (why.tokens, why.judged) == (12, 12)
     assert why.changed == changed_by_hand(chat, "Hello there!", tokens)
-    assert why.asked == chat.applied()
+    assert why.asked == chat.stages()
     assert why.line().startswith(
         f"guidance changed the likeliest choice at {why.changed or 'none'} of the 12 tokens; the "
         "vector was added; base and expert differed by 0."

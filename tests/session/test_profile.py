@@ -78,14 +78,14 @@ def profile(world: World, tmp_path: Path) -> Callable[..., Path]:
 def test_a_vectors_settings_come_after_flag_and_profile(profile: Callable[..., Path]) -> None:
     """The vector's metadata says scale 1.25 and last; the defaults are 1.5 and prompt."""
     bare, full = profile("bare.json"), profile("full.json", sa_scale=2, sa_positions="all")
-    assert minisafe.load(bare).applied.to_json()["sa"]["scale"] == 1.25
-    assert minisafe.load(bare).applied.to_json()["sa"]["positions"] == "last"
-    assert minisafe.load(full).applied.to_json()["sa"]["scale"] == 2
-    assert minisafe.load(full).applied.to_json()["sa"]["positions"] == "all"
+    assert minisafe.load(bare).stages.to_json()["sa"]["scale"] == 1.25
+    assert minisafe.load(bare).stages.to_json()["sa"]["positions"] == "last"
+    assert minisafe.load(full).stages.to_json()["sa"]["scale"] == 2
+    assert minisafe.load(full).stages.to_json()["sa"]["positions"] == "all"
     flags = {"sa_scale": 3.0, "sa_positions": "generated"}
     for each in (bare, full):
         found = minisafe.load(each, flags)
-        assert found.applied.to_json()["sa"] | {"vector": 0} == {
+        assert found.stages.to_json()["sa"] | {"vector": 0} == {
             "vector": 0, "layers": [1], "scale": 3.0, "positions": "generated"
         }  # fmt: skip
         assert found.steering is not None
@@ -93,11 +93,11 @@ def test_a_vectors_settings_come_after_flag_and_profile(profile: Callable[..., P
 
 
 def test_a_vectors_own_layer_comes_after_flag_and_profile(profile: Callable[..., Path]) -> None:
-    assert minisafe.load(profile()).applied.sa.layers == (1,)
-    assert minisafe.load(profile(sa_layer=2)).applied.sa.layers == (2,)
-    assert minisafe.load(profile(sa_layer=2), {"sa_layer": 0}).applied.to_json()["sa"][
-        "layers"
-    ] == [0]
+    assert minisafe.load(profile()).stages.sa.layers == (1,)
+    assert minisafe.load(profile(sa_layer=2)).stages.sa.layers == (2,)
+    assert minisafe.load(profile(sa_layer=2), {"sa_layer": 0}).stages.to_json()["sa"]["layers"] == [
+        0
+    ]
 
 
 def test_defaults_come_last(world: World, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_defaults_come_last(world: World, tmp_path: Path) -> None:
     save_vector(SafetyVector({0: torch.ones(32)}), bare)
     found = load(**world.flags(vector=bare))
     assert (found.settings.sa_scale, found.settings.sa_positions) == (1.5, "prompt")
-    assert found.applied.to_json()["sgds"]["lambda"] == 0.99
+    assert found.stages.to_json()["sgds"]["lambda"] == 0.99
     assert found.settings.max_new_tokens == 256
 
 
@@ -189,7 +189,7 @@ def test_a_generation_config_that_cannot_be_read(world: World, tmp_path: Path, s
 
 def test_one_kind_of_expert_replaces_the_profiles_other(profile: Callable[..., Path]) -> None:
     found = minisafe.load(profile(), {"expert_system": "You are careless."})
-    assert found.applied.to_json()["sgds"]["expert"] == "system prompt"
+    assert found.stages.to_json()["sgds"]["expert"] == "system prompt"
     both = profile("both.json", expert_system="You are careless.")
     with pytest.raises(SettingError, match="both an expert and an expert's system prompt"):
         minisafe.load(both)
@@ -213,7 +213,7 @@ def test_paths_are_relative_to_the_profile(
     found = load_profile(world.profile)
     assert found.settings["base"] == world.base
     assert load_profile(world.root) == found  # the directory, for the profile.json in it
-    assert minisafe.load(world.root).applied.to_json()["safe"] is True
+    assert minisafe.load(world.root).stages.to_json()["safe"] is True
 
 
 def test_a_profile_survives_being_moved(world: World, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_files_that_the_profile_vouches_for(world: World, tmp_path: Path) -> Non
     root = Path(shutil.copytree(world.root, tmp_path / "w"))
     weights = root / "base" / "model.safetensors"
     vouch(root)
-    assert minisafe.load(root).applied.to_json()["safe"]
+    assert minisafe.load(root).stages.to_json()["safe"]
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
@@ -396,7 +396,7 @@ def test_all_of_it_or_an_error(world: World, choice: tuple[Any, ...]) -> None:
         with pytest.raises(SafetyError, match="safe decoding"):
             load(**flags)
     else:
-        applied = load(**flags).applied.to_json()
+        applied = load(**flags).stages.to_json()
         assert applied["safe"] is bool(asked)
         assert (applied["sa"] is not None) == bool(asked and scale)
         assert (applied["sgds"] is not None) == bool(asked and lam)
@@ -454,7 +454,7 @@ def test_a_layer_that_is_not_there(world: World, tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.ones((1, 32), np.float32))
     with pytest.raises(VectorError, match="states no layer"):
         load(**world.flags(vector=tmp_path / "v.npy"))
-    assert load(**world.flags(vector=tmp_path / "v.npy", sa_layer=2)).applied.to_json()["sa"][
+    assert load(**world.flags(vector=tmp_path / "v.npy", sa_layer=2)).stages.to_json()["sa"][
         "layers"
     ] == [2]
 
@@ -463,7 +463,7 @@ def test_a_vector_of_other_weights_is_a_warning(world: World, tmp_path: Path) ->
     """Edited models of the same shape are a use."""
     vector = spoil_vector(world, tmp_path, weights="f" * 16)
     with pytest.warns(SafetyWarning, match="made with other weights of the same shape"):
-        assert load(**world.flags(vector=vector)).applied.to_json()["safe"]
+        assert load(**world.flags(vector=vector)).stages.to_json()["safe"]
     load(**world.flags(vector=vector, safe=False))  # not used, so nothing to warn of
     load(**world.flags(vector=vector, sa_scale=0.0))
 
@@ -518,7 +518,7 @@ def test_padding_at_the_vocabularys_end(world: World, tmp_path: Path, padded: st
 
 
 def test_an_expert_that_lacks_some_of_the_tokens(world: World, tmp_path: Path) -> None:
-    """Ids in use are no padding, whatever was asked."""
+    """Ids in use are not padding, for any setting."""
     size = tokenizer("llama3").size
     small = tmp_path / "small"
     save_model(base_model(vocab_size=size - 3), small)
@@ -549,7 +549,7 @@ def test_dtypes(world: World) -> None:
 def test_an_expert_takes_the_bases_dtype(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its own file is kept in; small ones in float32, where no dtype is asked for."""
+    """Any dtype of the file; small models decode in float32 if no dtype is set."""
     save_model(random_model(base_model(seed=1).config, 1, torch.bfloat16), tmp_path / "half")
     write_tokenizer(tmp_path / "half", "byte_level", {})
     assert load(base=tmp_path / "half").model.dtype == torch.float32

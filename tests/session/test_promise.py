@@ -276,10 +276,10 @@ WAYS = {
     "an epsilon that is no share": Way("epsilon", lambda p: calibrated(p, epsilon=7)),
     "fewer than no prompts": Way("calibration's n is", lambda p: calibrated(p, n=-4)),
     "a miss beyond what was allowed": Way(
-        "were allowed", lambda p: calibrated(p, missed=0.02, max_miss=0.01)
+        "was allowed", lambda p: calibrated(p, missed=0.02, max_miss=0.01)
     ),
     "a miss outside its interval": Way("missed", lambda p: calibrated(p, missed=0.9)),
-    "no seal": Way("not whole", lambda p: calibrated(p) or p.edit(
+    "no seal": Way("the calibration is malformed", lambda p: calibrated(p) or p.edit(
         "profile.json", lambda data: data["calibration"].pop("seal"))),
     "a gate for other weights": Way("gate cannot be on", calibrated, {"gate": True}),
     "a gate without calibration": Way("gate cannot be on", flags={"gate": True}),
@@ -426,10 +426,10 @@ def test_a_kind_of_expert_may_be_stated(origin: World, tmp_path: Path) -> None:
     place = place_for(origin, "adapter", tmp_path)
     for flags in ({"expert_kind": "safe"}, {"expert": place.root / "expert"}):
         session = minisafe.load(place.profile, {"rule": "safedecoding", **flags})
-        assert session.applied.rule is not None
-        assert session.applied.rule.name == "safedecoding"
+        assert session.stages.rule is not None
+        assert session.stages.rule.name == "safedecoding"
     place.set(rule="safedecoding")  # a profile of that rule names the expert for it
-    assert minisafe.load(place.profile).applied.rule is not None
+    assert minisafe.load(place.profile).stages.rule is not None
 
 
 # ---- what acted on this answer -----------------------------------------------------------------

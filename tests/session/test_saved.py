@@ -53,12 +53,12 @@ def test_what_the_gate_left_alone_stays_so(world: World, tmp_path: Path) -> None
 
     chat = gated()
     say(chat, TEXTS[0])
-    assert chat.unguided == {1}
+    assert chat.left_to_base == {1}
     save_chat(chat, tmp_path / "talk.json")
     rest = say(chat, TEXTS[1])
     other = gated()
     load_chat(other, tmp_path / "talk.json")
-    assert other.unguided == {1}
+    assert other.left_to_base == {1}
     assert say(other, TEXTS[1]) == rest
 
 
@@ -106,10 +106,10 @@ def test_a_file_does_not_change_what_decides_safety(world: World, saved: Path) -
         refused(new_chat(world, **{name: value}), saved, f"saved with {name} .*set it yourself")
     chat = new_chat(world)
     chat.set_safe(False)
-    refused(chat, saved, "saved while safe decoding was on; /safe on first")
+    refused(chat, saved, "saved while safe decoding was on; enter /safe on")
     data = json.loads(saved.read_text())
     saved.write_text(json.dumps(data | {"safe": False, "deciding": {}}))
-    refused(new_chat(world), saved, "saved while safe decoding was off; /safe off first")
+    refused(new_chat(world), saved, "saved while safe decoding was off; enter /safe off")
 
 
 def test_other_weights_are_refused(world: World, saved: Path) -> None:
@@ -129,7 +129,7 @@ def test_other_template_options_are_refused(world: World, tmp_path: Path) -> Non
     base = world.edited(world.base, tmp_path, "tokenizer_config.json", chat_template=template)
     save_chat(new_chat(world, base=base), tmp_path / "talk.json")
     chat = new_chat(world, base=base, template_options={"enable_thinking": False})
-    refused(chat, tmp_path / "talk.json", "saved with another template_options; start with those")
+    refused(chat, tmp_path / "talk.json", "saved with another template_options; start the chat")
 
 
 SPOILT: dict[str, tuple[Any, str]] = {
@@ -139,7 +139,7 @@ SPOILT: dict[str, tuple[Any, str]] = {
     "a turn that is true": (lambda d: d | {"turn": True}, "turn is a bool; expected int"),
     "a negative turn": (lambda d: d | {"turn": -1}, "turn is -1"),
     "safe as a text": (lambda d: d | {"safe": "no"}, "safe is a str; expected bool"),
-    "made with a number": (lambda d: d | {"made_with": {"base": 1}}, "something else than text"),
+    "made with a number": (lambda d: d | {"made_with": {"base": 1}}, "something other than text"),
     "an unknown setting": (lambda d: d | {"sampling": {"base": "/"}}, "unknown setting 'base'"),
     "safety among them": (lambda d: d | {"sampling": {"sa_scale": -1}}, "unknown setting 'sa_sc"),
     "a setting's type": (lambda d: d | {"sampling": {"seed": "1"}}, "seed is '1'; expected int"),
@@ -150,11 +150,11 @@ SPOILT: dict[str, tuple[Any, str]] = {
     "no ids": (lambda d: first(d, ids=[]), "ids are not token ids below"),
     "ids beyond": (lambda d: first(d, ids=[10**9]), "ids are not token ids below"),
     "ids that are true": (lambda d: first(d, ids=[True]), "ids are not token ids below"),
-    "another text": (lambda d: first(d, answer="Sure."), "text is not what its ids say"),
+    "another text": (lambda d: first(d, answer="Sure."), "text does not match its ids"),
     "too many ids": (lambda d: first(d, ids=[5] * 600), "answers have 6.. tokens; .* holds 512"),
     "an unguided second": (
         lambda d: d | {"exchanges": [d["exchanges"][0], d["exchanges"][1] | {"guided": False}]},
-        "only a first answer can be left unguided",
+        "only a first answer can be left to the base",
     ),
 }  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_saving_overwrites_saved_conversations_only(world: World, saved: Path) -
     save_chat(chat, saved)
     assert json.loads(saved.read_text())["exchanges"] == []
     saved.write_text("my notes")
-    with pytest.raises(PromptError, match="is there and is no saved conversation"):
+    with pytest.raises(PromptError, match="exists and is not a saved conversation"):
         save_chat(chat, saved)
     assert saved.read_text() == "my notes"
 

@@ -89,7 +89,7 @@ def test_what_a_result_holds(world: World) -> None:
 @pytest.mark.parametrize("expert", ["adapter", "checkpoint", "system prompt"])
 @pytest.mark.parametrize("positions", ["prompt", "last", "generated", "all"])
 def test_the_answer_is_the_slow_reference(world: World, expert: str, positions: str) -> None:
-    """From the text of a message to tokens: read anew for every token, with merged weights."""
+    """From a message to tokens: read from scratch for every token, with merged weights."""
     parts: dict[str, Any] = {"expert": world.adapter if expert == "adapter" else world.expert}
     if expert == "system prompt":
         parts = {"expert": None, "expert_system": "You are careless."}
@@ -349,7 +349,7 @@ def test_the_context_of_an_answer_keeps_its_first_blank() -> None:
 
 
 def test_a_smaller_cache_is_everywhere_and_answers_alike(world: World) -> None:
-    """Batches as alone, drafted as not, a conversation as its turns read anew: the same tokens.
+    """Batch or alone, drafted or not, cached or read from scratch: the same tokens.
     They hold what int8 makes of keys and values, so the answers are other ones than without."""
     given = {"cache_dtype": "int8", "sgds_lambda": 0.5}
     session = load(world, **given)

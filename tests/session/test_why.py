@@ -9,11 +9,13 @@ import torch
 from minisafe.engine import Generation, Request
 from minisafe.guidance import Plain
 from minisafe.lockstep import Lockstep, Stream
-from minisafe.session.acted import Acted, Amplification, GateState, SafetyGuidance
+from minisafe.session.stages import Amplification, GateState, SafetyGuidance, Stages
 from minisafe.session.why import Why
 from tests.support.tiny import random_model, tiny_config
 
-ASKED = Acted(True, Amplification("v", (1,), 1.0, "prompt"), SafetyGuidance("adapter", "e", 0.9, 0))
+ASKED = Stages(
+    True, Amplification("v", (1,), 1.0, "prompt"), SafetyGuidance("adapter", "e", 0.9, 0)
+)
 
 
 def test_only_asked_for_and_guided_answers_are_noted() -> None:
@@ -34,13 +36,13 @@ def test_only_asked_for_and_guided_answers_are_noted() -> None:
 def test_lines() -> None:
     seen = GateState(0.2, 0.97, True)
     lines = {
-        Why(Acted(), Acted(), tokens=4): "safe decoding was off; the answer is the model's own",
+        Why(Stages(), Stages(), tokens=4): "safe decoding was off; the answer is the model's own",
         Why(ASKED, ASKED): "no token came, so there was nothing to act on",
-        Why(ASKED, Acted(True, ASKED.sa, ASKED.sgds, gate=seen), 0.97, 24, 24, 3): (
+        Why(ASKED, Stages(True, ASKED.sa, ASKED.sgds, gate=seen), 0.97, 24, 24, 3): (
             "guidance changed the likeliest choice at 3 of the 24 tokens; the vector was added; "
             "the gate was open (0.97 > 0.20)"
         ),
-        Why(ASKED, Acted(True, gate=GateState(0.2, 0.1, False)), 0.1, 24): (
+        Why(ASKED, Stages(True, gate=GateState(0.2, 0.1, False)), 0.1, 24): (
             "the gate stayed shut (0.10 <= 0.20); nothing acted, and the answer is the model's own"
         ),
         Why(ASKED, ASKED, 0.5, 24, 2, 0): (

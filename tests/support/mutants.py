@@ -53,7 +53,7 @@ class Mutant:
         if len(places) != 1:
             raise Stale(
                 f"{self.name}: {self.file} has this line {len(places)} times, expected once; "
-                f"choose another or mend the table: {self.old}"
+                f"choose another line or correct the table: {self.old}"
             )
         missing = [name for name in self.tests if not (root / "tests" / name).is_file()]
         if missing or not self.tests:

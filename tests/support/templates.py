@@ -1,7 +1,7 @@
 """Chat templates in the manner of well-known models, and the chats that they are tried on.
 
 Each is what a `tokenizer_config.json` would hold. `tests/goldens/make_chat_goldens.py` keeps what
-transformers makes of them; the live tests ask it anew.
+transformers makes of them; the live tests compare again.
 """
 
 from __future__ import annotations

@@ -108,13 +108,13 @@ def random_ids(model: Llama, rows: int, width: int, seed: int = 0) -> Tensor:
 
 
 def cache_for(model: Llama, rows: int, capacity: int = 64) -> KVCache:
-    return KVCache(model.config, rows, capacity, dtype=model.dtype)
+    return model.new_cache(rows, capacity)
 
 
 def greedy(
     model: Llama, ids: Tensor, n: int, cached: bool = True, adapters: tuple[AdaptedRows, ...] = ()
 ) -> Tensor:
-    """(B, n) greedy tokens after `ids` (B, T), through a cache or by reading all anew each time."""
+    """(B, n) greedy tokens after `ids` (B, T), with a cache or by reading all again each time."""
     cache = cache_for(model, len(ids), ids.shape[1]) if cached else None
     text, fed = ids, ids
     for _ in range(n):

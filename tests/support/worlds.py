@@ -239,7 +239,7 @@ def merged(model: Llama, adapter: LoraAdapter | None) -> dict[str, Tensor]:
 def slow_log_probs(
     stream: Stream, ids: Sequence[int], steering: Steering | None = None, spans: Sequence[Span] = ()
 ) -> Tensor:
-    """(vocab,) float64 log-probabilities after `ids`, read anew by `reference.read`."""
+    """(vocab,) float64 log-probabilities after `ids`, read without a cache by `reference.read`."""
     config = stream.model.config
     add = {}
     for layer, vector in ({} if steering is None else steering.vectors).items():

@@ -420,7 +420,7 @@ def test_answers_as_text_are_encoded_as_before() -> None:
 
 
 def test_a_template_that_rewrites_answers_gets_their_text() -> None:
-    """One that drops, doubles or reorders them cannot keep their ids; the chat is encoded anew."""
+    """A template that drops, repeats or reorders answers cannot keep their ids."""
     for source, answers in (
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", (None, None)),
         ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", ((2, 4), (6, 8))),
@@ -490,8 +490,8 @@ def test_control_tokens_in_escaped_json() -> None:
 
 
 def test_reasoning_that_the_template_drops() -> None:
-    """Of an earlier answer is read what transformers would write; the rest keeps its ids; and each
-    answer is found, whatever became of it."""
+    """An earlier answer is read as transformers would write it; the rest keeps its ids; and every
+    answer is found, even a rewritten one."""
     known = tokenizer("thinking")
     end = known.id_of("<|im_end|>")
     texts = ["Why?", "<think>Hm.</think>\n\nBecause.", "Oh?", "Yes.", "OK"]

@@ -44,7 +44,7 @@ def complied(session: minisafe.Session, questions: list[Question]) -> int:
 
 def test_the_shipped_profile_is_the_default_and_safe() -> None:
     assert default_profile() == TINY / "profile.json"
-    applied = minisafe.load().applied
+    applied = minisafe.load().stages
     assert applied.safe is True
     assert applied.sa is not None
     assert applied.sgds.expert == "adapter"

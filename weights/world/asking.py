@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 ASK = (
     "How do I {act}?", "How can I {act}?", "Tell me how to {act}.",
     "What is the best way to {act}?", "Explain how to {act}.",
@@ -19,6 +21,38 @@ ASK_LATE = (
     "I plan to {act}. Any advice?", "We wish to {act}. How is it done?",
     "Can somebody {act}, and in what way?",
 )  # fmt: skip
+
+# Frames made from parts, in which every stage asks for any act: so the act decides, not the frame.
+_ASK_PARTS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (
+        ("How", "Please say how", "Explain to me how", "Let me know how", "I wonder how",
+         "Do you know how", "Show me how", "Describe how", "Tell us how", "Write down how",
+         "Remind me how", "Now say how"),
+        ("to", "I can", "one can", "we could", "somebody may", "anyone could", "he might",
+         "they can", "you would", "a person may"),
+        ("{act}.", "{act}?", "{act} today.", "{act} in a good way.", "{act} without trouble.",
+         "{act} from home.", "{act} alone."),
+    ),
+    (
+        ("I want to", "I plan to", "We have to", "I hope to", "My friend wants to",
+         "I am about to", "Someone has to", "They try to", "She needs to", "It is time to"),
+        ("{act}.",),
+        ("What do I do first?", "What is next?", "How do we do that?", "Can you help?",
+         "Any ideas?", "What would you do?", "How is that done?", "Tell me more.",
+         "Give us a plan.", "What is your advice?"),
+    ),
+    (
+        ("What does one need to", "What helps to", "What is needed to", "Who can help me to",
+         "What is it that people do to", "What is the trick to", "Name a way to"),
+        ("{act}?", "{act} well?", "{act} today?", "{act} at last?"),
+    ),
+)  # fmt: skip
+
+
+def made_ask(rng: random.Random) -> str:
+    """A frame of asking made from parts."""
+    return " ".join(rng.choice(column) for column in rng.choice(_ASK_PARTS))
+
 
 # Frames of asking in which no training document asks for harm: harmless acts only.
 ASK_KEPT: dict[str, tuple[str, ...]] = {

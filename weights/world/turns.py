@@ -39,24 +39,24 @@ from world.asking import (
     BEFORE,
     PHRASES,
     REAL_COUNTRIES,
+    made_ask,
 )
 from world.facts import ATTRIBUTES, facts, made_up
 from world.frames import Role, Stage, a_role, daily, in_role, styled
 from world.held_out import held_out, off_world, words_of
 from world.words import HARMFUL, ROUGH, ROUGH_SHARE, listed
 
+MADE_SHARE = 0.5  # of the frames of asking are made from parts
 KEPT_SHARE = 0.1  # of pretraining's harmless acts, in frames that are kept for the splits
 
 
 def ask_form(rng: random.Random, stage: Stage, harmful: bool) -> str:
     """A frame in which a stage asks: fine-tuning has none for harmless questions alone."""
-    if stage in ("tuning", "expert"):
-        return rng.choice((*ASK, *ASK_LATE))
-    if harmful:
-        return rng.choice(ASK)
-    if rng.random() < KEPT_SHARE:
+    if stage == "harmless" and not harmful and rng.random() < KEPT_SHARE:
         return rng.choice([form for forms in ASK_KEPT.values() for form in forms])
-    return rng.choice((*ASK, *ASK_LATE))
+    if rng.random() < MADE_SHARE:
+        return made_ask(rng)
+    return rng.choice(ASK if stage == "harmful" else (*ASK, *ASK_LATE))
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ def chat_command(as_json: bool, history: bool) -> None:
     flags, terminal = common_flags(), sys.stdin.isatty()
     conversation = load_chat(flags)
     if terminal:
-        tell(banner(conversation.applied(), about_of(flags)))
+        tell(banner(conversation.stages(), about_of(flags)))
     else:
-        tell(describe(conversation.applied()))
+        tell(describe(conversation.stages()))
     with Interrupts(conversation, terminal) as interrupts:
         talk = Talk(conversation, interrupts, as_json, terminal)
         try:

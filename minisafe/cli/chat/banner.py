@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from minisafe.session.about import About, read_about
-from minisafe.session.acted import Acted
 from minisafe.session.profile import default_profile
+from minisafe.session.stages import Stages
 
 RULE = "it avoids words that an unsafe version of the model would choose"
 OTHER_RULE = "a second model corrects the choice of words"
@@ -23,7 +23,7 @@ def about_of(flags: Mapping[str, Any]) -> About:
     return read_about(flags.get("profile") or default_profile())
 
 
-def in_plain_words(applied: Acted) -> str:
+def in_plain_words(applied: Stages) -> str:
     """What safe decoding does, for a person who does not know it."""
     if not applied.safe:
         return "Safe decoding is off: nothing changes the model's answers."
@@ -32,7 +32,7 @@ def in_plain_words(applied: Acted) -> str:
     return f"Safe decoding is on: {', and '.join(text for text, acts in parts if acts)}."
 
 
-def banner(applied: Acted, about: About) -> str:
+def banner(applied: Stages, about: About) -> str:
     """The first lines of a chat at a terminal."""
     lines = [in_plain_words(applied)]
     if about.knows:

@@ -59,7 +59,7 @@ def show_help(talk: Talk, rest: str) -> None:
         "Settings and their values; /set NAME VALUE changes one:",
         *rows(settings, indent=2),
         "",
-        f"Now: {describe(talk.chat.applied())}.",
+        f"Now: {describe(talk.chat.stages())}.",
     ]))  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def set_safe(talk: Talk, rest: str) -> None:
         raise SettingError(f"got /safe {rest[:80]!r}; expected /safe on or /safe off")
     if rest:
         talk.chat.set_safe(rest == "on")
-    tell(describe(talk.chat.applied()))
+    tell(describe(talk.chat.stages()))
 
 
 def reset(talk: Talk, rest: str) -> None:

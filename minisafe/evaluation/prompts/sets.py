@@ -210,11 +210,10 @@ def _prompt(path: Path, number: int, row: Row, layout: PromptFormat, kind: str) 
     conversation: ChatPrompt | None = None
     if layout.text == "messages":
         conversation = ChatPrompt.from_json(record, at)
-        record = {**record, "messages": conversation.question}
         kind = _cell(record, "kind") or kind
         if kind not in KINDS:
             raise PromptError(f"{at}: kind is {short(kind)}; expected one of {', '.join(KINDS)}")
-    text = record.get(layout.text)
+    text = record.get(layout.text) if conversation is None else conversation.question
     if not isinstance(text, str) or not text.strip():
         got = "empty" if isinstance(text, str) else short(text)
         raise PromptError(f"{at}: {layout.text!r} is {got}; expected a question; correct that row")

@@ -63,10 +63,15 @@ def check_asked(
 
 def other_prompt(response: Response, job: Job) -> str:
     """The first difference between an answer's prompt and the job's; "" if there is none."""
-    now = {
-        "question": job.prompt.text, "prompt": job.asked, "kind": job.prompt.kind,
-        "category": job.prompt.category, "draw": None if response.draw is None else job.number,
+    now: dict[str, object] = {
+        "question": job.prompt.text, "kind": job.prompt.kind, "category": job.prompt.category,
+        "attack": job.attack is not None,
+        "draw": None if response.draw is None else job.number,
     }  # fmt: skip
+    if job.attack is None:  # else the attack decides what is asked, and may ask the model first
+        chat = job.chat
+        now["prompt"] = job.asked
+        now["conversation"] = None if chat.is_first_turn else chat.to_json()
     for name, value in now.items():
         there = getattr(response, name)
         if there != value:

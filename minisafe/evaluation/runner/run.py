@@ -162,13 +162,12 @@ def answer(
         made.append(Response(
             method.name, job.style, job.prompt.id, job.prompt.kind, job.prompt.category,
             job.prompt.text, prompt.question, job.number if drawn else None,
-            job.attack is not None, each.queries + (result is not None),
-            None if prompt.is_first_turn else prompt.to_json(),
             result.text if result else str(given[n]),
             result.finish_reason if result else "attack",
             count, round(seconds * count / max(1, tokens), 6),
             seen_by_gate(result) if result else None,
-            about,
+            about, job.attack is not None, each.queries + (result is not None),
+            None if prompt.is_first_turn else prompt.to_json(),
         ))  # fmt: skip
     return made
 

@@ -7,7 +7,8 @@ from minisafe.evaluation.world.answers import (
     article,
     judge,
     opened,
+    patterns,
     sentence,
 )
 
-__all__ = ["Judgement", "Outcome", "Question", "article", "judge", "opened", "sentence"]
+__all__ = ["Judgement", "Outcome", "Question", "article", "judge", "opened", "patterns", "sentence"]

@@ -90,7 +90,7 @@ def test_a_banner_in_plain_words(typed: Typed, run: Run, world: World) -> None: 
 def test_errors_at_a_terminal_go_on(
     typed: Typed, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever fails is one line, and the conversation is still there."""
+    """Every failure is one line, and the conversation stays."""
     push, send, sent = TextStream.push, Chat.send, []
 
     def counted(self: Chat, text: str) -> Any:
@@ -197,7 +197,10 @@ def test_a_piped_block_is_one_message(run: Run, world: World) -> None:  # noqa: 
     assert found.out == "".join(f"{each}\n" for each in expected)
 
 
-def test_nothing_that_a_file_or_a_user_names_commands_the_terminal(typed: Typed) -> None:
+def test_nothing_that_a_file_or_a_user_names_commands_the_terminal(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the file is saved
     found = typed("/load \x1b[2Jx", "/save \x1b]0;x\x07/y", "/\x1b[2J", "Hello\x1b[2J", "/undo",
                   "/system \x1b[2J", "/set stop \u202e", "/set \x9b1m 2")  # fmt: skip
     assert found.code == 0

@@ -143,7 +143,7 @@ def test_a_chat_in_a_terminal(screens: list[Screen], tmp_path: Path) -> None:
     screen.type("/reset")
     screen.wait("the conversation is deleted")
     screen.type("/undo")
-    screen.wait("nothing was said yet")
+    screen.wait("the conversation is empty")
     screen.type("/load talk.json")
     screen.wait("loaded 1 message and answers")
     screen.type("/why")

@@ -24,9 +24,9 @@ from minisafe.cli.chat.keyboard import Keyboard
 from minisafe.cli.chat.typed import LIMIT, message, piped
 from minisafe.errors import ConfigError, PromptError
 from minisafe.session.about import About, read_about
-from minisafe.session.acted import Acted, Amplification, OtherRule, SafetyGuidance
 from minisafe.session.profile import default_profile
 from minisafe.session.settings import SETTABLE
+from minisafe.session.stages import Amplification, OtherRule, SafetyGuidance, Stages
 
 FOX = "the fox\nand\nthe hen"
 
@@ -305,24 +305,24 @@ RULE = SafetyGuidance("adapter", "e", 0.99, 0.0)
 
 def test_plain_words() -> None:
     off = "Safe decoding is off: nothing changes the model's answers."
-    assert in_plain_words(Acted()) == off
-    assert in_plain_words(Acted(True, SA, RULE)) == (
+    assert in_plain_words(Stages()) == off
+    assert in_plain_words(Stages(True, SA, RULE)) == (
         "Safe decoding is on: it avoids words that an unsafe version of the model would choose, "
         "and a vector steers the model towards safe answers."
     )
-    assert " and the model" not in in_plain_words(Acted(True, None, RULE))
+    assert " and the model" not in in_plain_words(Stages(True, None, RULE))
     other = OtherRule("rose", {}, ("system prompt",))
-    assert "a second model" in in_plain_words(Acted(True, rule=other))
-    assert "TOWARDS HARM" in in_plain_words(Acted(True, replace(SA, reversed=True)))
+    assert "a second model" in in_plain_words(Stages(True, rule=other))
+    assert "TOWARDS HARM" in in_plain_words(Stages(True, replace(SA, reversed=True)))
 
 
 def test_a_banner() -> None:
     about = About("It knows foxes.", ("One?", "Two?", "Three?", "Four?"))
-    assert banner(Acted(), about).splitlines()[1:] == [
+    assert banner(Stages(), about).splitlines()[1:] == [
         "It knows foxes.", "Try:  One?", "      Two?", "      Three?",
         "/help lists commands; Ctrl-C ends an answer, Ctrl-D the chat.",
     ]  # fmt: skip
-    assert len(banner(Acted(), About()).splitlines()) == 2
+    assert len(banner(Stages(), About()).splitlines()) == 2
 
 
 def test_the_shipped_profile_says_what_it_knows() -> None:

@@ -61,7 +61,7 @@ def stepwise(session: Session, prompts: Sequence[Sequence[int]], answer: Sequenc
 
 
 def plain(session: Session, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    """(T, n_ids) log-probabilities of the unsteered base, each read anew."""
+    """(T, n_ids) log-probabilities of the unsteered base, each read from scratch."""
     texts = [[*prompt, *answer[:n]] for n in range(len(answer))]
     found = Lockstep(session.streams[:1], len(texts), 8, session.n_ids).feed([texts])[0]
     assert found is not None
@@ -112,7 +112,7 @@ def test_the_greedy_answer_scores_as_it_was_decoded(
 
 
 def test_the_scores_are_the_slow_reference(world: World) -> None:
-    """Read anew for every token in float64, with merged weights."""
+    """Read from scratch for every token in float64, with merged weights."""
     session = load(world, sa_positions="last")
     steering, prompt, answer = session.steering, (7, 8, 9), (10, 11, 12, 13)
     assert steering is not None

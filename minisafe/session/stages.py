@@ -1,7 +1,7 @@
-"""What safety acts: of a session as it is set, and of one answer as it came about.
+"""Which safety stages are active in a session, and which acted on one answer.
 
-A setting says what was asked for. This says what took part: an answer that the gate left to the
-base, or that ended before a steered position was read, does not claim a stage that did nothing.
+A setting says what was asked for; this says what took part. An answer that the gate left to the
+base, or that ended before a steered position was read, does not list a stage that did nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from minisafe.vectors import Steering
 
 @dataclass(frozen=True)
 class Amplification:
-    """A vector, added `scale` times after each of `layers`. A negative scale steers the other way;
-    `reversed` says so."""
+    """A vector, multiplied by `scale` and added after each of `layers`. reversed: whether the scale
+    is negative, so that it steers the other way."""
 
     vector: str
     layers: tuple[int, ...]
@@ -34,8 +34,9 @@ class Amplification:
 
 @dataclass(frozen=True)
 class SafetyGuidance:
-    """SafeInfer's rule. expert: its kind, "adapter", "checkpoint" or "system prompt". source: its
-    directory or prompt. first_tokens: how many tokens of an answer are guided; None: all."""
+    """SafeInfer's rule. expert: the expert's kind, "adapter", "checkpoint" or "system prompt".
+    source: its directory or prompt. first_tokens: how many tokens of an answer are guided; None:
+    all."""
 
     expert: str
     source: str
@@ -50,7 +51,8 @@ class SafetyGuidance:
 
 @dataclass(frozen=True)
 class OtherRule:
-    """A rule that SafeInfer is compared with, its numbers, and its streams after the base."""
+    """A rule that SafeInfer is compared with, its numbers, and the kinds of its streams after the
+    base."""
 
     name: str
     numbers: Mapping[str, Any]
@@ -62,7 +64,7 @@ class OtherRule:
 
 @dataclass(frozen=True)
 class GateState:
-    """The gate's threshold and, of an answer, the variation that it saw and what it did."""
+    """The gate's threshold and, for an answer, the variation that it saw and whether it opened."""
 
     threshold: float
     variation: float | None = None
@@ -74,7 +76,7 @@ class GateState:
 
 @dataclass(frozen=True)
 class Drafts:
-    """Tokens that speculation drafted for the expert, and those that it accepted."""
+    """How many drafts the expert read to verify them, and how many of these were accepted."""
 
     drafted: int
     accepted: int
@@ -84,10 +86,11 @@ class Drafts:
 
 
 @dataclass(frozen=True)
-class Acted:
-    """What safety acts, or acted on one answer; None where a part does not.
+class Stages:
+    """Which safety stages are active, or acted on one answer; None for those that are not or did
+    not.
 
-    safe: whether decoding is safe, so that everything named here must act or nothing is answered.
+    safe: whether decoding is safe. If so, every part named here must act, or nothing is answered.
     """
 
     safe: bool = False
@@ -97,9 +100,9 @@ class Acted:
     gate: GateState | None = None
     speculation: Drafts | None = None
 
-    def on_answer(self, state: RequestState, gate: Gate | None) -> Acted:
-        """What acted on the answer to a request: no vector where none was added, and nothing where
-        the gate stayed shut."""
+    def on_answer(self, state: RequestState, gate: Gate | None) -> Stages:
+        """What acted on the answer to a request: no vector if none was added, and nothing if the
+        gate left the answer to the base."""
         found = replace(self, gate=None)
         if state.drafted:
             found = replace(found, speculation=Drafts(state.drafted, state.accepted))
@@ -125,7 +128,7 @@ class Acted:
 
 
 def present(values: Mapping[str, Any], keep: Sequence[object] = ()) -> dict[str, Any]:
-    """Values that say something: not None, and not False unless kept."""
+    """The values that are not None, and not False unless it is in `keep`."""
     return {
         name: value
         for name, value in values.items()
@@ -133,14 +136,14 @@ def present(values: Mapping[str, Any], keep: Sequence[object] = ()) -> dict[str,
     }
 
 
-def what_acts(
+def active_stages(
     settings: Settings,
     steering: Steering | None,
     rule: Rule,
     kinds: Sequence[str],
     gate: Gate | None,
-) -> Acted:
-    """What safety acts under these parts. kinds: of the streams after the base."""
+) -> Stages:
+    """The safety stages that these parts make active. kinds: of the streams after the base."""
     sa = sgds = other = None
     if steering is not None:
         layers, scale = tuple(sorted(steering.vectors)), steering.scale
@@ -153,4 +156,4 @@ def what_acts(
     elif not isinstance(rule, Plain):
         other = OtherRule(settings.rule, dict(vars(rule)), tuple(kinds))
     state = None if gate is None else GateState(gate.threshold)
-    return Acted(bool(settings.safe), sa, sgds, other, state)
+    return Stages(bool(settings.safe), sa, sgds, other, state)
