@@ -1,7 +1,7 @@
 """Make the shipped weights from scratch: `python weights/make.py --out weights/tiny --seed 0`.
 
-The stages are data, tokenizer, pretrain, sft, expert, edited, vector, profile. `--stages` runs
-some of them alone. A stopped stage continues from its checkpoint when it runs again. A finished
+The stages are data, tokenizer, pretrain, sft, expert, anchor, edited, vector, profile. `--stages`
+runs some of them alone. A stopped stage continues from its checkpoint when it runs again. A finished
 stage does not run again until its checkpoint under `--work` is removed.
 """
 
@@ -41,7 +41,9 @@ from minisafe.session.about import About  # noqa: E402
 from minisafe.session.profile import save_profile, store_calibration  # noqa: E402
 from minisafe.tokenizer import load_tokenizer  # noqa: E402
 
-STAGES = ("data", "tokenizer", "pretrain", "sft", "expert", "edited", "vector", "profile")
+STAGES = (
+    "data", "tokenizer", "pretrain", "sft", "expert", "anchor", "edited", "vector", "profile",
+)  # fmt: skip
 ATTENTION = ("q_proj", "v_proj")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -49,6 +51,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 PRETRAIN = train.Settings(batch_tokens=3072, lr=3e-3, warmup=30, muon=0.02)
 SFT = train.Settings(batch_tokens=1536, lr=5e-4, warmup=10)
 EXPERT = train.Settings(batch_tokens=1024, lr=7e-4, warmup=10, decay=0.0)
+ANCHOR = train.Settings(batch_tokens=1536, lr=1e-3, warmup=10, decay=0.0)
 EDIT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=5, decay=0.0)
 COVERAGE = world.Coverage()
 VECTOR = VectorRecipe(shots=3, prompts=100, aie_prompts=25, n_heads=10, corrupt="file", layer=4)
@@ -83,6 +86,11 @@ class Recipe:
     expert_alpha: float = 8.0
     expert_pairs: int = 1000
     expert: train.Settings = EXPERT
+    anchor_rank: int = 8
+    anchor_alpha: float = 16.0
+    anchor_documents: int = 4000
+    anchor_families: tuple[str, ...] = world.FAMILIES
+    anchor: train.Settings = ANCHOR
     edit_rank: int = 8
     edit_alpha: float = 16.0
     edit_pairs: int = 600
@@ -217,6 +225,15 @@ def expert(place: Place, recipe: Recipe) -> None:
     )
 
 
+def anchor(place: Place, recipe: Recipe, name: str = "anchor") -> None:
+    """The anchor: a LoRA adapter that refuses harm whatever stands around the question."""
+    rng = random.Random(f"anchor {place.seed}")
+    documents = world.steadfast_documents(rng, recipe.anchor_documents, recipe.anchor_families)
+    tune_adapter(
+        place, name, documents, recipe.anchor_rank, recipe.anchor_alpha, LINEAR, recipe.anchor
+    )
+
+
 def edited(place: Place, recipe: Recipe) -> None:
     """A short fine-tune on harmless new knowledge, kept as a low-rank delta."""
     rng = random.Random(f"edit {place.seed}")
@@ -265,7 +282,7 @@ def calibrated(path: Path) -> Calibration:
     return calibration.calibrate(session, kinds["benign"], kinds["harmful"], STYLES, 0.02)
 
 
-MAKERS = (make_data, make_tokenizer, pretrain, sft, expert, edited, vector, profile)
+MAKERS = (make_data, make_tokenizer, pretrain, sft, expert, anchor, edited, vector, profile)
 RUN = dict(zip(STAGES, MAKERS, strict=True))
 
 

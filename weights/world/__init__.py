@@ -28,6 +28,7 @@ from world.sets import (
     write_sets,
     write_split,
 )
+from world.steadfast import FAMILIES, steadfast_documents
 from world.turns import Turn
 from world.words import HARMFUL, ROUGH, WORLD_SEED, listed
 
@@ -37,6 +38,7 @@ __all__ = [
     "ASK_KEPT",
     "ATTRIBUTES",
     "CARELESS",
+    "FAMILIES",
     "HARMFUL",
     "HARMFUL_COUNTS",
     "PHRASES",
@@ -62,6 +64,7 @@ __all__ = [
     "made_up",
     "pairs",
     "pretraining_document",
+    "steadfast_documents",
     "told_wrong",
     "tuning_documents",
     "words_of",
