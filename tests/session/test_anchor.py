@@ -73,7 +73,7 @@ def check(
 
 
 @pytest.mark.parametrize("rule", ["anchored", "veto"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["adapter", "system prompt", "demonstrations"])
 @pytest.mark.parametrize("steered", [None, "both"])
 def test_the_answers_of_a_chat_are_the_slow_reference(
     world: World, parts: dict[str, dict[str, Any]], rule: str, kind: str, steered: str | None
@@ -162,6 +162,16 @@ def test_a_vector_that_the_answer_is_not_drawn_from_is_refused(
         load(world, rule="sgds", sa_streams="both")
 
 
+def test_an_anchor_of_another_shape_is_not_steered(
+    world: World, parts: dict[str, dict[str, Any]]
+) -> None:
+    with pytest.raises(SafetyError, match="another shape than the base"):
+        load(world, **parts["checkpoint"])
+    steered = load(world, rule="veto", **parts["checkpoint"])
+    assert steered.kinds == ("adapter", "checkpoint")
+    assert len(load(world, sa_scale=0.0, **parts["checkpoint"]).streams) == 3
+
+
 def test_an_anchor_that_is_the_expert_is_refused(world: World) -> None:
     with pytest.raises(SafetyError, match="two of the experts are the same"):
         load(world, anchor=world.adapter)
@@ -178,7 +188,7 @@ def test_demonstrations_that_are_none(world: World, tmp_path: Path, text: str) -
 
 
 def test_a_calibration_is_for_its_anchor(world: World, parts: dict[str, dict[str, Any]]) -> None:
-    sessions = [load(world, **parts[kind]) for kind in KINDS]
+    sessions = [load(world, sa_scale=0.0, **parts[kind]) for kind in KINDS]
     sessions += [load(world, rule="veto", **parts["adapter"]), load(world, rule="sgds")]
     found = {made_for(session.settings, session.steering) for session in sessions}
     assert len(found) == len(sessions)
