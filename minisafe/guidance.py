@@ -3,7 +3,7 @@
 `SGDS` is SafeInfer's rule; the others are the methods that it is compared with. A rule is called
 with one (..., vocab) tensor per stream, the base's first; `n_streams` is how many streams it reads.
 The expert is the stream after the base; `expert` says whether the rule needs an unsafe or a safe
-one, "unsafe" or "safe". `others` names all streams after the base; `sampled` is the number of the
+one, "unsafe" or "safe". `others` names all streams after the base; `drawn_from` is the number of the
 stream whose choice the rule corrects, which is the one to steer.
 `first_tokens` is how many tokens of an answer the rule acts on, None for all; after them the other
 streams rest, and the base continues alone. All rules are pure functions.
@@ -83,7 +83,7 @@ class Rule(Protocol):
     @property
     def n_streams(self) -> int: ...
     @property
-    def sampled(self) -> int: ...
+    def drawn_from(self) -> int: ...
     @property
     def first_tokens(self) -> int | None: ...
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor: ...
@@ -94,7 +94,7 @@ class Plain:
     """No guidance: the base's own log-probabilities."""
 
     n_streams: ClassVar[int] = 1
-    sampled: ClassVar[int] = 0
+    drawn_from: ClassVar[int] = 0
     first_tokens: ClassVar[int | None] = None
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
@@ -110,7 +110,7 @@ class SGDS:
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
     others: ClassVar[tuple[str, ...]] = ("expert",)
-    sampled: ClassVar[int] = 0
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class Anchored(SGDS):
 
     n_streams: ClassVar[int] = 3
     others: ClassVar[tuple[str, ...]] = ("expert", "anchor")
-    sampled: ClassVar[int] = 2
+    drawn_from: ClassVar[int] = 2
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
         return safe_log_probs(log_probs[2], log_probs[1], self.lam, self.margin)
@@ -172,7 +172,7 @@ class SafeDecoding:
     common: int = 5
     n_streams: ClassVar[int] = 2
     others: ClassVar[tuple[str, ...]] = ("expert",)
-    sampled: ClassVar[int] = 0
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "safe"
 
     def __post_init__(self) -> None:
@@ -216,7 +216,7 @@ class SelfCD:
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
     others: ClassVar[tuple[str, ...]] = ("expert",)
-    sampled: ClassVar[int] = 0
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
@@ -238,7 +238,7 @@ class ROSE:
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
     others: ClassVar[tuple[str, ...]] = ("expert",)
-    sampled: ClassVar[int] = 0
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
@@ -261,7 +261,7 @@ class DExperts:
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 3
     others: ClassVar[tuple[str, ...]] = ("expert", "anti_expert")
-    sampled: ClassVar[int] = 0
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "safe"
 
     def __post_init__(self) -> None:

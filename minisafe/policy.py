@@ -86,9 +86,9 @@ class Policy:
         """`seen`, updated after the prompt with the variation and the gate's decision. Answers that
         have begun, or were compared before, stay as they are."""
         fresh = [each.tokens == 0 and each.variation is None for each in seen]
-        if not any(fresh) or len(log_probs) <= max(1, self.rule.sampled):
+        if not any(fresh) or len(log_probs) <= max(1, self.rule.drawn_from):
             return tuple(seen)
-        chosen, expert = log_probs[self.rule.sampled], log_probs[1]
+        chosen, expert = log_probs[self.rule.drawn_from], log_probs[1]
         if chosen is None or expert is None:
             return tuple(seen)
         values: list[float] = total_variation(chosen, expert).tolist()

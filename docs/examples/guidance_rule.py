@@ -35,7 +35,7 @@ class Veto:
 
     times: float = 1.5
     n_streams: ClassVar[int] = 2
-    sampled: ClassVar[int] = 0
+    drawn_from: ClassVar[int] = 0
     first_tokens: ClassVar[int | None] = None
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:

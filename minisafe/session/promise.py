@@ -92,7 +92,7 @@ def check_steered_streams(session: Session) -> None:
                     f"{_named(session, number)} has another shape than the base, so the vector "
                     "cannot be added to it; give --sa-streams base, or --sa-scale 0"
                 )
-    if steering.streams == (0,) and rule.sampled != 0:
+    if steering.streams == (0,) and rule.drawn_from != 0:
         raise SafetyError(
             f"the vector would be added to the base alone, which the rule {session.settings.rule} "
             "does not draw from; give --sa-streams anchor, or --sa-scale 0"

@@ -258,7 +258,7 @@ class Settings(Sampling):
         if not self.others or self.sa_streams == "base":
             return (0,)
         if self.sa_streams is None:
-            return (RULES[self.rule].sampled,)
+            return (RULES[self.rule].drawn_from,)
         anchor = 1 + self.others.index("anchor") if "anchor" in self.others else None
         if anchor is None:
             raise SettingError(
