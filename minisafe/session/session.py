@@ -19,6 +19,7 @@ from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
 from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
 from minisafe.session.faster import Engine, engine_for
+from minisafe.session.others import fronts
 from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
 from minisafe.session.settings import SETTABLE, Settings, resolve
@@ -34,8 +35,10 @@ class Session:
     manager, it closes at the end of the block.
 
     streams: the base first. eos: ids that end an answer. kinds: of the streams after the base,
-    "adapter", "checkpoint" or "system prompt". running: the answers in progress, shared by all
+    "adapter", "checkpoint", "system prompt" or
+    "demonstrations". running: the answers in progress, shared by all
     sessions that share what is loaded. engine: makes generations, `Generation` or a faster one.
+    shots: demonstrations that only the anchor reads.
     """
 
     settings: Settings
@@ -48,6 +51,7 @@ class Session:
     gate: Gate | None = None
     running: Running = field(default_factory=Running)
     engine: Engine = Generation
+    shots: tuple[Message, ...] = ()
 
     @property
     def n_ids(self) -> int:
@@ -67,6 +71,11 @@ class Session:
     @property
     def model(self) -> Llama:
         return self.streams[0].model
+
+    @property
+    def one_text(self) -> bool:
+        """Whether all streams read the same ids: none is behind its own prompt."""
+        return not set(self.kinds) & {"system prompt", "demonstrations"}
 
     # ---- texts -----------------------------------------------------------------------------
 
@@ -288,7 +297,7 @@ class Session:
             return tuple(
                 chat_ids.ids for chat_ids in self.encode_chat([{"role": "user", "content": prompt}])
             )
-        if any(system is not None for system in self.own_systems()):
+        if not self.one_text:
             raise PromptError(
                 "an expert with its own system prompt needs the chat template; use --chat"
             )
@@ -300,27 +309,23 @@ class Session:
     def encode_chat(
         self, messages: Sequence[Message], answers: Mapping[int, Sequence[int]] | None = None
     ) -> tuple[ChatIds, ...]:
-        """The ids of a conversation, per stream; each stream has its own system prompt, if any."""
-        base, own = self.settings.system, self.own_systems()
-        systems = [base, *(base if each is None else each for each in own)]
-        found: dict[str | None, ChatIds] = {}
-        for system in systems:
-            if system not in found:
-                first: list[Message] = [{"role": "system", "content": system}] if system else []
-                kept = {number + len(first): ids for number, ids in (answers or {}).items()}
-                found[system] = self.tokenizer.encode_chat([*first, *messages], kept)
-        for system in own:
-            if system is not None and found[systems[0]].ids == found[system].ids:
+        """The ids of a conversation, per stream; each stream has its own system prompt, if any, and
+        the anchor its demonstrations."""
+        first = fronts(self.settings, self.shots, len(self.streams))
+        found: dict[int, ChatIds] = {}
+        for stream, front in enumerate(first):
+            same = first.index(front)
+            if same == stream:
+                kept = {number + len(front): ids for number, ids in (answers or {}).items()}
+                found[stream] = self.tokenizer.encode_chat([*front, *messages], kept)
+            found[stream] = found[same]
+        for stream, kind in enumerate(self.kinds, 1):
+            if kind == "system prompt" and found[stream].ids == found[0].ids:
                 raise SafetyError(
                     "the expert's system prompt changes nothing: the chat template leaves it out, "
                     "or it is the same as the base's; give another prompt or template"
                 )
-        return tuple(found[system] for system in systems)
-
-    def own_systems(self) -> list[str | None]:
-        """The experts' own system prompts, per stream after the base."""
-        settings = self.settings
-        return [settings.expert_system, settings.anti_system][: len(self.streams) - 1]
+        return tuple(found[stream] for stream in range(len(first)))
 
     def check_fits(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raise `PromptError` if a prompt is longer than the context."""
@@ -378,4 +383,4 @@ class Session:
             raise SettingError(
                 "steering cannot be switched on or off now; start again with --sa-scale"
             )
-        return Steering(self.steering.vectors, settings.sa_scale, settings.sa_positions)
+        return replace(self.steering, scale=settings.sa_scale, positions=settings.sa_positions)

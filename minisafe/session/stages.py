@@ -34,19 +34,24 @@ class Amplification:
 
 @dataclass(frozen=True)
 class SafetyGuidance:
-    """SafeInfer's rule. expert: the expert's kind, "adapter", "checkpoint" or "system prompt".
-    source: its directory or prompt. first_tokens: how many tokens of an answer are guided; None:
-    all."""
+    """SafeInfer's rule, or one with an anchor. expert: the expert's kind, "adapter", "checkpoint"
+    or "system prompt". source: its directory or prompt. first_tokens: how many tokens of an answer
+    are guided; None: all. rule: its name. anchor: the anchor's kind and source."""
 
     expert: str
     source: str
     lam: float
     margin: float
     first_tokens: int | None = None
+    rule: str = "sgds"
+    anchor: tuple[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         stated = {"expert": self.expert, "from": self.source, "lambda": self.lam}
-        return stated | {"margin": self.margin} | present({"first_tokens": self.first_tokens})
+        stated |= {"margin": self.margin} | present({"first_tokens": self.first_tokens})
+        if self.anchor is None:
+            return stated
+        return stated | {"rule": self.rule, "anchor": self.anchor[0], "anchor_from": self.anchor[1]}
 
 
 @dataclass(frozen=True)
@@ -150,10 +155,18 @@ def active_stages(
         vector, positions = str(settings.vector), steering.positions
         sa = Amplification(vector, layers, scale, positions, reversed=scale < 0)
     if isinstance(rule, SGDS):
-        source = str(settings.expert or settings.expert_system)
-        lam, margin = rule.lam, rule.margin
-        sgds = SafetyGuidance(kinds[0], source, lam, margin, rule.first_tokens)
+        sgds = guidance(settings, rule, kinds)
     elif not isinstance(rule, Plain):
         other = OtherRule(settings.rule, dict(vars(rule)), tuple(kinds))
     state = None if gate is None else GateState(gate.threshold)
     return Stages(bool(settings.safe), sa, sgds, other, state)
+
+
+def guidance(settings: Settings, rule: SGDS, kinds: Sequence[str]) -> SafetyGuidance:
+    """What guides: the rule with its numbers, the expert, and the anchor if it reads one."""
+    anchor = None
+    if "anchor" in rule.others:
+        made = settings.anchor or settings.anchor_system or settings.anchor_shots
+        anchor = (kinds[rule.others.index("anchor")], str(made))
+    source, name = str(settings.expert or settings.expert_system), settings.rule
+    return SafetyGuidance(kinds[0], source, rule.lam, rule.margin, rule.first_tokens, name, anchor)

@@ -20,6 +20,7 @@ from minisafe.policy import Policy, Seen
 from minisafe.session import Session
 from minisafe.slots import Slot
 from minisafe.tokenizer import Message, Tokenizer
+from minisafe.vectors import moved
 
 Text = str | Sequence[int]  # text, or its token ids
 Where = list[tuple[int, int]]  # for each token its row in a batch, and its index in the answer
@@ -149,7 +150,7 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
         return Pair(prompts, tuple(answer) or following(session.tokenizer, "", continuation))
     if chat:
         raise PromptError("got token ids for the chat template; expected a text")
-    if any(session.own_systems()):
+    if not session.one_text:
         raise PromptError(
             "the expert reads another system prompt, so ids are not enough; give texts, chat=True"
         )
@@ -247,7 +248,10 @@ def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
     slots: list[list[Slot]] = [[] for _ in lockstep.streams]
     if session.steering is not None:
         for row, text in enumerate(texts):
-            slots[0] += session.steering.slots(row, session.spans(text.prompts[0], text.answers))
+            spans = session.spans(text.prompts[0], text.answers)
+            for stream in session.steering.streams:
+                ahead = len(text.prompts[stream]) - len(text.prompts[0])
+                slots[stream] += session.steering.slots(row, moved(spans, ahead))
     found = lockstep.feed([*prompts, *(prompts[0] for _ in plain)], slots)
     first = tuple(each for each in found if each is not None)
     policy = Policy(session.rule, session.gate)

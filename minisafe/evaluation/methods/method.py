@@ -97,7 +97,7 @@ def made_by(session: Session) -> MadeBy:
         settings["gate_threshold"] = session.gate.threshold
     known = session.tokenizer
     return MadeBy(
-        models=fingerprints(session.streams, session.steering),
+        models=fingerprints(session.streams, session.steering, session.settings.others),
         text={
             "tokenizer": known.fingerprint,
             "template": digest(known.template_source),
