@@ -89,8 +89,11 @@ def make_summary() -> dict[str, Any]:
                   "models": {"base": {"base": "ab12", "settings": {"margin": 0.3}},
                              "SafeInfer": {"base": "ab12", "expert": "cd34", "settings": {}}}},
         "rows": rows, "over_refusal": over, "utility": utility, "sweep": grid,
-        "mcnemar": [{"judge": "phrases", "method": "SafeInfer", "style": "cot", "n": 20,
-                     "base_only": 8, "method_only": 1, "p": 0.0391}],
+        "against": "SafeInfer",
+        "paired": [{"judge": "phrases", "method": "SafeInfer", "other": "base", "attack": False,
+                    "style": "cot", "n": 20, "method_only": 1, "other_only": 8,
+                    "difference": -35.0, "low": -60.0, "high": -5.0, "clusters": None,
+                    "p": 0.0391, "p_holm": 0.0391, "p_cluster": None}],
         "agreement": [{"judges": list(JUDGES), "n": 80, "kappa": 0.8123, "agree": 91.25,
                        "disagreements": parted}],
         "cost": [{"method": "SafeInfer", "tokens_per_second": 100.0, "relative": 0.75,
@@ -262,7 +265,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert "Utility was not measured" in notes
     assert "Safety against utility" not in made
     empty = {each.title: each for each in sections({}, [], [])}
-    assert list(empty) == ["What was run", "How to read this", "Results"]
+    assert list(empty) == ["Results", "How to read this", "What was run"]
     assert "No answer to a harmful prompt was judged." in empty["Results"].notes
 
 
@@ -365,7 +368,7 @@ def test_the_page_holds_only_its_own_elements(page: Page) -> None:
     known = {
         "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "nav", "a", "section",
         "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "img", "label", "select",
-        "option", "input", "button", "output", "noscript", "script",
+        "option", "input", "button", "output", "noscript", "script", "span",
     }  # fmt: skip
     assert {tag for tag, _ in page.elements} <= known
     names = {name for _, attributes in page.elements for name in attributes}
@@ -436,8 +439,9 @@ def test_pictures_are_svg_and_the_same_every_time() -> None:
 def test_every_picture_is_in_the_page(page: Page) -> None:
     pytest.importorskip("matplotlib")
     images = [attributes for tag, attributes in page.elements if tag == "img"]
-    # two judges' trade-off, two judges' categories, two heat maps of the sweep, one of margins
-    assert len(images) == 7
+    # the headline, two judges' trade-off, two judges' categories, two heat maps of the sweep, one
+    # of margins
+    assert len(images) == 8
     assert all(each["alt"] for each in images)
 
 
@@ -479,7 +483,7 @@ def test_a_summary_of_another_form_is_refused(tmp_path: Path, summary: dict[str,
 
 def test_rows_without_fields_or_numbers_are_shown_as_nothing(tmp_path: Path) -> None:
     bare = {"rows": [{"category": "all"}], "utility": [{}], "over_refusal": [{"n": 0}],
-            "mcnemar": [{"p": None}], "agreement": [{"disagreements": [{}]}], "cost": [{}],
+            "paired": [{"p": None}], "agreement": [{"disagreements": [{}]}], "cost": [{}],
             "gate": [{}], "sweep": [{}], "about": {"models": {"m": "abc"}}}  # fmt: skip
     write_report(tmp_path, bare, [{}], [{}])
     assert "nan" not in (tmp_path / "report.md").read_text(encoding="utf-8").lower()
