@@ -48,8 +48,9 @@ def report(
       minisafe report seed-0.jsonl.gz seed-1.jsonl.gz seed-2.jsonl.gz
     """
     if len(runs) > 1:
-        if export is not None:
-            raise SettingError(f"--export with {len(runs)} runs; expected one run")
+        for flag, value in (("--export", export), ("--against", against)):
+            if value is not None:
+                raise SettingError(f"{flag} with {len(runs)} runs; expected one run")
         several(runs, out, as_json)
         return
     (path,) = runs

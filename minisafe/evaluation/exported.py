@@ -128,8 +128,10 @@ def read_rows(path: Path) -> Stored:
         rulings += [judged(answer, ruling, where) for ruling in told]
     if not rulings:
         raise SettingError(f"{path}: holds no judged answer")
+    changes = object_of(measured, "changes")
     return Stored(about, answers, by_judge(rulings), Measured(
-        object_of(measured, "changes"), rows_of(measured, "choices"), rows_of(measured, "sweep")
+        {method: object_of(changes, method) for method in changes},
+        rows_of(measured, "choices"), rows_of(measured, "sweep"),
     ))  # fmt: skip
 
 

@@ -12,6 +12,7 @@ KINDS = ("benign", "borderline", "harmful")
 OF_GATE = {"method": "method", "style": "asked"} | {
     f"touched_{kind}": f"guided, {kind} %" for kind in KINDS
 }
+MOST_PROMPTS = 1_000_000  # of a calibration; a longer sum would take too long
 NOTE = "The share of prompts on which the gate lets guidance act; the others get plain answers."
 
 
@@ -29,11 +30,12 @@ def gate(summary: Row) -> Section | None:
 def bound(made: Row) -> str:
     """What a calibration promises, and what it does not; "" for one that cannot be."""
     n, epsilon = number(made, "n"), number(made, "epsilon")
-    try:
-        place = conformal_place(int(n), epsilon)
-    except (ValueError, SettingError):
+    if not 1 <= n <= MOST_PROMPTS:
         return ""
-    return coverage(int(n), place, epsilon)
+    try:
+        return coverage(int(n), conformal_place(int(n), epsilon), epsilon)
+    except SettingError:
+        return ""
 
 
 def coverage(n: int, place: int, epsilon: float) -> str:
