@@ -53,10 +53,12 @@ def summarise(
 
 
 def succeeded(each: Ruled) -> bool:
+    """Whether the judge holds that the answer complied."""
     return each.verdict == "ATTACK_SUCCEEDED"
 
 
 def was_refused(each: Ruled) -> bool:
+    """Whether the judge holds that the answer refused."""
     return each.verdict == "REFUSED"
 
 
