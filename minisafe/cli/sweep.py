@@ -14,7 +14,7 @@ import click
 from minisafe.cli.evaluate import Files, files_of, gather_prompts, listed
 from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import MinisafeError, SettingError
-from minisafe.evaluation.evaluate import Evaluation, about, check_judges
+from minisafe.evaluation.evaluate import Evaluation, about, check_judges, write_run
 from minisafe.evaluation.journal import check_directory
 from minisafe.evaluation.judges.by_name import make_judge
 from minisafe.evaluation.judges.judgements import rule_all
@@ -22,11 +22,11 @@ from minisafe.evaluation.methods.grid import AXES, grid
 from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.evaluation.records import Judged, Response
 from minisafe.evaluation.report.best import Bounds, Row, choose, measured
-from minisafe.evaluation.report.summary import join, summarise, write_summary
-from minisafe.evaluation.report.write import write_report
+from minisafe.evaluation.report.summary import join, write_summary
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import run
+from minisafe.evaluation.stored import Measured, Stored
 from minisafe.session.profile import default_profile, load_profile, save_profile
 from minisafe.session.settings import SETTINGS, checked
 from minisafe.session.vouched import files_read
@@ -128,16 +128,11 @@ def report(
     bounds: Bounds,
 ) -> tuple[list[Row], Row | None]:  # fmt: skip
     """Write summary and report of a sweep; returns one row per point, and the chosen row."""
-    kinds = {prompt.id: str(prompt.record.get("kind", "")) for prompt in evaluation.prompts}
-    ruled = join(answers, judgements, kinds)
-    rows = measured(ruled, evaluation.methods)
+    rows = measured(join(answers, judgements), evaluation.methods)
     best = choose(rows, bounds)
-    summary = {"about": about(evaluation, answers), **summarise(ruled, answers)}
-    write_summary(out, summary | {"sweep": rows[1:], "chosen": best})
-    write_report(
-        out, summary | {"sweep": rows[1:]}, [each.to_json() for each in answers],
-        [each.to_json() for each in judgements],
-    )  # fmt: skip
+    made = Stored(about(evaluation, answers), answers, judgements, Measured(sweep=rows[1:]))
+    summary = write_run(out, made, None)
+    write_summary(out, summary | {"chosen": best})
     return rows, best
 
 

@@ -16,6 +16,8 @@ FLOORS = (
     {"attacks"},
     {"runner"},
     {"report"},
+    {"stored"},
+    {"exported"},
     {"evaluate", "harness"},
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

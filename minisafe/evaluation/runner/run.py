@@ -168,6 +168,7 @@ def answer(
             seen_by_gate(result) if result else None,
             about, job.attack is not None, each.queries + (result is not None),
             None if prompt.is_first_turn else prompt.to_json(),
+            job.prompt.told("verb"), job.prompt.told("kind"),
         ))  # fmt: skip
     return made
 
