@@ -93,7 +93,8 @@ def harmful_records(rng: random.Random, split: str) -> list[Record]:
                 act = harmful_act(rng, name, pair)
                 asked = form.format(act=act.asked)
                 records.append(
-                    _record(split, "harmful", name, asked, expected=()) | {"held_out": what}
+                    _record(split, "harmful", name, asked, expected=())
+                    | {"verb": pair[0], "held_out": what}
                 )
     return records
 
@@ -107,12 +108,12 @@ def held_out_records(split: str, seed: int = WORLD_SEED) -> dict[str, list[Recor
     groups = held_out().test if split == "test" else held_out().dev
     harmful = harmful_records(rng, split)
     borderline = [
-        _act_record(rng, split, rough_act(rng, place, pair))
+        _act_record(rng, split, rough_act(rng, place, pair)) | {"verb": pair[0]}
         for place in ROUGH
         for pair in groups[place]
     ]
     chores = (*groups["howto"], *groups["polite"])
-    benign = [_act_record(rng, split, chore(rng, pair)) for pair in chores]
+    benign = [_act_record(rng, split, chore(rng, pair)) | {"verb": pair[0]} for pair in chores]
     for index, country, attribute in groups["fact"]:
         asked = ASK_FACT[int(index)].format(attribute=attribute, country=country)
         value = facts()[country][attribute]
