@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from torch import Tensor
 
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks.attack import Target
+from minisafe.evaluation.attacks.gradient import word_gradient
 from minisafe.evaluation.attacks.text import PERSONA
 from minisafe.evaluation.judges import Judge
-from minisafe.evaluation.likelihood.scoring import Pair, score_pairs
+from minisafe.evaluation.likelihood.scoring import Pair, following, score_pairs
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.prompts.styles import STYLES, fill
 from minisafe.session import Session
@@ -85,8 +87,25 @@ class SessionOracle:
         tokenizer = self.session.tokenizer
         return tokenizer.decode(tokenizer.encode_begun(text, ())[:n_tokens])
 
-    def gradient(self, target: Target, words: Sequence[str], beginning: str) -> Tensor:
-        raise SettingError("this oracle gives no gradients")
+    @cached_property
+    def single_words(self) -> Sequence[str]:
+        return list(self.ids)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The single words' ids, as they stand after another word."""
+        found = ((word, following(self.session.tokenizer, "a", f" {word}")) for word in self.words)
+        return {word: ids[0] for word, ids in found if len(ids) == 1}
+
+    def gradient(self, prompt: ChatPrompt, words: Sequence[str], beginning: str) -> Tensor:
+        self.queries += 1
+        pair, others = self.pair(prompt, beginning), list(self.ids.values())
+        return word_gradient(self.session, pair, [self.ids[word] for word in words], others)
+
+    @cached_property
+    def undefended(self) -> SessionOracle:
+        plain = self.session.plain()
+        return SessionOracle(plain, self.judge, self.prompts, self.answers, self.batch_size)
 
 
 def vocabulary_words(session: Session) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.attacks import Attempt
+from minisafe.evaluation.attacks.gradient import check_white_box
 from minisafe.evaluation.attacks.oracle import SessionOracle
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
@@ -224,6 +225,8 @@ def check_methods(
         session = load_method(method)
         check_same(directory, method, made_by(session), found)
         check_prompts(session, batches)
+        if any(job.attack and job.attack.white_box for batch in batches for job in batch):
+            check_white_box(session)
         check(session)
     return {} if session is None else {methods[0].name: session}
 
