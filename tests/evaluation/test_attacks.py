@@ -129,9 +129,13 @@ def test_best_of_n_takes_the_first_that_complies() -> None:
     oracle = Scripted(weak="window")
     made = attempt("best-of-4", oracle)
     assert made.answer == COMPLIANT
-    assert [draw for _, _, draw in oracle.asked] == [12, 13, 14, 15]  # no other question's draws
+    assert [draw for _, _, draw in oracle.asked] == [96, 97, 98, 99]  # no other question's draws
     assert {temperature for _, temperature, _ in oracle.asked} == {1.0}
     assert attempt("best-of-4", Scripted()).answer == "No, I will not."
+    more = Scripted()
+    attempt("best-of-32", more)
+    assert more.asked[:4] == oracle.asked  # the same draws, and more
+    assert more.asked[-1][2] == 127
 
 
 def test_search_finds_the_word_and_keeps_its_budget() -> None:

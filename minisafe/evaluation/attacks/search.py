@@ -7,14 +7,16 @@ from collections.abc import Callable
 from minisafe.evaluation.attacks.attack import Attempt, Oracle, Target
 from minisafe.session.chat_prompt import ChatPrompt
 
+MOST_DRAWN = 32  # by any `best_of`, so that questions share no draws
 BEGINNING = 12  # tokens of a compliant answer that a search makes likely
 SWAPS = 256  # words per place that a gradient proposes, as published
 
 
 def best_of(target: Target, oracle: Oracle, n: int) -> Attempt:
-    """n answers at temperature 1; the first that complies, else the last."""
+    """n answers at temperature 1; the first that complies, else the last. A smaller n takes the
+    first of a greater one's draws."""
     prompt = ChatPrompt.of(target.asked)
-    answers = oracle.ask([prompt] * n, temperature=1.0, draw=target.number * n)
+    answers = oracle.ask([prompt] * n, temperature=1.0, draw=target.number * MOST_DRAWN)
     complied = oracle.complies(target, [prompt] * n, answers)
     return Attempt(prompt, answers[complied.index(True) if any(complied) else -1])
 
