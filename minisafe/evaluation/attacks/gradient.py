@@ -1,10 +1,9 @@
 """White box: how a beginning's likelihood under the whole defence changes with a prompt's words.
 
 All streams read the prompt and the beginning once, with the vector and the adapters that they
-answer with, and the session's rule combines them. The gate is left out: it decides between two
-texts' worth of work, which has no derivative. Gradients run to what the embedding gives; times the
-embedding's rows they say how a whole other word would change the likelihood, to first order (Zou
-et al., 2023, arXiv 2307.15043).
+answer with, and the session's rule combines them. The gate is left out: a yes or no has no
+derivative. Gradients run to what the embedding gives; times the embedding's rows they say how a
+whole other word would change the likelihood, to first order (Zou et al., 2023, arXiv 2307.15043).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.policy import Policy, Seen
 from minisafe.session import Session
+from minisafe.slots import Slot
 
 
 def check_white_box(session: Session) -> None:
@@ -63,17 +63,17 @@ def through(
     log_probs: dict[int, Tensor] = {}
     read: dict[int, tuple[Tensor, int]] = {}  # by stream: what was embedded, and its row
     for model, members in by_model(session.streams):
-        with embedded(model) as leaves:
+        with embedded(model) as kept:
             log_probs |= read_answer(session, model, members, pair)
-        read |= {stream: (leaves[0], row) for row, stream in enumerate(members)}
+        read |= {stream: (kept[0], row) for row, stream in enumerate(members)}
     seen = [Seen(tokens=n, variation=0.0) for n in range(len(pair.answer))]
     ordered = [log_probs[stream] for stream in range(len(session.streams))]
     final = Policy(rule).decide(seen, ordered).log_probs
     loss = -final[range(len(pair.answer)), list(pair.answer)].sum()
     leaves = list(dict.fromkeys(leaf for leaf, _ in read.values()))
-    grads = dict(
-        zip(leaves, torch.autograd.grad(loss, leaves, materialize_grads=True), strict=True)
-    )
+    # a stream that the rule does not read has a gradient of zeros
+    found = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    grads = dict(zip(leaves, found, strict=True))
     total = torch.zeros(len(words), len(others))
     for stream, (leaf, row) in read.items():
         rows = session.streams[stream].model.embed_tokens.weight.detach()[list(others)]
@@ -102,9 +102,9 @@ def read_answer(
         for row, stream in enumerate(members)
         if (adapter := session.streams[stream].adapter) is not None
     )
-    steered = session.steering is not None and 0 in members
-    spans = session.spans(pair.prompts[0], pair.answers)
-    slots = session.steering.slots(0, spans) if steered and session.steering else ()
+    slots: list[Slot] = []
+    if session.steering is not None and 0 in members:  # the base is its model's first row
+        slots = session.steering.slots(0, session.spans(pair.prompts[0], pair.answers))
     logits = model(ids, counts=tuple(map(len, texts)), slots=slots, adapters=adapters)
     found = {}
     for row, stream in enumerate(members):
