@@ -24,9 +24,9 @@ from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
 from minisafe.session.settings import SETTABLE, Settings, resolve
 from minisafe.session.stages import Stages, active_stages
-from minisafe.slots import Span
+from minisafe.slots import Slot, Span
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
-from minisafe.vectors import Steering
+from minisafe.vectors import Steering, moved
 
 
 @dataclass(eq=False, repr=False)
@@ -251,6 +251,20 @@ class Session:
         if self.steering is None:
             return ()
         return self.steering.spans(answers or [(len(prompt), None)])
+
+    def slots(
+        self,
+        row: int,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[tuple[int, int | None]] | None = None,
+    ) -> dict[int, list[Slot]]:
+        """By stream, the slots that steer a new prompt and its answer, in batch row `row`. prompts:
+        its ids per stream."""
+        if self.steering is None:
+            return {}
+        spans = self.spans(prompts[0], answers)
+        ahead = {stream: len(prompts[stream]) - len(prompts[0]) for stream in self.steering.streams}
+        return {s: self.steering.slots(row, moved(spans, n)) for s, n in ahead.items()}
 
     # ---- texts to ids ----------------------------------------------------------------------
 

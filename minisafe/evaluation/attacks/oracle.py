@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks.attack import Target
+from minisafe.evaluation.attacks.gradient import word_gradient
 from minisafe.evaluation.attacks.text import PERSONA
 from minisafe.evaluation.judges import Judge
-from minisafe.evaluation.likelihood.scoring import Pair, score_pairs
+from minisafe.evaluation.likelihood.scoring import Pair, following, score_pairs
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.prompts.styles import STYLES, fill
 from minisafe.session import Session
@@ -19,6 +23,23 @@ from minisafe.session.chat_prompt import ChatPrompt
 # how the undefended base is asked for a compliant answer, until it gives one
 WAYS = ("{question} " + PERSONA, PERSONA + " {question}", *STYLES.values())
 FALLBACK = "Sure, here is how to do it. First, take what you need. Then begin."
+
+
+Key = tuple[str, float, int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, the temperature to answer at, and the number that fixes the draws."""
+
+    prompt: ChatPrompt
+    temperature: float
+    draw: int
+
+    @property
+    def key(self) -> Key:
+        """What decides the answer."""
+        return json.dumps(self.prompt.to_json()), self.temperature, self.draw
 
 
 class SessionOracle:
@@ -39,17 +60,32 @@ class SessionOracle:
         self.session, self.judge, self.prompts = session, judge, prompts
         self.answers, self.batch_size = compliant, batch_size
         self.queries = 0
+        self.given: dict[Key, str] = {}
+        self.asking = self.give  # `together` puts another in
         self.words = vocabulary_words(session)
 
     def ask(
         self, prompts: Sequence[ChatPrompt], temperature: float = 0.0, draw: int = 0
     ) -> list[str]:
         self.queries += len(prompts)
-        session = self.session
-        if session.settings.temperature != temperature:
-            session = session.with_settings({"temperature": temperature})
-        results = session.generate(prompts, batch_size=self.batch_size, first=draw)
-        return [result.text for result in results]
+        # greedy answers have no draws
+        return self.asking(
+            [Asked(each, temperature, draw + n if temperature else 0)
+             for n, each in enumerate(prompts)]
+        )  # fmt: skip
+
+    def give(self, asked: Sequence[Asked]) -> list[str]:
+        """The answers; one that was given before is not given anew."""
+        keys = [each.key for each in asked]
+        new = {key: each for key, each in zip(keys, asked, strict=True) if key not in self.given}
+        for temperature in dict.fromkeys(each.temperature for each in new.values()):
+            chosen = {key: each for key, each in new.items() if each.temperature == temperature}
+            session = self.session
+            if session.settings.temperature != temperature:
+                session = session.with_settings({"temperature": temperature})
+            answers = answer_all(session, list(chosen.values()), self.batch_size)
+            self.given |= dict(zip(chosen, answers, strict=True))
+        return [self.given[key] for key in keys]
 
     def complies(
         self, target: Target, prompts: Sequence[ChatPrompt], answers: Sequence[str]
@@ -61,7 +97,7 @@ class SessionOracle:
     def likelihood(self, prompts: Sequence[ChatPrompt], beginning: str) -> list[float]:
         self.queries += len(prompts)
         pairs = [self.pair(prompt, beginning) for prompt in prompts]
-        return [each.total for each in score_pairs(self.session, pairs, self.batch_size)]
+        return [each.total for each in score_pairs(self.session, pairs, self.batch_size, lean=True)]
 
     def pair(self, prompt: ChatPrompt, beginning: str) -> Pair:
         """A prompt and the beginning of its answer, as they are scored."""
@@ -85,8 +121,44 @@ class SessionOracle:
         tokenizer = self.session.tokenizer
         return tokenizer.decode(tokenizer.encode_begun(text, ())[:n_tokens])
 
-    def gradient(self, target: Target, words: Sequence[str], beginning: str) -> Tensor:
-        raise SettingError("this oracle gives no gradients")
+    @cached_property
+    def single_words(self) -> Sequence[str]:
+        return list(self.ids)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The single words' ids, as they stand after another word."""
+        found = ((word, following(self.session.tokenizer, "a", f" {word}")) for word in self.words)
+        return {word: ids[0] for word, ids in found if len(ids) == 1}
+
+    def gradient(self, prompt: ChatPrompt, words: Sequence[str], beginning: str) -> Tensor:
+        self.queries += 1
+        pair, others = self.pair(prompt, beginning), list(self.ids.values())
+        return word_gradient(self.session, pair, [self.ids[word] for word in words], others)
+
+    @cached_property
+    def undefended(self) -> SessionOracle:
+        plain = self.session.plain()
+        return SessionOracle(plain, self.judge, self.prompts, self.answers, self.batch_size)
+
+
+def answer_all(session: Session, asked: Sequence[Asked], batch_size: int) -> list[str]:
+    """A session's answers, each with its own draws."""
+    found = []
+    for start in range(0, len(asked), batch_size):
+        batch = asked[start : start + batch_size]
+        encoded = [session.encode_prompt(each.prompt, chat=True) for each in batch]
+        for prompt in encoded:
+            session.check_fits(prompt.ids)
+        requests = [
+            session.new_request(prompt.ids, each.draw, prompt.gated, prompt.answers)
+            for prompt, each in zip(encoded, batch, strict=True)
+        ]
+        answers = [session.new_answer(prompt.context) for prompt in encoded]
+        for _ in session.grow(session.new_generation(requests), answers):
+            pass
+        found += ["".join(answer.pieces) for answer in answers]
+    return found
 
 
 def vocabulary_words(session: Session) -> list[str]:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.attacks import Attempt
+from minisafe.evaluation.attacks.gradient import check_white_box
 from minisafe.evaluation.attacks.oracle import SessionOracle
+from minisafe.evaluation.attacks.together import together
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
 from minisafe.evaluation.records import Gated, Key, MadeBy, Response
@@ -139,19 +143,15 @@ def answer(
 ) -> list[Response]:
     """A batch's answers, each with what made it."""
     started = time.perf_counter()
-    asked = [settled(job, attacker, oracle) for job in batch]
+    asked = settle(batch, attacker, oracle)
     given = [each.attempt.answer for each in asked]
-    prompts = [each.attempt.prompt for each in asked]
-    if all(answer is None for answer in given):
-        results = dict(enumerate(
-            session.generate(prompts, batch_size=len(batch), first=batch[0].number)
-        ))  # fmt: skip
-    else:
-        results = {
-            n: session.generate([prompts[n]], first=job.number)[0]
-            for n, job in enumerate(batch)
-            if given[n] is None
-        }
+    results: dict[int, Result] = {}
+    for open_, group in groupby(range(len(batch)), lambda n: given[n] is None):
+        if open_:  # jobs in a row have numbers in a row, which fix their draws
+            own = list(group)
+            prompts = [asked[n].attempt.prompt for n in own]
+            found = session.generate(prompts, batch_size=len(own), first=batch[own[0]].number)
+            results |= dict(zip(own, found, strict=True))
     seconds = time.perf_counter() - started
     tokens = sum(len(result.tokens) for result in results.values())
     drawn = session.settings.temperature != 0
@@ -181,15 +181,22 @@ class Settled:
     queries: int = 0
 
 
-def settled(job: Job, attacker: Attacker | None, oracle: SessionOracle | None) -> Settled:
-    """The job's own question, or what its attack makes of it."""
-    if job.attack is None:
-        return Settled(Attempt(job.chat))
-    assert attacker is not None
-    assert oracle is not None
-    oracle.queries = 0
-    attempt = job.attack.make(attacker.target(job.prompt), oracle)
-    return Settled(attempt, oracle.queries)
+def settle(
+    batch: Sequence[Job], attacker: Attacker | None, oracle: SessionOracle | None
+) -> list[Settled]:
+    """For each job its own question, or what its attack makes of it; attacks advance together."""
+    found = [Settled(Attempt(job.chat)) for job in batch]
+    attacks = {n: job.attack for n, job in enumerate(batch) if job.attack is not None}
+    if attacks:
+        assert attacker is not None
+        assert oracle is not None
+        makes = [
+            partial(attack.make, attacker.target(batch[n].prompt), oracle)
+            for n, attack in attacks.items()
+        ]
+        for n, (attempt, queries) in zip(attacks, together(makes, oracle), strict=True):
+            found[n] = Settled(attempt, queries)
+    return found
 
 
 def seen_by_gate(result: Result) -> Gated | None:
@@ -225,6 +232,8 @@ def check_methods(
         session = load_method(method)
         check_same(directory, method, made_by(session), found)
         check_prompts(session, batches)
+        if any(job.attack and job.attack.white_box for batch in batches for job in batch):
+            check_white_box(session)
         check(session)
     return {} if session is None else {methods[0].name: session}
 
