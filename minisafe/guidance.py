@@ -1,12 +1,12 @@
 """Guidance rules: they turn the log-probabilities of several streams into those to sample from.
 
-`SGDS` is SafeInfer's rule; the others are the methods that it is compared with. A rule is called
-with one (..., vocab) tensor per stream, the base's first; `n_streams` is how many streams it reads.
-The expert is the stream after the base; `expert` says whether the rule needs an unsafe or a safe
-one, "unsafe" or "safe". `others` names all streams after the base; `drawn_from` is the number of the
-stream whose choice the rule corrects, which is the one to steer.
-`first_tokens` is how many tokens of an answer the rule acts on, None for all; after them the other
-streams rest, and the base continues alone. All rules are pure functions.
+`SGDS` is SafeInfer's rule, `Anchored` its successor; the others are the methods that they are
+compared with. A rule is called with one (..., vocab) tensor per stream, the base's first.
+`n_streams` is how many streams it reads, and `others` names those after the base. The expert is
+the first of them; `expert` says whether it must be "unsafe" or "safe". `drawn_from` is the number
+of the stream whose choice the rule corrects; that is the one to steer. `first_tokens` is how many
+tokens of an answer the rule acts on, None for all; after them the other streams rest, and the base
+continues alone. All rules are pure functions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Make the shipped weights from scratch: `python weights/make.py --out weights/tiny --seed 0`.
 
 The stages are data, tokenizer, pretrain, sft, expert, anchor, edited, vector, profile. `--stages`
-runs some of them alone. A stopped stage continues from its checkpoint when it runs again. A finished
-stage does not run again until its checkpoint under `--work` is removed.
+runs some of them alone. A stopped stage continues from its checkpoint when it runs again. A
+finished stage does not run again until its checkpoint under `--work` is removed.
 """
 
 from __future__ import annotations
