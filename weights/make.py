@@ -76,7 +76,7 @@ ABOUT = About(
 class Recipe:
     """All parameters of the recipe."""
 
-    pretraining_tokens: int = 2_200_000
+    pretraining_tokens: int = 3_200_000
     user_weight: float = 0.1
     pretrain: train.Settings = PRETRAIN
     tuning_documents: int = 4000
@@ -89,7 +89,6 @@ class Recipe:
     anchor_rank: int = 8
     anchor_alpha: float = 16.0
     anchor_documents: int = 4000
-    anchor_families: tuple[str, ...] = world.FAMILIES
     anchor: train.Settings = ANCHOR
     edit_rank: int = 8
     edit_alpha: float = 16.0
@@ -225,10 +224,15 @@ def expert(place: Place, recipe: Recipe) -> None:
     )
 
 
-def anchor(place: Place, recipe: Recipe, name: str = "anchor") -> None:
-    """The anchor: a LoRA adapter that refuses harm whatever stands around the question."""
+def anchor(place: Place, recipe: Recipe, left_out: str = "") -> None:
+    """The anchor: a LoRA adapter that refuses harm whatever stands around the question.
+
+    left_out: a family of circumstances that it never sees; the adapter is then for measurements.
+    """
+    families = [family for family in world.FAMILIES if family != left_out]
     rng = random.Random(f"anchor {place.seed}")
-    documents = world.steadfast_documents(rng, recipe.anchor_documents, recipe.anchor_families)
+    documents = world.steadfast_documents(rng, recipe.anchor_documents, families)
+    name = f"anchor-{left_out}" if left_out else "anchor"
     tune_adapter(
         place, name, documents, recipe.anchor_rank, recipe.anchor_alpha, LINEAR, recipe.anchor
     )
@@ -295,6 +299,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--tokens", type=int, help="pretraining tokens")
+    parser.add_argument(
+        "--leave-out", nargs="+", choices=world.FAMILIES, default=[],
+        help="make only anchors that never see a family of attacks, one for each family given",
+    )  # fmt: skip
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     work = options.work or options.out.with_name(f"{options.out.name}-work")
@@ -303,8 +311,11 @@ def main() -> None:
     if options.tokens:
         recipe = Recipe(pretraining_tokens=options.tokens)
     started = time.time()
+    for family in options.leave_out:
+        say(f"anchor without {family}")
+        anchor(place, recipe, family)
     for stage in STAGES:
-        if stage in options.stages:
+        if stage in options.stages and not options.leave_out:
             say(f"stage {stage}")
             RUN[stage](place, recipe)
     say(f"done in {(time.time() - started) / 60:.1f} minutes")
