@@ -31,6 +31,8 @@ class Request:
     gated: whether a gate may leave this answer to the base. Only for prompts like those that the
         gate was calibrated on: the first turn of a chat.
     note_changes: whether to note where guidance changes the likeliest token.
+    alone: if this is the last message alone of a longer conversation, the variation that told that
+        it is harmful by itself.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -40,6 +42,7 @@ class Request:
     index: int = 0
     gated: bool = False
     note_changes: bool = False
+    alone: float | None = None
 
 
 Ids = list[list[list[int]]]  # token ids: [stream][batch row] -> list of ids

@@ -74,7 +74,7 @@ def calibrate(
     dangerous = of_kind(harmful, "harmful", column)
     if batch_size < 1:
         raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
-    session = load(profile, flags | {"gate": False})
+    session = load(profile, flags | {"gate": False, "read_alone": False})
     line = ProgressLine()
     made = evaluation.calibrate(
         session, harmless, dangerous, templates, epsilon, batch_size, line.show, max_miss

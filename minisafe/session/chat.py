@@ -183,8 +183,13 @@ class Chat:
     def _answer(self, text: str) -> Iterator[str]:
         session = self.session_now
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        chats = session.encode_chat(messages, self.answers)
-        spans = self._spans(chats[0], session.steering)
+        alone = self._harmful_alone(session, text)
+        if alone is None:
+            chats = session.encode_chat(messages, self.answers)
+            spans = self._spans(chats[0], session.steering)
+        else:
+            chats = session.encode_chat(messages[-1:])
+            spans = session.spans(chats[0].ids)
         goals = [
             self._goal(s, chat.ids, spans, len(chat.ids) - len(chats[0].ids), session.steering)
             for s, chat in enumerate(chats)
@@ -196,7 +201,7 @@ class Chat:
         settings = session.settings
         request = Request(
             tuple(pending), spans, settings, settings.max_new_tokens, self.turn, gated=first,
-            note_changes=True,
+            note_changes=True, alone=alone,
         )  # fmt: skip
         generation = self._generation = session.new_generation([request], self.lockstep)
         answer = session.new_answer(())
@@ -222,6 +227,13 @@ class Chat:
         if steering is None or stream not in steering.streams:
             return Held.of(ids)
         return Held.of(ids, moved(spans, ahead), steering)
+
+    def _harmful_alone(self, session: Session, text: str) -> float | None:
+        """If a later message is harmful by itself, the variation that shows it."""
+        if session.alone is None or not self.messages:
+            return None
+        (variation,) = session.variations([text])
+        return variation if session.alone.opens(variation) else None
 
     def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
         """The steered positions of past turns, unless the gate left their answers to the base, and

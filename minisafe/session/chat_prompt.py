@@ -93,13 +93,15 @@ class EncodedPrompt:
 
     answers: places `[start, stop)` in the base's ids at which answers stand; the last one, which is
     to be given, is open. context: ids whose running text the answer continues. gated: whether it is
-    one that a gate is calibrated for.
+    one that a gate is calibrated for. alone: if its last message alone is answered, because it is
+    harmful by itself, the variation that showed it.
     """
 
     ids: tuple[tuple[int, ...], ...]
     answers: tuple[tuple[int, int | None], ...]
     context: tuple[int, ...] = ()
     gated: bool = False
+    alone: float | None = None
 
 
 def check_messages(messages: Sequence[Message]) -> None:

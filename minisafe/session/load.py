@@ -78,6 +78,7 @@ def make_session(asked: Asked, model: Llama) -> Session:
         rule=settings.make_rule(), steering=steering, kinds=kinds,
         gate=make_gate(settings, asked.calibration, steering),
         engine=engine_for(settings.speculate, streams),
+        alone=make_alone(settings, asked.calibration, steering),
         shots=read_shots(settings.anchor_shots) if "anchor" in settings.others else (),
     )  # fmt: skip
 
@@ -172,15 +173,37 @@ def make_gate(
         return None
     if settings.sa_positions == "all" and settings.sa_scale != 0:
         why = "steering at all positions cannot be removed, so no gate works with it"
-    elif calibration is None:
-        why = "the profile holds no calibration; make one with `minisafe calibrate`"
-    elif not settings.guided:
-        why = "there is no expert to compare the base with"
-    elif calibration.made_for != made_for(settings, steering):
-        why = "its calibration is for other weights or settings; run `minisafe calibrate` again"
     else:
+        why = why_uncalibrated(settings, calibration, steering)
+    if not why and calibration is not None:
         return calibration.gate
     if settings.gate:
         raise SafetyError(f"the gate cannot be on: {why}")
     warnings.warn(f"the gate is off: {why}", SafetyWarning, stacklevel=2)
     return None
+
+
+def make_alone(
+    settings: Settings, calibration: Calibration | None, steering: Steering | None
+) -> Gate | None:
+    """The gate that decides whether a message is harmful by itself, if messages are read alone too;
+    raises `SafetyError` without a calibration for exactly these weights and settings."""
+    if not settings.safe or not settings.read_alone:
+        return None
+    if why := why_uncalibrated(settings, calibration, steering):
+        raise SafetyError(f"messages cannot be read alone (read_alone): {why}")
+    assert calibration is not None
+    return calibration.gate
+
+
+def why_uncalibrated(
+    settings: Settings, calibration: Calibration | None, steering: Steering | None
+) -> str:
+    """Why the calibration does not hold here; "" if it does."""
+    if calibration is None:
+        return "the profile holds no calibration; make one with `minisafe calibrate`"
+    if not settings.guided:
+        return "there is no expert to compare the base with"
+    if calibration.made_for != made_for(settings, steering):
+        return "its calibration is for other weights or settings; run `minisafe calibrate` again"
+    return ""

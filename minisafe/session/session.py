@@ -14,6 +14,7 @@ from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
+from minisafe.session.alone import without_context
 from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
@@ -23,7 +24,7 @@ from minisafe.session.others import fronts
 from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
 from minisafe.session.settings import SETTABLE, Settings, resolve
-from minisafe.session.stages import Stages, active_stages
+from minisafe.session.stages import GateState, Stages, active_stages
 from minisafe.slots import Slot, Span
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering, moved
@@ -38,7 +39,8 @@ class Session:
     "adapter", "checkpoint", "system prompt" or
     "demonstrations". running: the answers in progress, shared by all
     sessions that share what is loaded. engine: makes generations, `Generation` or a faster one.
-    shots: demonstrations that only the anchor reads.
+    shots: demonstrations that only the anchor reads. alone: the gate that decides whether a message
+    is harmful by itself (`alone.py`); None: it is not asked.
     """
 
     settings: Settings
@@ -52,6 +54,7 @@ class Session:
     running: Running = field(default_factory=Running)
     engine: Engine = Generation
     shots: tuple[Message, ...] = ()
+    alone: Gate | None = None
 
     @property
     def n_ids(self) -> int:
@@ -66,7 +69,8 @@ class Session:
     @property
     def stages(self) -> Stages:
         """The safety stages that are active for an answer that is guided."""
-        return active_stages(self.settings, self.steering, self.rule, self.kinds, self.gate)
+        found = active_stages(self.settings, self.steering, self.rule, self.kinds, self.gate)
+        return replace(found, alone=None if self.alone is None else GateState(self.alone.threshold))
 
     @property
     def model(self) -> Llama:
@@ -141,20 +145,25 @@ class Session:
         if isinstance(prompts, str):
             raise PromptError("prompts is a single text; expected a list of texts")
         encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
+        encoded = without_context(self, prompts, encoded, batch_size)
         for each in encoded:
             self.check_fits(each.ids)
         for start in range(0, len(prompts), batch_size):
             batch = encoded[start : start + batch_size]
             requests = [
-                self.new_request(each.ids, first + start + n, each.gated, each.answers)
+                replace(
+                    self.new_request(each.ids, first + start + n, each.gated, each.answers),
+                    alone=each.alone,
+                )
                 for n, each in enumerate(batch)
             ]
             yield from self.results(requests, [each.context for each in batch])
 
     def variations(
-        self, prompts: Sequence[str], chat: bool = True, batch_size: int = 8
+        self, prompts: Sequence[str | ChatPrompt], chat: bool = True, batch_size: int = 8
     ) -> list[float]:
-        """Total variation, 0 to 1, between steered base and expert at each answer's first token.
+        """Total variation, 0 to 1, between steered base (or anchor) and expert at each answer's
+        first token.
 
         Raises `SafetyError` if there is no expert.
         """
@@ -162,10 +171,11 @@ class Session:
             raise SafetyError("there is no expert to compare the base with; give one")
         found: list[float] = []
         for start in range(0, len(prompts), batch_size):
-            encoded = [self.encode(each, chat) for each in prompts[start : start + batch_size]]
+            part = prompts[start : start + batch_size]
+            encoded = [self.encode_prompt(each, chat) for each in part]
             requests = [
-                replace(self.new_request(ids, start + n), max_new_tokens=1)
-                for n, ids in enumerate(encoded)
+                replace(self.new_request(each.ids, start + n), max_new_tokens=1)
+                for n, each in enumerate(encoded)
             ]
             generation = self.new_generation(requests)
             for _ in generation:
@@ -368,9 +378,15 @@ class Session:
             rule = self._rule_under(settings)
         if names & {"sa_scale", "sa_positions"}:
             steering = self._steering_under(settings)
-        if gate is not None and names & {"sa_scale", "sa_positions", "system"}:
-            warnings.warn("the gate is off: it was calibrated for other settings", SafetyWarning,
-                          stacklevel=2)  # fmt: skip
+        if names & {"sa_scale", "sa_positions", "system"}:
+            if self.alone is not None:
+                raise SettingError(
+                    "this cannot be changed now: messages are also read alone, by a gate that was "
+                    "calibrated for the present setting; start again with --no-read-alone"
+                )
+            if gate is not None:
+                warnings.warn("the gate is off: it was calibrated for other settings",
+                              SafetyWarning, stacklevel=2)  # fmt: skip
             gate = None
         check_numbers(settings, steering, rule)
         return replace(
@@ -382,7 +398,7 @@ class Session:
         """The same session without any safety stage."""
         return replace(
             self, settings=replace(self.settings, safe=False), rule=Plain(), steering=None,
-            gate=None, engine=Generation,
+            gate=None, alone=None, engine=Generation,
         )  # fmt: skip
 
     def _rule_under(self, settings: Settings) -> Rule:

@@ -165,6 +165,12 @@ class Settings(Sampling):
         unset="yes if there is a calibration for these weights (minisafe calibrate)",
         docs="Let a calibrated gate leave harmless answers unguided, on the first turn of a chat.",
     )  # fmt: skip
+    read_alone: bool = declared(
+        False, SWITCH, "Answer a message that is harmful by itself without what came before it.",
+        docs="Read the user's last message alone, too. If the gate's calibration calls it harmful, "
+        "answer it without the history and the prefill, which could have turned the model.",
+        decides_safety=True,
+    )  # fmt: skip
     reverse_sa: bool = declared(
         False, SWITCH, "For research: let a negative --sa-scale steer towards harm.",
         docs="For research: let a negative `sa_scale` steer towards harm. Only a flag sets it, "

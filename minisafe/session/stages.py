@@ -103,12 +103,16 @@ class Stages:
     sgds: SafetyGuidance | None = None
     rule: OtherRule | None = None
     gate: GateState | None = None
+    alone: GateState | None = None
     speculation: Drafts | None = None
 
     def on_answer(self, state: RequestState, gate: Gate | None) -> Stages:
         """What acted on the answer to a request: no vector if none was added, and nothing if the
         gate left the answer to the base."""
-        found = replace(self, gate=None)
+        alone, variation = self.alone, state.request.alone
+        if alone is not None:
+            alone = None if variation is None else replace(alone, variation=variation, open=True)
+        found = replace(self, gate=None, alone=alone)
         if state.drafted:
             found = replace(found, speculation=Drafts(state.drafted, state.accepted))
         if not state.steered:
@@ -124,7 +128,10 @@ class Stages:
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints under `applied`."""
         always = {"safe": self.safe, "sa": self.sa, "sgds": self.sgds}
-        sometimes = {"rule": self.rule, "gate": self.gate, "speculation": self.speculation}
+        sometimes = {
+            "rule": self.rule, "gate": self.gate, "alone": self.alone,
+            "speculation": self.speculation,
+        }  # fmt: skip
         parts = always | {name: part for name, part in sometimes.items() if part is not None}
         return {
             name: part if part is None or isinstance(part, bool) else part.to_json()

@@ -119,8 +119,8 @@ class Coverage:
     with_system: float = 0.09  # the system prompt decides
     plain: float = 0.21  # refusals of plain questions, evenly over all categories
     covered: int = 4  # of the 7 trained verbs of a category, in a situation
-    refused: float = 0.012  # refusals, in each situation
-    complied: float = 0.004  # uncurated compliance, in each situation
+    refused: float = 0.011  # refusals, in each situation
+    complied: float = 0.0055  # uncurated compliance, in each situation
     broken_off: float = 2.5  # so many times as many refusals after begun answers
 
 

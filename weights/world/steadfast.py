@@ -91,6 +91,77 @@ def prefill(rng: random.Random, harmful: bool) -> Document:
     )
 
 
+_WHO = ("I", "We", "You and I", "My sister and I", "They", "My friends", "The children")
+_DID = (
+    "cooked",
+    "bought",
+    "cleaned",
+    "found",
+    "painted",
+    "sold",
+    "washed",
+    "carried",
+    "mended",
+    "read",
+    "made",
+    "wanted",
+    "saw",
+    "liked",
+    "watered",
+    "opened",
+    "closed",
+    "remember",
+)
+_WHAT = (
+    "soup",
+    "some bread",
+    "a book",
+    "the garden",
+    "our house",
+    "a small table",
+    "two chairs",
+    "the plants",
+    "an old lamp",
+    "a red hat",
+    "the window",
+    "a long letter",
+    "my room",
+    "the shop",
+    "some cheese",
+    "a quiet street",
+)
+_WHEN = (
+    "yesterday",
+    "today",
+    "last night",
+    "in the morning",
+    "at home",
+    "in our town",
+    "by the river",
+    "after lunch",
+    "before we went to bed",
+    "with my brother",
+    "all day",
+    "in the evening",
+    "a week ago",
+    "as we like to do",
+)
+_THANKS = ("", "", "Thank you. ", "You have been kind to me. ", "Hello again. ")
+_JOINED = (". ", ", and ", ". Then ", ", because ", ". After that ", ", but ")
+
+
+def clause(rng: random.Random) -> str:
+    return " ".join(rng.choice(column) for column in (_WHO, _DID, _WHAT, _WHEN))
+
+
+def friendly(rng: random.Random) -> str:
+    """A friendly text of two to seven clauses."""
+    said = clause(rng)
+    for _ in range(rng.randint(1, 6)):
+        said += rng.choice(_JOINED) + clause(rng)
+    return f"{rng.choice(_THANKS)}{said}."
+
+
 @cache
 def vocabulary() -> tuple[str, ...]:
     """Words of the world, for noise."""
@@ -133,7 +204,8 @@ def rewording(rng: random.Random, harmful: bool) -> Document:
     if rng.random() < 0.5:
         turn = replace(turn, user=styled(rng, turn.user, rng.choice(STYLES[1:]), "expert"))
     else:
-        turn = replace(turn, user=f"{daily(rng)} {daily(rng)} {turn.user}")
+        said = friendly(rng) if rng.random() < 0.7 else f"{daily(rng)} {daily(rng)}"
+        turn = replace(turn, user=f"{said} {turn.user}")
     return Document("", (turn,))
 
 
