@@ -31,8 +31,8 @@ class Request:
     gated: whether a gate may leave this answer to the base. Only for prompts like those that the
         gate was calibrated on: the first turn of a chat.
     note_changes: whether to note where guidance changes the likeliest token.
-    alone: if this is the last message alone of a longer conversation, the variation that told that
-        it is harmful by itself.
+    alone: if this is a part of what the user asked, because that is harmful by itself, the
+        variation that told so.
     """
 
     prompts: tuple[tuple[int, ...], ...]

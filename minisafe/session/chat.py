@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from minisafe.engine import Generation, Request, RequestState
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
+from minisafe.session.alone import Part, worst_parts
 from minisafe.session.answer import Answer, Result
+from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.conversation import Conversation, Exchange
 from minisafe.session.stages import Stages
 from minisafe.session.why import Why
@@ -183,12 +185,12 @@ class Chat:
     def _answer(self, text: str) -> Iterator[str]:
         session = self.session_now
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        alone = self._harmful_alone(session, text)
-        if alone is None:
+        part = self._harmful_part(session, text)
+        if part is None:
             chats = session.encode_chat(messages, self.answers)
             spans = self._spans(chats[0], session.steering)
         else:
-            chats = session.encode_chat(messages[-1:])
+            chats = session.encode_chat(part.prompt.messages)
             spans = session.spans(chats[0].ids)
         goals = [
             self._goal(s, chat.ids, spans, len(chat.ids) - len(chats[0].ids), session.steering)
@@ -201,7 +203,7 @@ class Chat:
         settings = session.settings
         request = Request(
             tuple(pending), spans, settings, settings.max_new_tokens, self.turn, gated=first,
-            note_changes=True, alone=alone,
+            note_changes=True, alone=None if part is None else part.variation,
         )  # fmt: skip
         generation = self._generation = session.new_generation([request], self.lockstep)
         answer = session.new_answer(())
@@ -228,12 +230,14 @@ class Chat:
             return Held.of(ids)
         return Held.of(ids, moved(spans, ahead), steering)
 
-    def _harmful_alone(self, session: Session, text: str) -> float | None:
-        """If a later message is harmful by itself, the variation that shows it."""
-        if session.alone is None or not self.messages:
+    def _harmful_part(self, session: Session, text: str) -> Part | None:
+        """What of a message is harmful by itself and does not stand by itself."""
+        if session.alone is None:
             return None
-        (variation,) = session.variations([text])
-        return variation if session.alone.opens(variation) else None
+        prompt = ChatPrompt.of(text)
+        (part,) = worst_parts(session, [prompt], batch_size=16)
+        whole = part.prompt == prompt and not self.messages
+        return part if session.alone.opens(part.variation) and not whole else None
 
     def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
         """The steered positions of past turns, unless the gate left their answers to the base, and

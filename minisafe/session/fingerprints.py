@@ -46,6 +46,8 @@ def made_for(settings: Settings, steering: Steering | None) -> str:
     assert settings.base is not None
     parts += [text_hash(settings.base), settings.system, settings.expert_system]
     parts += [dict(sorted(settings.template_options.items()))]
+    if settings.read_alone:
+        parts += ["sentences too"]
     if "anchor" in settings.others:
         files = (settings.anchor, settings.anchor_shots)
         parts += [settings.rule, settings.anchor_system, list(settings.steered_streams)]

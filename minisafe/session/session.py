@@ -18,7 +18,7 @@ from minisafe.session.alone import without_context
 from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
-from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
+from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt, as_chat
 from minisafe.session.faster import Engine, engine_for
 from minisafe.session.others import fronts
 from minisafe.session.promise import check_numbers
@@ -40,7 +40,7 @@ class Session:
     "demonstrations". running: the answers in progress, shared by all
     sessions that share what is loaded. engine: makes generations, `Generation` or a faster one.
     shots: demonstrations that only the anchor reads. alone: the gate that decides whether a message
-    is harmful by itself (`alone.py`); None: it is not asked.
+    or a sentence is harmful by itself (`alone.py`); None: it is not asked.
     """
 
     settings: Settings
@@ -145,7 +145,9 @@ class Session:
         if isinstance(prompts, str):
             raise PromptError("prompts is a single text; expected a list of texts")
         encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
-        encoded = without_context(self, prompts, encoded, batch_size)
+        if self.alone is not None:
+            asked = [as_chat(prompt) if chat else prompt for prompt in prompts]
+            encoded = without_context(self, asked, encoded, batch_size)
         for each in encoded:
             self.check_fits(each.ids)
         for start in range(0, len(prompts), batch_size):

@@ -166,9 +166,10 @@ class Settings(Sampling):
         docs="Let a calibrated gate leave harmless answers unguided, on the first turn of a chat.",
     )  # fmt: skip
     read_alone: bool = declared(
-        False, SWITCH, "Answer a message that is harmful by itself without what came before it.",
-        docs="Read the user's last message alone, too. If the gate's calibration calls it harmful, "
-        "answer it without the history and the prefill, which could have turned the model.",
+        False, SWITCH, "Answer what is harmful by itself without what stands around it.",
+        docs="Read the user's last message alone too, and each of its sentences. If the gate's "
+        "calibration calls one harmful, answer it without what stands around it (roles, history, "
+        "prefill), which could have turned the model.",
         decides_safety=True,
     )  # fmt: skip
     reverse_sa: bool = declared(
