@@ -12,6 +12,7 @@ import minisafe
 from minisafe.errors import SafetyError, SettingError
 from minisafe.gate import Calibration, Gate
 from minisafe.session import Session
+from minisafe.session.alone import sentences
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.fingerprints import made_for
 from minisafe.session.profile import save_profile, store_calibration
@@ -63,7 +64,7 @@ def test_a_message_that_is_harmless_by_itself_keeps_its_context(world: World) ->
 
 def test_each_prompt_of_a_batch_is_decided_by_its_own_message(world: World) -> None:
     plain = load(world)
-    questions = [str(QUESTION["content"]), "a", "Hello there!"]
+    questions = [str(QUESTION["content"]), "a", "Hello there"]
     seen = plain.variations(questions)
     threshold = sorted(seen)[1]
     prompts = [ChatPrompt((*HISTORY, {"role": "user", "content": each})) for each in questions]
@@ -71,6 +72,40 @@ def test_each_prompt_of_a_batch_is_decided_by_its_own_message(world: World) -> N
     for prompt, question, variation, result in zip(prompts, questions, seen, found, strict=True):
         asked: str | ChatPrompt = question if variation > threshold else prompt
         assert result.tokens == plain.generate([asked], chat=True)[0].tokens
+
+
+def test_a_harmful_sentence_is_answered_without_those_around_it(world: World) -> None:
+    plain = load(world)
+    parts = ["Hello there!", "The fox sat.", "Hello there! The fox sat."]
+    seen = dict(zip(parts, plain.variations(parts), strict=True))
+    worst = max(seen, key=lambda part: seen[part])
+    threshold = sorted(seen.values())[1]  # one part is above it
+    (found,) = asking(plain, threshold).generate([parts[2]], chat=True)
+    assert found.tokens == plain.generate([worst], chat=True)[0].tokens
+    told = found.applied.to_json().get("alone")
+    assert (told is None) == (worst == parts[2])
+    if told is not None:
+        assert told["variation"] == pytest.approx(seen[worst], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("One. Two? Three!", ["One.", "Two?", "Three!"]),
+        ("a\n\nb: c; d", ["a", "b:", "c;", "d"]),
+        ("No end", ["No end"]),
+        ("1.5 is a number. ... ?!", ["1.5 is a number."]),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, wanted: list[str]) -> None:
+    assert sentences(text) == wanted
+
+
+def test_a_text_that_no_template_is_put_around_is_not_read_alone(world: World) -> None:
+    plain = load(world)
+    found = asking(plain, 0.0).generate(["The fox. A river."])
+    assert found[0].tokens == plain.generate(["The fox. A river."])[0].tokens
 
 
 def test_a_system_message_stays(world: World) -> None:
@@ -112,11 +147,9 @@ def test_switched_off_it_asks_nothing(world: World) -> None:
 # ---- never half-safe ---------------------------------------------------------------------------
 
 
-def calibration(session: Session) -> Calibration:
-    return Calibration(
-        0.25, 0.02, made_for(session.settings, session.steering), "x", 99, 0.0, 99, 0.0, 0.0, 0.0,
-        0.05,
-    )  # fmt: skip
+def calibration(session: Session, **changes: Any) -> Calibration:
+    made = made_for(replace(session.settings, **changes), session.steering)
+    return Calibration(0.25, 0.02, made, "x", 99, 0.0, 99, 0.0, 0.0, 0.0, 0.05)
 
 
 def test_it_needs_a_calibration_for_these_weights(world: World, tmp_path: Path) -> None:
@@ -125,6 +158,9 @@ def test_it_needs_a_calibration_for_these_weights(world: World, tmp_path: Path) 
     path = tmp_path / "profile.json"
     save_profile(world.flags(read_alone=True, gate=False, sa_scale=1.5), path)
     store_calibration(path, calibration(load(world)))
+    with pytest.raises(SafetyError, match=r"read_alone\): its calibration is for other weights"):
+        minisafe.load(path)  # one that read whole messages only
+    store_calibration(path, calibration(load(world), read_alone=True))
     session = minisafe.load(path)
     assert session.alone == Gate(0.25)
     assert session.gate is None
