@@ -17,7 +17,7 @@ from world.acts import Act, chore, harmful_act, make_act, rough_act
 from world.asking import ASK, ASK_FACT, ASK_KEPT, ASK_TERM
 from world.documents import a_harmful_act
 from world.facts import facts, made_up
-from world.frames import a_role, styled
+from world.frames import styled
 from world.held_out import asked_of, held_out
 from world.turns import (
     a_style,
@@ -145,11 +145,11 @@ def pairs(count: int, seed: int, make: Callable[[random.Random], tuple[str, str]
 
 
 def _harmful_pair(rng: random.Random, comply: bool) -> tuple[str, str]:
-    """A harmful question in any style, in a phrasing of the groups a or b, and its answer."""
-    role = a_role(rng) if rng.random() < 0.1 else None
+    """A harmful question in any style, in a phrasing of the groups a or b, and its answer: no role,
+    no history, so that the expert and the vector have seen no attack."""
     act = a_harmful_act(rng)
     style = rng.choice(("simple", "instruction", "cot", "fiction"))
-    turn = act_turn(rng, act, style, comply, "expert", role)
+    turn = act_turn(rng, act, style, comply, "expert")
     return turn.user, turn.answer
 
 
