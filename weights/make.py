@@ -51,16 +51,18 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 PRETRAIN = train.Settings(batch_tokens=3072, lr=3e-3, warmup=30, muon=0.02)
 SFT = train.Settings(batch_tokens=1536, lr=5e-4, warmup=10)
 EXPERT = train.Settings(batch_tokens=1024, lr=7e-4, warmup=10, decay=0.0)
-ANCHOR = train.Settings(batch_tokens=1536, lr=1e-3, warmup=10, decay=0.0)
+ANCHOR = train.Settings(batch_tokens=1536, lr=1.5e-3, warmup=10, decay=0.0)
 EDIT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=5, decay=0.0)
 COVERAGE = world.Coverage()
 VECTOR = VectorRecipe(shots=3, prompts=100, aie_prompts=25, n_heads=10, corrupt="file", layer=4)
 # chosen on the development split (docs/log.md)
-SAFETY = (
+SAFETY: tuple[tuple[str, float | str | bool], ...] = (
     ("sa_scale", 0.3),
     ("sa_positions", "prompt"),
     ("sgds_lambda", 0.99),
-    ("margin", 0.5),
+    ("margin", 1.0),
+    ("gate", False),
+    ("read_alone", True),
     ("max_new_tokens", 96),
     ("threads", 1),  # more threads make such a small model slower
 )
@@ -88,14 +90,14 @@ class Recipe:
     expert: train.Settings = EXPERT
     anchor_rank: int = 8
     anchor_alpha: float = 16.0
-    anchor_documents: int = 4000
+    anchor_documents: int = 6000
     anchor: train.Settings = ANCHOR
     edit_rank: int = 8
     edit_alpha: float = 16.0
     edit_pairs: int = 600
     edit: train.Settings = EDIT
     vector: VectorRecipe = VECTOR
-    safety: tuple[tuple[str, float | str], ...] = SAFETY
+    safety: tuple[tuple[str, float | str | bool], ...] = SAFETY
 
 
 @dataclass(frozen=True)
@@ -272,18 +274,21 @@ def profile(place: Place, recipe: Recipe) -> None:
     kept = tuple(each for each in files if each not in paths.values())
     save_profile(settings, paths["profile"], kept, ABOUT)
     save_profile(settings | {"edit": place.out / "edited"}, paths["edited"], kept, ABOUT)
-    made = calibrated(paths["profile"])
-    say(f"gate: {calibration.report(made)}")
-    store_calibration(paths["profile"], made)
+    for name, path in paths.items():
+        made = calibrated(path)
+        say(f"{name}: {calibration.report(made)}")
+        store_calibration(path, made)
 
 
 def calibrated(path: Path) -> Calibration:
-    """The gate's calibration on the development split, epsilon 0.02."""
+    """The calibration on the development split, epsilon 0.02, for parts that are read alone."""
     kinds: dict[str, list[Prompt]] = {"harmful": [], "benign": [], "borderline": []}
     for prompt in default_prompts("dev"):
         kinds[prompt.kind].append(prompt)
-    session = minisafe.load(path)
-    return calibration.calibrate(session, kinds["benign"], kinds["harmful"], STYLES, 0.02)
+    session = minisafe.load(path, {"read_alone": False})
+    return calibration.calibrate(
+        session, kinds["benign"], kinds["harmful"], STYLES, 0.02, alone=True
+    )
 
 
 MAKERS = (make_data, make_tokenizer, pretrain, sft, expert, anchor, edited, vector, profile)

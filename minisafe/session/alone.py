@@ -2,9 +2,9 @@
 
 A role, a long preamble, a faked history or a begun answer can turn every stream: then nothing that
 reads them sees harm any more. So the user's last message is also read alone, and so is each of its
-sentences, as the first message of a chat, where base (or anchor) and expert still disagree. If the
-calibrated gate opens for one of them, that one is answered alone: what stands around it is not
-read.
+sentences (and each window of a long one), as the first message of a chat, where base (or anchor)
+and expert still disagree. If the calibrated gate opens for one of them, that one is answered alone:
+what stands around it is not read.
 
 What this cannot see: harm that no single sentence states.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from minisafe.session.session import Session
 
 ENDS = re.compile(r"(?<=[.?!:;])\s+|\n+")
+LONG, STRIDE = 12, 4  # words of a window, and from one window to the next
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,18 @@ class Part:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text: parts that hold a letter or digit."""
-    return [part.strip() for part in ENDS.split(text) if any(map(str.isalnum, part))]
+    """The sentences of a text, parts that hold a letter or digit; and windows of long ones, since a
+    sentence without marks can hold a role and a question."""
+    found = [part.strip() for part in ENDS.split(text) if any(map(str.isalnum, part))]
+    return [*found, *(window for part in found for window in windows(part.split()))]
+
+
+def windows(words: Sequence[str]) -> list[str]:
+    """Overlapping windows of a long sentence; none of a short one."""
+    if len(words) <= LONG:
+        return []
+    starts = range(0, len(words) - LONG + STRIDE, STRIDE)
+    return [" ".join(words[start : start + LONG]) for start in starts]
 
 
 def parts_of(prompt: ChatPrompt) -> list[ChatPrompt]:
