@@ -215,8 +215,10 @@ def describe(applied: Stages) -> str:
         first = only(numbers["first_tokens"])
         parts.append(f"{applied.rule.name} (alpha {numbers['alpha']:g}{first})")
     beside = ""
+    if applied.alone:
+        beside += f"; what is harmful alone (above {applied.alone.threshold:.3f}) is answered alone"
     if applied.gate:
-        beside = (
+        beside += (
             f"; a chat's first answer below the gate ({applied.gate.threshold:.3f}) is the base's"
         )
     return "safe decoding: " + " + ".join(parts) + beside

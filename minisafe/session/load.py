@@ -78,7 +78,7 @@ def make_session(asked: Asked, model: Llama) -> Session:
         rule=settings.make_rule(), steering=steering, kinds=kinds,
         gate=make_gate(settings, asked.calibration, steering),
         engine=engine_for(settings.speculate, streams),
-        alone=make_alone(settings, asked.calibration, steering),
+        alone=make_alone(asked, steering),
         shots=read_shots(settings.anchor_shots) if "anchor" in settings.others else (),
     )  # fmt: skip
 
@@ -183,15 +183,19 @@ def make_gate(
     return None
 
 
-def make_alone(
-    settings: Settings, calibration: Calibration | None, steering: Steering | None
-) -> Gate | None:
+def make_alone(asked: Asked, steering: Steering | None) -> Gate | None:
     """The gate that decides whether a message is harmful by itself, if messages are read alone too;
-    raises `SafetyError` without a calibration for exactly these weights and settings."""
+    raises `SafetyError` without a calibration for exactly these weights and settings. A flag that
+    switches guidance off switches this off too, since it needs the expert."""
+    settings, calibration = asked.settings, asked.calibration
     if not settings.safe or not settings.read_alone:
         return None
+    if not settings.guided and asked.origin.get("read_alone") != "flag":
+        return None
     if why := why_uncalibrated(settings, calibration, steering):
-        raise SafetyError(f"messages cannot be read alone (read_alone): {why}")
+        raise SafetyError(
+            f"messages cannot be read alone (read_alone): {why}, or give --no-read-alone"
+        )
     assert calibration is not None
     return calibration.gate
 

@@ -40,7 +40,8 @@ class Why:
             return "no token came, so there was nothing to act on"
         if self.acted.gate is not None and not self.acted.gate.open:
             return f"{self._gate()}; nothing acted, and the answer is the model's own"
-        return "; ".join(each for each in (self._rule(), self._vector(), self._gate()) if each)
+        said = (self._rule(), self._vector(), self._gate(), self._alone())
+        return "; ".join(each for each in said if each)
 
     def _rule(self) -> str:
         if self.asked.sgds is None and self.asked.rule is None:
@@ -55,6 +56,11 @@ class Why:
         if self.asked.sa is None:
             return "no vector"
         return "the vector was added" if self.acted.sa else "the vector had no token to act on"
+
+    def _alone(self) -> str:
+        if self.acted.alone is None:
+            return ""
+        return "a part of the message is harmful by itself, so only that part was answered"
 
     def _gate(self) -> str:
         gate = self.acted.gate

@@ -390,7 +390,7 @@ def test_22_of_the_shipped_550_are_two_a_category() -> None:
     assert chosen == default_prompts(limit=22)
 
 
-@pytest.mark.parametrize(("split", "sizes"), [("test", (550, 400, 150)), ("dev", (165, 200, 60))])
+@pytest.mark.parametrize(("split", "sizes"), [("test", (550, 444, 150)), ("dev", (220, 222, 60))])
 def test_shipped_sets(split: str, sizes: tuple[int, ...]) -> None:
     found = default_prompts(split)
     assert Counter(each.kind for each in found) == dict(zip(KINDS, sizes, strict=True))

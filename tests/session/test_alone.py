@@ -166,8 +166,9 @@ def test_it_needs_a_calibration_for_these_weights(world: World, tmp_path: Path) 
     assert session.gate is None
     with pytest.raises(SafetyError, match=r"read_alone\): its calibration is for other weights"):
         minisafe.load(path, {"sa_scale": 2.0})
-    with pytest.raises(SafetyError, match=r"read_alone\): there is no expert"):
-        minisafe.load(path, {"sgds_lambda": 0.0})
+    assert minisafe.load(path, {"sgds_lambda": 0.0}).alone is None  # guidance is off by a flag
+    with pytest.raises(SafetyError, match=r"read_alone\): there is no expert.*--no-read-alone"):
+        minisafe.load(path, {"sgds_lambda": 0.0, "read_alone": True})
     with pytest.raises(SettingError, match="start again with --no-read-alone"):
         session.with_settings({"sa_scale": 2.0})
     assert minisafe.load(path, {"safe": False}).alone is None

@@ -13,6 +13,7 @@ RULE = "it avoids words that an unsafe version of the model would choose"
 OTHER_RULE = "a second model corrects the choice of words"
 VECTOR = "a vector steers the model towards safe answers"
 REVERSED = "a vector steers the model TOWARDS HARM, for research"
+ALONE = "each sentence is also read alone, so that a story around it changes nothing"
 QUESTIONS = 3
 
 
@@ -28,7 +29,10 @@ def in_plain_words(applied: Stages) -> str:
     if not applied.safe:
         return "Safe decoding is off: nothing changes the model's answers."
     vector = REVERSED if applied.sa is not None and applied.sa.reversed else VECTOR
-    parts = [(RULE, applied.sgds), (OTHER_RULE, applied.rule), (vector, applied.sa)]
+    parts: list[tuple[str, object]] = [
+        (RULE, applied.sgds), (OTHER_RULE, applied.rule), (vector, applied.sa),
+        (ALONE, applied.alone),
+    ]  # fmt: skip
     return f"Safe decoding is on: {', and '.join(text for text, acts in parts if acts)}."
 
 
