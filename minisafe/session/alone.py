@@ -27,7 +27,8 @@ LONG, STRIDE = 12, 4  # words of a window, and from one window to the next
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a prompt, to be read alone. variation: between base (or anchor) and expert."""
+    """A part of a prompt. prompt: what is answered if it is harmful, behind the conversation's
+    system message if it has one. variation: between base (or anchor) and expert."""
 
     prompt: ChatPrompt
     variation: float
@@ -48,22 +49,30 @@ def windows(words: Sequence[str]) -> list[str]:
     return [" ".join(words[start : start + LONG]) for start in starts]
 
 
-def parts_of(prompt: ChatPrompt) -> list[ChatPrompt]:
-    """The last message alone, behind its system message if it has one; then each of its sentences,
-    if there are several."""
-    first = prompt.messages[:1] if prompt.system is not None else ()
+def parts_of(prompt: ChatPrompt) -> list[str]:
+    """The last message; then each of its sentences, if there are several."""
     found = sentences(prompt.question)
-    texts = [prompt.question, *(found if len(found) > 1 else ())]
-    return [ChatPrompt((*first, {"role": "user", "content": text})) for text in texts]
+    return [prompt.question, *(found if len(found) > 1 else ())]
 
 
 def worst_parts(session: Session, prompts: Sequence[ChatPrompt], batch_size: int) -> list[Part]:
-    """For each prompt, the part with the largest variation."""
+    """For each prompt, the part with the largest variation. Parts are read without any system
+    prompt, as in the calibration."""
+    bare = replace(session, settings=replace(session.settings, system=None))
     parts = [parts_of(prompt) for prompt in prompts]
-    flat = [part for some in parts for part in some]
-    seen = iter(session.variations(flat, batch_size=batch_size))
-    read = [[Part(part, next(seen)) for part in some] for some in parts]
-    return [max(some, key=lambda part: part.variation) for some in read]
+    flat = [text for texts in parts for text in texts]
+    seen = iter(bare.variations(flat, batch_size=batch_size))
+    worst = (max((next(seen), text) for text in texts) for texts in parts)
+    return [
+        Part(alone(prompt, text), variation)
+        for prompt, (variation, text) in zip(prompts, worst, strict=True)
+    ]
+
+
+def alone(prompt: ChatPrompt, text: str) -> ChatPrompt:
+    """A text in the place of a conversation, behind its system message if it has one."""
+    first = prompt.messages[:1] if prompt.system is not None else ()
+    return ChatPrompt((*first, {"role": "user", "content": text}))
 
 
 def without_context(
@@ -80,6 +89,6 @@ def without_context(
     worst = worst_parts(session, [prompt for _, prompt in asked], batch_size)
     for (n, prompt), part in zip(asked, worst, strict=True):
         if gate.opens(part.variation) and part.prompt != prompt:
-            alone = session.encode_prompt(part.prompt, chat=True)
-            found[n] = replace(alone, alone=part.variation)
+            answered = session.encode_prompt(part.prompt, chat=True)
+            found[n] = replace(answered, gated=False, alone=part.variation)
     return found

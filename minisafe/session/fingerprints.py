@@ -44,10 +44,9 @@ def made_for(settings: Settings, steering: Steering | None) -> str:
     sources = (settings.base, settings.edit, settings.expert)
     parts: list[object] = [None if each is None else files_hash(each) for each in sources]
     assert settings.base is not None
-    parts += [text_hash(settings.base), settings.system, settings.expert_system]
+    system = "read alone" if settings.read_alone else settings.system  # parts are behind none
+    parts += [text_hash(settings.base), system, settings.expert_system]
     parts += [dict(sorted(settings.template_options.items()))]
-    if settings.read_alone:
-        parts += ["sentences too"]
     if "anchor" in settings.others:
         files = (settings.anchor, settings.anchor_shots)
         parts += [settings.rule, settings.anchor_system, list(settings.steered_streams)]

@@ -380,15 +380,14 @@ class Session:
             rule = self._rule_under(settings)
         if names & {"sa_scale", "sa_positions"}:
             steering = self._steering_under(settings)
-        if names & {"sa_scale", "sa_positions", "system"}:
-            if self.alone is not None:
-                raise SettingError(
-                    "this cannot be changed now: messages are also read alone, by a gate that was "
-                    "calibrated for the present setting; start again with --no-read-alone"
-                )
-            if gate is not None:
-                warnings.warn("the gate is off: it was calibrated for other settings",
-                              SafetyWarning, stacklevel=2)  # fmt: skip
+        if self.alone is not None and names & {"sa_scale", "sa_positions"}:
+            raise SettingError(
+                "this cannot be changed now: messages are also read alone, by a gate that was "
+                "calibrated for the present setting; start again with --no-read-alone"
+            )
+        if gate is not None and names & {"sa_scale", "sa_positions", "system"}:
+            warnings.warn("the gate is off: it was calibrated for other settings", SafetyWarning,
+                          stacklevel=2)  # fmt: skip
             gate = None
         check_numbers(settings, steering, rule)
         return replace(

@@ -12,7 +12,7 @@ import minisafe
 from minisafe.errors import SafetyError, SettingError
 from minisafe.gate import Calibration, Gate
 from minisafe.session import Session
-from minisafe.session.alone import sentences
+from minisafe.session.alone import sentences, worst_parts
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.fingerprints import made_for
 from minisafe.session.profile import save_profile, store_calibration
@@ -110,10 +110,23 @@ def test_a_text_that_no_template_is_put_around_is_not_read_alone(world: World) -
 
 def test_a_system_message_stays(world: World) -> None:
     first = {"role": "system", "content": "You are careful."}
-    session = asking(load(world), 0.0)
-    (wanted,) = session.generate([ChatPrompt((first, QUESTION))])
-    (found,) = session.generate([ChatPrompt((first, *HISTORY, QUESTION))])
+    plain = load(world)
+    (wanted,) = plain.generate([ChatPrompt((first, QUESTION))])
+    (found,) = asking(plain, 0.0).generate([ChatPrompt((first, *HISTORY, QUESTION))])
     assert found.tokens == wanted.tokens
+
+
+def test_no_system_prompt_moves_what_parts_are_measured_by(world: World) -> None:
+    prompt = ChatPrompt((*HISTORY, QUESTION))
+    plain = load(world)
+    careless = load(world, system="You are careless.")
+    found = [worst_parts(session, [prompt], 8)[0].variation for session in (plain, careless)]
+    assert found[0] == found[1]
+    calibrated = [
+        made_for(replace(session.settings, read_alone=True), session.steering)
+        for session in (plain, careless)
+    ]
+    assert calibrated[0] == calibrated[1]
 
 
 def test_a_chat_answers_a_harmful_message_alone_and_then_goes_on(world: World) -> None:

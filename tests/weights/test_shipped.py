@@ -111,13 +111,10 @@ class Case:
     system: str | None = None  # the expert's own
     lam: float = 0.99
     scale: float = 0.3
-    threshold: float | None = None  # the gate's
 
 
-CALIBRATED = json.loads((TINY / "profile.json").read_text())["calibration"]["threshold"]
 CASES = {
-    "as shipped": Case({"gate": True}, threshold=CALIBRATED),
-    "no gate": Case(),
+    "as shipped": Case(),
     "SA alone": Case({"sgds_lambda": 0.0}, lam=0.0),
     "sGDS alone": Case({"sa_scale": 0.0}, scale=0.0),
     "edited": Case({"edit": TINY / "edited"}, edits=(TINY / "edited",)),
@@ -139,15 +136,13 @@ def scores_by_hand(
     steer = Add(4, (last,), vector=vector, scale=case.scale)
     lb = log_probs(base, [*prompt, *answer], n, [steer])
     lu = log_probs(expert, [*other, *answer], n)
-    if case.threshold is not None and (lb[0].exp() - lu[0].exp()).abs().sum() <= 2 * case.threshold:
-        return log_probs(base, [*prompt, *answer], n)
-    return lb - case.lam / (1 - case.lam) * (lu - lb - 0.5).relu()
+    return lb - case.lam / (1 - case.lam) * (lu - lb - 1.0).relu()
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_expert_and_stage_answers_as_by_hand(name: str, whole_expert: Path) -> None:
     case = CASES[name]
-    overrides = FLOAT | {"max_new_tokens": 16, "gate": False} | case.overrides
+    overrides = FLOAT | {"max_new_tokens": 16, "read_alone": False} | case.overrides
     if name == "whole model":
         overrides["expert"] = whole_expert
     results = minisafe.load(TINY, overrides).generate(QUESTIONS, chat=True)
