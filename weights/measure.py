@@ -148,7 +148,7 @@ def group_shares(session: Session, split: str) -> dict[str, Share]:
 
 
 def session_for(profile: Path, overrides: Mapping[str, Any]) -> Session:
-    """The profile with overrides, without its gate and without reading alone, greedy, in float32."""
+    """The profile with overrides, greedy, in float32; without its gate, and nothing read alone."""
     fixed: dict[str, Any] = {"temperature": 0.0, "max_new_tokens": 96, "dtype": "float32"}
     fixed |= {"gate": False, "read_alone": False}
     return minisafe.load(profile, fixed | dict(overrides))

@@ -203,7 +203,8 @@ class Chat:
         settings = session.settings
         request = Request(
             tuple(pending), spans, settings, settings.max_new_tokens, self.turn,
-            gated=first and part is None, note_changes=True, alone=None if part is None else part.variation,
+            gated=first and part is None, note_changes=True,
+            alone=None if part is None else part.variation,
         )  # fmt: skip
         generation = self._generation = session.new_generation([request], self.lockstep)
         answer = session.new_answer(())
