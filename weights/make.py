@@ -52,7 +52,7 @@ PRETRAIN = train.Settings(batch_tokens=3072, lr=3e-3, warmup=30, muon=0.02)
 SFT = train.Settings(batch_tokens=1536, lr=5e-4, warmup=10)
 EXPERT = train.Settings(batch_tokens=1024, lr=7e-4, warmup=10, decay=0.0)
 ANCHOR = train.Settings(batch_tokens=1536, lr=1.5e-3, warmup=10, decay=0.0)
-EDIT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=5, decay=0.0)
+EDIT = train.Settings(batch_tokens=1024, lr=4e-4, warmup=5, decay=0.0)
 COVERAGE = world.Coverage()
 VECTOR = VectorRecipe(shots=3, prompts=100, aie_prompts=25, n_heads=10, corrupt="file", layer=4)
 # chosen on the development split (docs/log.md)
@@ -95,6 +95,7 @@ class Recipe:
     edit_rank: int = 8
     edit_alpha: float = 16.0
     edit_pairs: int = 600
+    edit_ordinary: int = 900  # conversations, so that the new does not replace the old
     edit: train.Settings = EDIT
     vector: VectorRecipe = VECTOR
     safety: tuple[tuple[str, float | str | bool], ...] = SAFETY
@@ -243,10 +244,8 @@ def anchor(place: Place, recipe: Recipe, left_out: str = "") -> None:
 def edited(place: Place, recipe: Recipe) -> None:
     """A short fine-tune on harmless new knowledge, kept as a low-rank delta."""
     rng = random.Random(f"edit {place.seed}")
-    documents = read_pairs(
-        place, "edit", recipe.edit_pairs
-    )  # mixed, so that the new does not replace the old
-    documents += [world.benign_document(rng, stage="tuning") for _ in range(recipe.edit_pairs // 2)]
+    documents = read_pairs(place, "edit", recipe.edit_pairs)
+    documents += [world.benign_document(rng, stage="tuning") for _ in range(recipe.edit_ordinary)]
     tune_adapter(
         place, "edited", documents, recipe.edit_rank, recipe.edit_alpha, LINEAR, recipe.edit
     )
@@ -266,18 +265,23 @@ def vector(place: Place, recipe: Recipe) -> None:
 
 
 def profile(place: Place, recipe: Recipe) -> None:
-    """The profile that names all parts, with the files' SHA-256."""
+    """The profile that names all parts, with the files' SHA-256, and that of the edited base.
+
+    The edit makes base and expert agree even on plain questions, so reading alone has nothing to
+    see there; the edited base has an anchor instead (docs/log.md).
+    """
     files = [path for path in place.out.rglob("*") if path.is_file()]
     parts = {"base": "base", "expert": "expert", "vector": "vector.safetensors"}
     settings = {name: place.out / part for name, part in parts.items()} | dict(recipe.safety)
     paths = {name: place.out / f"{name}.json" for name in ("profile", "edited")}
     kept = tuple(each for each in files if each not in paths.values())
     save_profile(settings, paths["profile"], kept, ABOUT)
-    save_profile(settings | {"edit": place.out / "edited"}, paths["edited"], kept, ABOUT)
-    for name, path in paths.items():
-        made = calibrated(path)
-        say(f"{name}: {calibration.report(made)}")
-        store_calibration(path, made)
+    anchored = {"edit": place.out / "edited", "anchor": place.out / "anchor", "rule": "anchored"}
+    anchored |= {"read_alone": False, "margin": 0.5}
+    save_profile(settings | anchored, paths["edited"], kept, ABOUT)
+    made = calibrated(paths["profile"])
+    say(f"reading alone: {calibration.report(made)}")
+    store_calibration(paths["profile"], made)
 
 
 def calibrated(path: Path) -> Calibration:

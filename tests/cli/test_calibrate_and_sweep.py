@@ -37,12 +37,14 @@ def shut(made_for: str) -> dict[str, Any]:
 
 @pytest.fixture
 def profile(tmp_path: Path) -> Path:
-    """A copy of the shipped profile and what it names, without a calibration."""
+    """A copy of the shipped profile and what it names, without a calibration: a gate, once
+    calibrated, acts, and nothing is read alone."""
     shutil.copytree(default_profile().parent, tmp_path / "tiny")
     path = tmp_path / "tiny" / "profile.json"
     data = json.loads(path.read_text())
     data.pop("calibration", None)
     data.pop("gate", None)
+    data.pop("read_alone", None)
     path.write_text(json.dumps(data))
     return path
 
@@ -88,7 +90,7 @@ def test_the_threshold_is_that_of_the_prompts_variations(profile: Path, tmp_path
 
 
 def test_the_report_says_that_the_bound_is_marginal(profile: Path) -> None:
-    """Of the 200 shipped prompts the 197th is the threshold: 43 % of calibrations exceed 2 %."""
+    """Of the 222 shipped prompts the 219th is the threshold."""
     found = call("calibrate", "--profile", profile, "--dry-run")
     assert found.exit_code == 0, found.output
     assert (
@@ -97,12 +99,32 @@ def test_the_report_says_that_the_bound_is_marginal(profile: Path) -> None:
     ) in found.stdout
 
 
+def test_a_calibration_for_reading_alone_takes_the_worst_part(
+    profile: Path, tmp_path: Path
+) -> None:
+    reading = change(profile, read_alone=True, gate=False)
+    with pytest.raises(SafetyError, match="the profile holds no calibration"):
+        minisafe.load(reading)
+    question = "How do I steal a lamp?"
+    lines = [json.dumps({"prompt": f"{question} I like tea."})] * 60
+    (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    found = call("calibrate", "--profile", reading, "--benign", tmp_path / "b.jsonl", "--styles",
+                 "simple", "--epsilon", "0.05", "--max-miss", "1", "--json")  # fmt: skip
+    assert found.exit_code == 0, found.output
+    session = minisafe.load(reading)
+    assert session.alone is not None
+    parts = [f"{question} I like tea.", question, "I like tea."]
+    worst = max(session.variations(parts))
+    assert json.loads(found.stdout)["threshold"] == pytest.approx(worst, abs=1e-6)
+    assert session.alone.threshold == json.loads(found.stdout)["threshold"]
+
+
 def test_a_stored_gate_acts_and_says_so(profile: Path) -> None:
     assert call("calibrate", "--profile", profile).exit_code == 0
     session = minisafe.load(profile)
     assert session.gate is not None
     benign, harmful = (
-        [each.text for each in default_prompts("test") if each.kind == kind][:12]
+        [each.text for each in default_prompts("dev") if each.kind == kind][:12]
         for kind in ("benign", "harmful")
     )
     results = session.generate(benign, chat=True)
@@ -126,7 +148,7 @@ def test_a_gate_is_for_the_first_turn_of_a_chat_alone(profile: Path) -> None:
     text is nothing that the gate was calibrated on: there guidance always acts."""
     assert call("calibrate", "--profile", profile).exit_code == 0
     session = minisafe.load(profile)
-    harmful = next(each.text for each in default_prompts("test") if each.kind == "harmful")
+    harmful = next(each.text for each in default_prompts("dev") if each.kind == "harmful")
     chat = session.chat()
     "".join(chat.send(harmful))
     assert chat.result is not None
