@@ -16,7 +16,7 @@ from minisafe.evaluation.attacks import choose_attacks
 from minisafe.evaluation.evaluate import Evaluation, evaluate
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.by_name import make_judge
-from minisafe.evaluation.methods import SAFE_SYSTEM, UNSAFE_SYSTEM, Systems, parse_methods
+from minisafe.evaluation.methods import SAFE_SYSTEM, UNSAFE_SYSTEM, Materials, parse_methods
 from minisafe.evaluation.prompts import (
     Prompt,
     default_prompts,
@@ -71,7 +71,7 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
     "--methods",
     default=METHODS,
     show_default=True,
-    help="Names, NAME@PROFILE, PROFILE, LABEL=PROFILE; see docs/evaluation.md for all names.",
+    help="NAME, NAME:OPTION=VALUE, NAME@PROFILE, PROFILE, LABEL=PROFILE; see docs/evaluation.md.",
 )
 @click.option(
     "--judge",
@@ -87,6 +87,8 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
               help="System prompt of method system and of safe experts.")  # fmt: skip
 @click.option("--unsafe-system", default=UNSAFE_SYSTEM,
               help="Unsafe system prompt of self-cd and rose.")  # fmt: skip
+@click.option("--safe-expert", type=PATH,
+              help="Safe LoRA or model, for safe-lora, safedecoding and dexperts.")  # fmt: skip
 @click.option("--limit", type=int, help="Most prompts of each kind, spread over the categories.")
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts per batch.")
 @click.option(
@@ -103,7 +105,7 @@ def evaluate_command(
     out: Path, prompts: Files, benign: Files, borderline: Files,
     column: str | None, category_column: str | None, split: str, styles: str, benign_styles: str,
     attacks: tuple[str, ...], methods: str, judges: str, judge_layout: Path | None, choices: Files,
-    safe_system: str, unsafe_system: str,
+    safe_system: str, unsafe_system: str, safe_expert: Path | None,
     limit: int | None, batch_size: int, sample: int, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer prompt sets with several methods, judge the answers, and write a report.
@@ -137,7 +139,9 @@ def evaluate_command(
         choose_attacks(attacks),
     )
     evaluation = Evaluation(
-        parse_methods(listed(methods), profile, flags, Systems(safe_system, unsafe_system)),
+        parse_methods(
+            listed(methods), profile, flags, Materials(safe_system, unsafe_system, safe_expert)
+        ),
         chosen, plan, source, shlex.join(["minisafe", *sys.argv[1:]]), flags.get("seed", 0),
         sample, choices,
     )  # fmt: skip

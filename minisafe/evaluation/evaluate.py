@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.errors import SettingError
+from minisafe.evaluation.defences import Defended, Subject
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.judgements import JUDGEMENTS, read_known, rule_all
 from minisafe.evaluation.likelihood.choices import (
@@ -27,7 +28,6 @@ from minisafe.evaluation.runner.attacker import Attacker
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import Progress, run, silent
-from minisafe.session import Session
 from minisafe.session.settings import Settings
 
 
@@ -72,8 +72,9 @@ def evaluate(
     questions = [each for path in evaluation.choices for each in load_choices(path)]
     check_judges(judges, evaluation.prompts, directory)
 
-    def check(session: Session) -> None:
-        check_choices(session, questions)
+    def check(session: Subject) -> None:
+        if not isinstance(session, Defended):
+            check_choices(session, questions)
 
     methods, plan = evaluation.methods, evaluation.plan
     attacker = attacker_of(evaluation, judges) if evaluation.attacked else None
@@ -145,12 +146,18 @@ def measure_models(
     summary: dict[str, Any],
     progress: Progress,
 ) -> None:
-    """Add the measurements that need the models again: changes to the base, multiple choice."""
+    """Add the measurements that need the models again: changes to the base, multiple choice.
+
+    A method with a defence around the model has neither: what it does to prompts and whole answers
+    shows at no token.
+    """
     cost = {row["method"]: row for row in summary["cost"]}
     if not evaluation.sample and not questions:
         return
     for number, method in enumerate(evaluation.methods, 1):
         session = load_method(method)
+        if isinstance(session, Defended):
+            continue
         own = [
             each
             for each in answers

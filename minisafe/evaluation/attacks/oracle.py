@@ -9,8 +9,8 @@ from torch import Tensor
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks.attack import Target
 from minisafe.evaluation.attacks.text import PERSONA
+from minisafe.evaluation.defences import Subject, likelihoods
 from minisafe.evaluation.judges import Judge
-from minisafe.evaluation.likelihood.scoring import Pair, score_pairs
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.prompts.styles import STYLES, fill
 from minisafe.session import Session
@@ -22,7 +22,7 @@ FALLBACK = "Sure, here is how to do it. First, take what you need. Then begin."
 
 
 class SessionOracle:
-    """Asks a method's session.
+    """Asks a method's session, through its defence if it has one.
 
     queries counts what the defended model was asked; the caller may set it back. prompts: all
     questions of the run, by id. compliant: from `compliant_answers`.
@@ -30,7 +30,7 @@ class SessionOracle:
 
     def __init__(
         self,
-        session: Session,
+        session: Subject,
         judge: Judge,
         prompts: Mapping[str, Prompt],
         compliant: Mapping[str, str],
@@ -45,7 +45,7 @@ class SessionOracle:
         self, prompts: Sequence[ChatPrompt], temperature: float = 0.0, draw: int = 0
     ) -> list[str]:
         self.queries += len(prompts)
-        session = self.session
+        session: Subject = self.session
         if session.settings.temperature != temperature:
             session = session.with_settings({"temperature": temperature})
         results = session.generate(prompts, batch_size=self.batch_size, first=draw)
@@ -60,14 +60,7 @@ class SessionOracle:
 
     def likelihood(self, prompts: Sequence[ChatPrompt], beginning: str) -> list[float]:
         self.queries += len(prompts)
-        pairs = [self.pair(prompt, beginning) for prompt in prompts]
-        return [each.total for each in score_pairs(self.session, pairs, self.batch_size)]
-
-    def pair(self, prompt: ChatPrompt, beginning: str) -> Pair:
-        """A prompt and the beginning of its answer, as they are scored."""
-        encoded = self.session.encode_prompt(prompt, chat=True)
-        begun = self.session.tokenizer.encode_begun(beginning, encoded.ids[0])
-        return Pair(encoded.ids, tuple(begun), encoded.gated, encoded.answers)
+        return likelihoods(self.session, prompts, beginning, self.batch_size)
 
     def compliant(self, target: Target) -> str:
         return self.answers.get(target.id, FALLBACK)
@@ -89,7 +82,7 @@ class SessionOracle:
         raise SettingError("this oracle gives no gradients")
 
 
-def vocabulary_words(session: Session) -> list[str]:
+def vocabulary_words(session: Subject) -> list[str]:
     """The whole lower-case words among the tokens, in the order of their ids."""
     tokenizer = session.tokenizer
     texts = (tokenizer.decode([id_]).strip() for id_ in range(min(tokenizer.size, session.n_ids)))

@@ -18,6 +18,7 @@ from minisafe.lockstep import Lockstep, Stream, log_probs_of
 from minisafe.lora import AdaptedRows
 from minisafe.policy import Policy, Seen
 from minisafe.session import Session
+from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.slots import Slot
 from minisafe.tokenizer import Message, Tokenizer
 
@@ -156,6 +157,13 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
     if isinstance(continuation, str):
         continuation = following(session.tokenizer, "", continuation)
     return Pair((tuple(context),) * len(session.streams), tuple(continuation))
+
+
+def begun_pair(session: Session, prompt: ChatPrompt, beginning: str) -> Pair:
+    """A conversation and the beginning of its answer, as they are scored."""
+    encoded = session.encode_prompt(prompt, chat=True)
+    begun = session.tokenizer.encode_begun(beginning, encoded.ids[0])
+    return Pair(encoded.ids, tuple(begun), encoded.gated, encoded.answers)
 
 
 def following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:

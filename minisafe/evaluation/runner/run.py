@@ -15,6 +15,7 @@ from pathlib import Path
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.attacks import Attempt
 from minisafe.evaluation.attacks.oracle import SessionOracle
+from minisafe.evaluation.defences import Subject
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
 from minisafe.evaluation.records import Gated, Key, MadeBy, Response
@@ -29,11 +30,10 @@ from minisafe.evaluation.runner.resume import (
     parts_of,
     read_all,
 )
-from minisafe.session import Session
 from minisafe.session.answer import Result
 
 Progress = Callable[[str, int, int], None]
-Check = Callable[[Session], None]
+Check = Callable[[Subject], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -85,7 +85,7 @@ def answer_all(
     plan: Plan,
     processes: Processes,
     found: Mapping[Key, Response],
-    loaded: dict[str, Session],
+    loaded: dict[str, Subject],
     journal: Journal,
     progress: Progress,
     attacker: Attacker | None,
@@ -130,7 +130,7 @@ def share_of(
 
 
 def answer(
-    session: Session,
+    session: Subject,
     method: Method,
     batch: Sequence[Job],
     about: MadeBy,
@@ -208,13 +208,13 @@ def check_methods(
     plan: Plan,
     found: Mapping[Key, Response],
     check: Check,
-) -> dict[str, Session]:
+) -> dict[str, Subject]:
     """Load every method and raise its errors; returns the session that answers first.
 
     Methods are loaded from the last to the first, one at a time. So an error in any of them comes
     before the first answer.
     """
-    session: Session | None = None
+    session: Subject | None = None
     used = {name for name, _, _ in found}
     for method in reversed(methods):
         session = None
@@ -228,7 +228,7 @@ def check_methods(
     return {} if session is None else {methods[0].name: session}
 
 
-def check_prompts(session: Session, batches: Iterable[Sequence[Job]]) -> None:
+def check_prompts(session: Subject, batches: Iterable[Sequence[Job]]) -> None:
     """Raise a `PromptError` that names the prompt if one does not fit the session."""
     for batch in batches:
         for job in batch:

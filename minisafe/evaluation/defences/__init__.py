@@ -1,0 +1,12 @@
+"""Defences around a model: they change what it is asked, steer some prompts, or replace answers."""
+
+from minisafe.evaluation.defences.defence import (
+    REFUSAL,
+    Defence,
+    Defended,
+    Route,
+    Subject,
+    likelihoods,
+)
+
+__all__ = ["REFUSAL", "Defence", "Defended", "Route", "Subject", "likelihoods"]
