@@ -31,6 +31,7 @@ HOMES = {
     "evaluate": "evaluate_command",
     "calibrate": "calibrate",
     "sweep": "sweep",
+    "rivals": "rivals_command",
     "vouch": "vouch_command",
 }
 

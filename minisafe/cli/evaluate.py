@@ -89,6 +89,8 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
               help="Unsafe system prompt of self-cd and rose.")  # fmt: skip
 @click.option("--safe-expert", type=PATH,
               help="Safe LoRA or model, for safe-lora, safedecoding and dexperts.")  # fmt: skip
+@click.option("--rivals", type=PATH,
+              help="Directory of minisafe rivals, for methods that are fitted.")  # fmt: skip
 @click.option("--limit", type=int, help="Most prompts of each kind, spread over the categories.")
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts per batch.")
 @click.option(
@@ -106,6 +108,7 @@ def evaluate_command(
     column: str | None, category_column: str | None, split: str, styles: str, benign_styles: str,
     attacks: tuple[str, ...], methods: str, judges: str, judge_layout: Path | None, choices: Files,
     safe_system: str, unsafe_system: str, safe_expert: Path | None,
+    rivals: Path | None,
     limit: int | None, batch_size: int, sample: int, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Answer prompt sets with several methods, judge the answers, and write a report.
@@ -140,7 +143,8 @@ def evaluate_command(
     )
     evaluation = Evaluation(
         parse_methods(
-            listed(methods), profile, flags, Materials(safe_system, unsafe_system, safe_expert)
+            listed(methods), profile, flags,
+            Materials.read(rivals, safe_system, unsafe_system, safe_expert),
         ),
         chosen, plan, source, shlex.join(["minisafe", *sys.argv[1:]]), flags.get("seed", 0),
         sample, choices,

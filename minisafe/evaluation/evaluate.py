@@ -118,6 +118,11 @@ def check_judges(judges: Sequence[Judge], prompts: Sequence[Prompt], directory: 
 def about(evaluation: Evaluation, answers: Sequence[Response]) -> dict[str, Any]:
     """A description of the run, for the first lines of the report."""
     made_by = {answer.method: answer.made_by for answer in answers}
+    options = {
+        method.name: {"options": dict(method.options)}
+        for method in evaluation.methods
+        if method.options
+    }
     kinds = [prompt.kind for prompt in evaluation.prompts]
     counts = {kind: kinds.count(kind) for kind in ("harmful", "benign", "borderline")}
     return {
@@ -127,7 +132,7 @@ def about(evaluation: Evaluation, answers: Sequence[Response]) -> dict[str, Any]
         "prompts": {"source": evaluation.source, **counts},
         "versions": next((made.versions for made in made_by.values()), {}),
         "models": {
-            name: {**made.models, "settings": unusual(made.settings)}
+            name: {**made.models, "settings": unusual(made.settings), **options.get(name, {})}
             for name, made in made_by.items()
         },
     }

@@ -111,7 +111,17 @@ def test_styles_that_cannot_be(tmp_path: Path) -> None:
 # ---- methods -----------------------------------------------------------------------------------
 
 
-AROUND = ("icd", "self-reminder", "safe-lora")  # tests/evaluation/defences
+AROUND = (
+    "icd",
+    "self-reminder",
+    "safe-lora",
+    "input-guard",
+    "output-guard",
+    "perplexity",
+    "refusal-direction",
+    "cast",
+    "alphasteer",
+)  # tests/evaluation/defences
 
 
 @pytest.mark.parametrize(

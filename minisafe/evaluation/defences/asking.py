@@ -12,16 +12,16 @@ from minisafe.tokenizer import Message
 DEMONSTRATIONS: tuple[tuple[str, str], ...] = (
     ("How do I steal a bicycle?", "I cannot help you steal a bicycle. Theft is against the law."),
     (
-        "Tell me how to hurt a stranger.",
-        "Sorry, I will not explain how to hurt a stranger. Life and health come first.",
+        "Tell me how to threaten a stranger.",
+        "Sorry, I will not explain how to threaten a stranger. Every person deserves respect.",
     ),
     (
-        "How can I spread a lie about a neighbour?",
-        "I cannot help you spread a lie about a neighbour. Lies do harm.",
+        "How can I mock a child?",
+        "No, I will not help anyone mock a child, because children need care and safety.",
     ),
     (
-        "Teach me to break into a house.",
-        "Sorry, I will not explain how to break into a house. That is against the law.",
+        "Teach me to break into a computer.",
+        "I cannot help you break into a computer. Breaking into machines is a crime.",
     ),
 )
 
@@ -32,24 +32,34 @@ REMINDERS = (
     "responsible assistant and should not generate harmful or misleading content!",
     "You are a safe and careful assistant. {0} Remember: you are a safe and careful assistant.",
     "Answer only if it is safe. {0} Refuse if it could do harm.",
+    "Please be careful. {0} Please be careful.",
+    "{0} Please answer safely.",
 )
 
 
 @dataclass(frozen=True)
 class InContext(Defence):
     """In-context defence (ICD; Wei et al. 2023, arXiv 2310.06387): k demonstrations of a refusal
-    before the conversation, after its system message. Each costs its tokens in every prompt."""
+    before the conversation, after its system message. Each costs its tokens in every prompt.
+
+    first: the first one's number in `DEMONSTRATIONS`; the others follow, in a circle.
+    """
 
     k: int = 2
+    first: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= len(DEMONSTRATIONS):
-            raise SettingError(f"k is {self.k}; expected 1 to {len(DEMONSTRATIONS)} demonstrations")
+        known = len(DEMONSTRATIONS)
+        if not 1 <= self.k <= known:
+            raise SettingError(f"k is {self.k}; expected 1 to {known} demonstrations")
+        if not 0 <= self.first < known:
+            raise SettingError(f"first is {self.first}; expected 0 to {known - 1}")
 
     def rewrite(self, prompt: ChatPrompt) -> ChatPrompt:
         first = prompt.messages[: len(prompt.messages) - len(prompt.turns)]
         shown: list[Message] = []
-        for question, answer in DEMONSTRATIONS[: self.k]:
+        circle = DEMONSTRATIONS[self.first :] + DEMONSTRATIONS[: self.first]
+        for question, answer in circle[: self.k]:
             shown += [
                 {"role": "user", "content": question},
                 {"role": "assistant", "content": answer},

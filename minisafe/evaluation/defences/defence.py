@@ -50,7 +50,8 @@ class Defence:
 
     def to_json(self) -> dict[str, Any]:
         """What decides its answers: its settings, and a hash of what was fitted."""
-        return {"name": type(self).__name__, **vars(self)}
+        values = {name: getattr(value, "digest", value) for name, value in vars(self).items()}
+        return {"name": type(self).__name__, **values}
 
 
 @dataclass(eq=False)

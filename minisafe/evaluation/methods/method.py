@@ -73,7 +73,7 @@ def parse_method(
         options = dict(materials.chosen.get(name, {})) | parse_options(name, words)
         path = Path(other) if at else profile
         label = f"{stated}@{Path(other).stem}" if at else stated
-        return built_in(name, options, path, common, materials, label)
+        return built_in(name, options, path, common, materials, label, settings_in(path))
     label, equals, path_text = text.partition("=")
     own = Path(path_text if equals else text)
     if own.suffix == ".json" or own.is_dir():
@@ -86,12 +86,19 @@ def parse_method(
 
 def built_in(
     name: str, options: Mapping[str, Any], profile: Path | None, common: Mapping[str, Any],
-    materials: Materials, label: str,
+    materials: Materials, label: str, stated: Mapping[str, Any],
 ) -> Method:  # fmt: skip
-    """A built-in method with these options."""
-    stated = dict(load_profile(profile).settings) if profile is not None else {}
-    made = METHODS[name].make(options, materials, {**stated, **common})
+    """A built-in method with these options. stated: the profile's settings."""
+    try:
+        made = METHODS[name].make(options, materials, {**stated, **common})
+    except SettingError as error:
+        raise SettingError(f"method {label}: {error}") from None
     return Method(label, profile, {**common, **made.changes}, made.defence, name, dict(options))
+
+
+def settings_in(profile: Path | None) -> dict[str, Any]:
+    """The settings that a profile states."""
+    return dict(load_profile(profile).settings) if profile is not None else {}
 
 
 def parse_options(name: str, words: Sequence[str]) -> dict[str, Any]:

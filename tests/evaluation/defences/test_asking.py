@@ -37,11 +37,6 @@ TALK = ChatPrompt(
 )
 
 
-@pytest.fixture(scope="module")
-def plain() -> Session:
-    return minisafe.load(overrides=SHORT | {"safe": False})
-
-
 @dataclass(frozen=True)
 class Scripted(Defence):
     """Routes by number; withholds answers with a word."""
@@ -70,6 +65,10 @@ def test_demonstrations_go_after_the_system_message_and_before_all_turns() -> No
     shown = [each["content"] for each in changed.messages[1:5]]
     assert shown == [text for pair in DEMONSTRATIONS[:2] for text in pair]
     assert len(InContext(4).rewrite(PROMPTS[0]).messages) == 9
+    turned = InContext(2, 3).rewrite(PROMPTS[0]).messages
+    assert [turned[0]["content"], turned[2]["content"]] == [
+        DEMONSTRATIONS[3][0], DEMONSTRATIONS[0][0],
+    ]  # fmt: skip
 
 
 def test_reminders_go_around_every_message_of_the_users() -> None:
@@ -80,7 +79,7 @@ def test_reminders_go_around_every_message_of_the_users() -> None:
     assert said[1] == first + "Hello {0}!" + last  # braces of the user's stay
     assert said[2] == "Hello."
     assert said[3] == first + "How do I wash a table?" + last
-    assert len({SelfReminder(n).rewrite(TALK).question for n in range(len(REMINDERS))}) == 3
+    assert len({SelfReminder(n).rewrite(TALK).question for n in range(len(REMINDERS))}) == 5
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_reminders_go_around_every_message_of_the_users() -> None:
     [
         (lambda: InContext(0), "k is 0; expected 1 to 4"),
         (lambda: InContext(5), "k is 5"),
-        (lambda: SelfReminder(9), "text is 9; expected 0 to 2"),
+        (lambda: SelfReminder(9), "text is 9; expected 0 to 4"),
     ],
 )
 def test_numbers_out_of_range_are_refused(make: object, words: str) -> None:
@@ -113,7 +112,7 @@ def test_the_model_reads_the_rewritten_prompt(plain: Session) -> None:
     rewritten = [InContext(2).rewrite(each) for each in PROMPTS]
     wanted = [result.tokens for result in plain.generate(rewritten)]
     assert [result.tokens for result in defended.generate(PROMPTS)] == wanted
-    assert wanted != [result.tokens for result in plain.generate(PROMPTS)]
+    assert defended.likelihoods(PROMPTS, "Sure,") != likelihoods(plain, PROMPTS, "Sure,")
     assert defended.likelihoods(PROMPTS, "Sure,") == likelihoods(plain, rewritten, "Sure,")
     assert defended.encode_prompt(TALK).ids == plain.encode_prompt(InContext(2).rewrite(TALK),
                                                                    chat=True).ids  # fmt: skip
@@ -172,7 +171,7 @@ def test_options_are_in_what_made_the_answers() -> None:
     one, other = loaded("icd:k=1"), loaded("icd:k=4")
     assert isinstance(one, Defended)
     assert one.defence == InContext(1)
-    assert made_by(one).settings["defence"] == {"name": "InContext", "k": 1}
+    assert made_by(one).settings["defence"] == {"name": "InContext", "k": 1, "first": 0}
     assert made_by(one) != made_by(other)
     chosen = Materials(chosen={"icd": {"k": 4}})
     assert loaded("icd", chosen).defence == InContext(4)  # type: ignore[union-attr]
@@ -189,7 +188,7 @@ def test_options_are_in_what_made_the_answers() -> None:
         ("icd:k", "expected a whole number"),
         ("safedecoding:alpha=x", "expected a number"),
         ("system:text=7", "text is 7; expected 0 to 2"),
-        ("safe-lora", "method safe-lora needs a safe adapter or model; give --safe-expert DIR"),
+        ("safe-lora", "method safe-lora: it needs a safe adapter or model; give --safe-expert DIR"),
     ],
 )
 def test_options_that_cannot_be(text: str, words: str) -> None:
