@@ -173,7 +173,13 @@ METHODS: dict[str, BuiltIn] = {
         },
     ),
     "alphasteer": fitted_around(
-        AlphaSteer, {"depth": DEPTHS, "scale": (1.0, 2.0, 4.0), "null": NULL_SHARES[:2]}
+        AlphaSteer,
+        {
+            "depth": DEPTHS,
+            "scale": (1.0, 2.0, 4.0),
+            "null": NULL_SHARES[:2],
+            "positions": ("prompt",),
+        },
     ),
     "safe-lora": BuiltIn(safe_lora),
     "sa": changing(NO_GATE | {"sgds_lambda": 0.0}),
