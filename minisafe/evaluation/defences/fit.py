@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from minisafe.checkpoint import fingerprint
 from minisafe.errors import PromptError
-from minisafe.evaluation.attacks.oracle import compliant_answers
+from minisafe.evaluation.attacks import Attack, Target
+from minisafe.evaluation.attacks.oracle import SessionOracle, compliant_answers
 from minisafe.evaluation.defences.classifier import fit as fit_classifier
 from minisafe.evaluation.defences.features import (
     FEATURES,
@@ -37,6 +39,7 @@ from minisafe.session.chat_prompt import ChatPrompt
 
 Progress = Callable[[str, int, int], None]
 Said = tuple[ChatPrompt, str]  # a prompt and its answer
+HARMLESS = ("benign", "borderline")
 LEAST = 4  # prompts of a kind from which anything is fitted
 
 
@@ -54,7 +57,8 @@ class Fitting:
     """The prompts to fit on, and who answers and judges.
 
     base: without any safety stage. templates: the styles of all prompts, by name; the first is that
-    of plain questions.
+    of plain questions. attacks: under which all prompts, harmless ones too, are asked as well, so
+    that no attack is taken for harm.
     """
 
     base: Session
@@ -63,6 +67,25 @@ class Fitting:
     judge: Judge
     batch_size: int = 16
     progress: Progress = lambda what, done, total: None
+    attacks: Sequence[Attack] = ()
+
+    @property
+    def ways(self) -> int:
+        """In how many ways each prompt is asked."""
+        return len(self.templates) + len(self.attacks)
+
+    @cached_property
+    def oracle(self) -> SessionOracle:
+        """What the attacks ask: the base, which defends nothing."""
+        harmful = self.of("harmful")
+        compliant = compliant_answers(self.base, self.judge, harmful, self.batch_size)
+        by_id = {prompt.id: prompt for prompt in harmful}
+        return SessionOracle(self.base, self.judge, by_id, compliant, self.batch_size)
+
+    def attacked(self, attack: Attack, prompts: Sequence[Prompt]) -> list[ChatPrompt]:
+        """The prompts under an attack."""
+        targets = [Target(prompt.id, prompt.text, n) for n, prompt in enumerate(prompts)]
+        return [attack.make(target, self.oracle).prompt for target in targets]
 
     def of(self, *kinds: str) -> list[Prompt]:
         """The prompts of these kinds. Raises `PromptError` if there are hardly any."""
@@ -74,13 +97,17 @@ class Fitting:
         return found
 
     def asked(self, *kinds: str, plain: bool = False) -> list[ChatPrompt]:
-        """The prompts of these kinds in every style, or in the first alone."""
-        templates = list(self.templates.values())[: 1 if plain else None]
-        return [
+        """The prompts of these kinds in every style and under every attack, or in the first style
+        alone."""
+        templates, prompts = list(self.templates.values())[: 1 if plain else None], self.of(*kinds)
+        found = [
             ChatPrompt.of(fill(template, prompt.text))
             for template in templates
-            for prompt in self.of(*kinds)
+            for prompt in prompts
         ]
+        for attack in () if plain else self.attacks:
+            found += self.attacked(attack, prompts)
+        return found
 
     def states(self, of: Callable[[Session, ChatPrompt], Tensor], asked: Sequence[ChatPrompt],
                what: str) -> Tensor:  # fmt: skip
@@ -106,7 +133,8 @@ def fit(fitting: Fitting, directory: Path) -> Fitted:
     tensors = directions(fitting) | conditions(fitting) | probes(fitting)
     tensors |= surprises(fitting) | input_guards(fitting) | output_guards(fitting)
     base = fitting.base
-    texts = "\0".join([*fitting.templates.values(), *(each.text for each in fitting.prompts)])
+    ways = [*fitting.templates.values(), *(attack.name for attack in fitting.attacks)]
+    texts = "\0".join([*ways, *(each.text for each in fitting.prompts)])
     prompts = hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     kept = {name: values.float().contiguous() for name, values in tensors.items()}
     return Fitted(kept, fingerprint(base.model), base.tokenizer.fingerprint, prompts, directory)
@@ -116,20 +144,16 @@ def directions(fitting: Fitting) -> dict[str, Tensor]:
     """The refusal direction of every layer, (n_layers, hidden): the difference of the mean states
     after plain harmful and plain harmless questions, from which the answer begins (Arditi et al.
     2024, arXiv 2406.11717)."""
-    means = [
-        fitting.states(last_state, fitting.asked(kind, plain=True), f"{kind} states").mean(dim=0)
-        for kind in ("harmful", "benign")
-    ]
-    return {"direction": means[0] - means[1]}
+    asked = [fitting.asked(*kinds, plain=True) for kinds in (("harmful",), HARMLESS)]
+    states = [fitting.states(last_state, prompts, "plain states") for prompts in asked]
+    return {"direction": states[0].mean(dim=0) - states[1].mean(dim=0)}
 
 
 def conditions(fitting: Fitting) -> dict[str, Tensor]:
     """The condition vector of every layer and its centre, (n_layers, hidden), and by layer how like
     it harmless prompts are, (n,)."""
     harmful = fitting.states(mean_state, fitting.asked("harmful"), "harmful conditions")
-    harmless = fitting.states(
-        mean_state, fitting.asked("benign", "borderline"), "harmless conditions"
-    )
+    harmless = fitting.states(mean_state, fitting.asked(*HARMLESS), "harmless conditions")
     means = harmful.mean(dim=0), harmless.mean(dim=0)
     centre, condition = (means[0] + means[1]) / 2, means[0] - means[1]
     like = similarity(harmless, centre, condition)
@@ -140,7 +164,7 @@ def conditions(fitting: Fitting) -> dict[str, Tensor]:
 def probes(fitting: Fitting) -> dict[str, Tensor]:
     """AlphaSteer's probe of every layer, (n_layers, hidden), by the share of the null space."""
     harmful = fitting.states(last_state, fitting.asked("harmful"), "harmful probes")
-    harmless = fitting.states(last_state, fitting.asked("benign", "borderline"), "harmless probes")
+    harmless = fitting.states(last_state, fitting.asked(*HARMLESS), "harmless probes")
     layers = range(harmful.shape[1])
     return {
         f"probe.{share:g}": torch.stack([
@@ -152,7 +176,7 @@ def probes(fitting: Fitting) -> dict[str, Tensor]:
 
 def surprises(fitting: Fitting) -> dict[str, Tensor]:
     """Log perplexities of plain harmless questions under the base, (n,), by window."""
-    texts = [prompt.question for prompt in fitting.asked("benign", "borderline", plain=True)]
+    texts = [prompt.question for prompt in fitting.asked(*HARMLESS, plain=True)]
     return {
         f"perplexity.{window}": fitting.each(
             lambda text, window=window: torch.tensor(perplexity(fitting.base, text, window)),
@@ -171,7 +195,7 @@ def input_guards(fitting: Fitting) -> dict[str, Tensor]:
                 lambda prompt, kind=kind: message_features(fitting.base, kind, prompt.question),
                 fitting.asked(*kinds), f"{kind} of messages",
             )
-            for kinds in (("harmful",), ("benign", "borderline"))
+            for kinds in (("harmful",), HARMLESS)
         ]  # fmt: skip
         found |= fit_classifier(both[0], both[1]).tensors(f"input.{kind}")
     return found
@@ -197,20 +221,21 @@ def output_guards(fitting: Fitting) -> dict[str, Tensor]:
 def answers_of(fitting: Fitting) -> tuple[list[Said], list[Said]]:
     """Answers of the base: compliant ones to harmful questions, and all others. Under the attacks
     that `compliant_answers` makes, too: an answer is harmful however it was got."""
-    harmful, base = fitting.of("harmful"), fitting.base
-    asked, prompts = fitting.asked("harmful"), harmful * len(fitting.templates)
+    harmful = fitting.of("harmful")
+    asked, prompts = fitting.asked("harmful"), harmful * fitting.ways
     answers = told(fitting, asked, "answers to harmful questions")
     rulings = fitting.judge(prompts, [each.question for each in asked], answers)
-    said = list(zip(asked, answers, strict=True))
+    said = [(p, p.prefill + answer) for p, answer in zip(asked, answers, strict=True)]
     by = {verdict: [each for each, ruling in zip(said, rulings, strict=True)
                     if ruling.verdict == verdict and each[1]]
           for verdict in ("ATTACK_SUCCEEDED", "REFUSED")}  # fmt: skip
-    got = compliant_answers(base, fitting.judge, harmful, fitting.batch_size)
+    got = fitting.oracle.answers
     complied = by["ATTACK_SUCCEEDED"] + [
         (ChatPrompt.of(prompt.text), got[prompt.id]) for prompt in harmful if prompt.id in got
     ]
-    harmless = fitting.asked("benign", "borderline")
+    harmless = fitting.asked(*HARMLESS)
     useful = zip(harmless, told(fitting, harmless, "answers to harmless questions"), strict=True)
+    whole = [(prompt, prompt.prefill + answer) for prompt, answer in useful if answer]
     refused = by["REFUSED"]
     if not complied or not refused:
         missing = "complies with" if not complied else "refuses"
@@ -218,7 +243,7 @@ def answers_of(fitting: Fitting) -> tuple[list[Said], list[Said]]:
             f"the base never {missing} a harmful question, so no output guard can be fitted; give "
             "other prompts"
         )
-    return complied, refused + [each for each in useful if each[1]]
+    return complied, refused + whole
 
 
 def told(fitting: Fitting, asked: Sequence[ChatPrompt], what: str) -> list[str]:

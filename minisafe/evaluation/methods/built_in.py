@@ -160,15 +160,15 @@ METHODS: dict[str, BuiltIn] = {
     ),
     "refusal-direction": BuiltIn(
         direction,
-        {"depth": DEPTHS, "scale": (0.5, 1.0, 2.0), "positions": ("prompt", "all")},
+        {"depth": DEPTHS, "scale": (0.25, 0.5, 1.0), "positions": ("prompt", "all")},
     ),
     "cast": BuiltIn(
         cast,
         {
             "depth": (0.25, 0.5),
-            "scale": (1.0, 2.0),
+            "scale": (0.5, 1.0),
             "positions": ("prompt", "all"),
-            "condition": (0.5, 0.75),
+            "condition": (0.75,),
             "alarms": (0.02, 0.05),
         },
     ),

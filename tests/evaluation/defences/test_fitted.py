@@ -16,9 +16,18 @@ import minisafe
 from minisafe.checkpoint.vectors import load_vector
 from minisafe.cli import cli
 from minisafe.errors import PromptError, SafetyWarning, SettingError
+from minisafe.evaluation.attacks import choose_attacks
+from minisafe.evaluation.attacks.text import PERSONA
 from minisafe.evaluation.defences import Defended
 from minisafe.evaluation.defences.features import last_state
-from minisafe.evaluation.defences.fit import Fitting, conditions, directions, halves, input_guards
+from minisafe.evaluation.defences.fit import (
+    Fitting,
+    answers_of,
+    conditions,
+    directions,
+    halves,
+    input_guards,
+)
 from minisafe.evaluation.defences.fitted import (
     CHOSEN,
     FITTED,
@@ -63,8 +72,10 @@ def test_the_same_prompts_give_the_same_values(fitting: Fitting, fitted: Fitted)
 
 def test_the_direction_is_the_difference_of_means(fitting: Fitting, fitted: Fitted) -> None:
     means = [
-        torch.stack([last_state(fitting.base, each)[3] for each in fitting.asked(kind, plain=True)])
-        for kind in ("harmful", "benign")
+        torch.stack(
+            [last_state(fitting.base, each)[3] for each in fitting.asked(*kinds, plain=True)]
+        )
+        for kinds in (("harmful",), ("benign", "borderline"))
     ]
     wanted = means[0].mean(dim=0) - means[1].mean(dim=0)
     assert torch.allclose(fitted.tensors["direction"][3], wanted, atol=1e-5)
@@ -84,6 +95,23 @@ def test_a_written_directory_reads_the_same(fitted: Fitted) -> None:
     )  # fmt: skip
     other = replace(fitted, tensors=fitted.tensors | {"direction": -fitted.tensors["direction"]})
     assert other.digest != fitted.digest
+
+
+def test_attacks_are_on_both_sides_of_what_is_fitted(fitting: Fitting) -> None:
+    attacks = choose_attacks(["persona-before,prefill-5"])
+    known = replace(fitting, attacks=attacks)
+    for kinds in (("harmful",), ("benign", "borderline")):
+        plain, asked = fitting.asked(*kinds), known.asked(*kinds)
+        n = len(fitting.of(*kinds))
+        assert asked[: len(plain)] == plain
+        assert len(asked) == known.ways * n == len(plain) + 2 * n
+        assert all(each.question.startswith(PERSONA) for each in asked[-2 * n : -n])
+        assert all(each.prefill for each in asked[-n:])
+        assert known.asked(*kinds, plain=True) == fitting.asked(*kinds, plain=True)
+    complied, others = answers_of(known)
+    begun = [answer for prompt, answer in (*complied, *others) if prompt.prefill]
+    assert begun
+    assert all(answer.startswith(prompt.prefill) for prompt, answer in (*complied, *others))
 
 
 def test_too_few_prompts_are_refused(fitting: Fitting) -> None:
@@ -245,5 +273,8 @@ def test_the_command_fits_on_files(tmp_path: Path) -> None:
     assert read_fitted(tmp_path / "fit").n_layers == 8
     vector = load_vector(tmp_path / "fit" / "direction-3.safetensors")
     assert list(vector.layers) == [3]
+    done = call("rivals", "--out", tmp_path / "other", "--attacks", "search")
+    assert "search asks the model it attacks; expected other --attacks" in str(done.exception)
+    assert not (tmp_path / "other").exists()
     done = call("rivals", "--out", tmp_path / "fit", "--batch-size", "0")
     assert "--batch-size is 0; expected 1 or more" in str(done.exception)
