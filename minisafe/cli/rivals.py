@@ -10,8 +10,8 @@ from minisafe.cli.evaluate import Files, files_of, gather_prompts, listed
 from minisafe.cli.options import PATH, ProgressLine, common_flags, common_options
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks import choose_attacks
-from minisafe.evaluation.defences.fit import Fitting, fit, halves
 from minisafe.evaluation.defences.fitted import save_fitted
+from minisafe.evaluation.fitting import Fitting, fit, halves
 from minisafe.evaluation.journal import check_directory
 from minisafe.evaluation.judges.by_name import make_judge
 from minisafe.evaluation.prompts.styles import load_styles

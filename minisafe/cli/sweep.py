@@ -15,9 +15,9 @@ from minisafe.cli.evaluate import Files, files_of, gather_prompts, listed
 from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import MinisafeError, SettingError
 from minisafe.evaluation.attacks import choose_attacks
-from minisafe.evaluation.defences.fit import halves
 from minisafe.evaluation.defences.fitted import write_chosen
 from minisafe.evaluation.evaluate import Evaluation, about, attacker_of, check_judges
+from minisafe.evaluation.fitting import halves
 from minisafe.evaluation.journal import check_directory
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.by_name import make_judge

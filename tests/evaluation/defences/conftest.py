@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import minisafe
-from minisafe.evaluation.defences.fit import Fitting, fit, halves
 from minisafe.evaluation.defences.fitted import Fitted, save_fitted
+from minisafe.evaluation.fitting import Fitting, fit, halves
 from minisafe.evaluation.judges.world import WorldJudge
 from minisafe.evaluation.prompts import default_prompts
 from minisafe.evaluation.prompts.styles import load_styles

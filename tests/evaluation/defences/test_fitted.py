@@ -20,14 +20,6 @@ from minisafe.evaluation.attacks import choose_attacks
 from minisafe.evaluation.attacks.text import PERSONA
 from minisafe.evaluation.defences import Defended
 from minisafe.evaluation.defences.features import last_state
-from minisafe.evaluation.defences.fit import (
-    Fitting,
-    answers_of,
-    conditions,
-    directions,
-    halves,
-    input_guards,
-)
 from minisafe.evaluation.defences.fitted import (
     CHOSEN,
     FITTED,
@@ -36,6 +28,14 @@ from minisafe.evaluation.defences.fitted import (
     read_chosen,
     read_fitted,
     write_chosen,
+)
+from minisafe.evaluation.fitting import (
+    Fitting,
+    answers_of,
+    conditions,
+    directions,
+    halves,
+    input_guards,
 )
 from minisafe.evaluation.methods import METHODS, Materials, load_method, made_by, parse_methods
 from minisafe.evaluation.methods.grid import n_points, points

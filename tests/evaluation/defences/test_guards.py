@@ -8,7 +8,6 @@ import torch
 from minisafe import ChatPrompt
 from minisafe.errors import SettingError
 from minisafe.evaluation.defences import REFUSAL, Defended
-from minisafe.evaluation.defences.fit import Fitting
 from minisafe.evaluation.defences.fitted import Fitted
 from minisafe.evaluation.defences.guards import (
     InputGuard,
@@ -16,6 +15,7 @@ from minisafe.evaluation.defences.guards import (
     PerplexityFilter,
     threshold,
 )
+from minisafe.evaluation.fitting import Fitting
 from minisafe.session import Session
 
 HARMLESS = ChatPrompt.of("How do I wash a table?")

@@ -8,7 +8,6 @@ import torch
 from minisafe import ChatPrompt
 from minisafe.errors import SettingError, SlotError
 from minisafe.evaluation.defences import Defended, likelihoods
-from minisafe.evaluation.defences.fit import Fitting
 from minisafe.evaluation.defences.fitted import Fitted
 from minisafe.evaluation.defences.steering import (
     AddAlong,
@@ -17,6 +16,7 @@ from minisafe.evaluation.defences.steering import (
     null_space,
     probe,
 )
+from minisafe.evaluation.fitting import Fitting
 from minisafe.session import Session
 from minisafe.slots import Record
 
