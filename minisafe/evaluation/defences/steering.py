@@ -19,7 +19,7 @@ from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.slots import Slot, Span
 from minisafe.vectors import Steering
 
-NULL_SHARES = (0.3, 0.5, 0.7)
+NULL_SHARES = (0.1, 0.3, 0.5)
 
 
 def similarity(states: Tensor, centre: Tensor, condition: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class AlphaSteer(Defence):
     fitted: Fitted
     depth: float = 0.5
     scale: float = 1.0
-    null: float = 0.5
+    null: float = 0.3
     positions: str = "prompt"
 
     def __post_init__(self) -> None:

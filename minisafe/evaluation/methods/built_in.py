@@ -176,7 +176,7 @@ METHODS: dict[str, BuiltIn] = {
         AlphaSteer,
         {
             "depth": DEPTHS,
-            "scale": (1.0, 2.0, 4.0),
+            "scale": (0.5, 1.0, 2.0),
             "null": NULL_SHARES[:2],
             "positions": ("prompt",),
         },

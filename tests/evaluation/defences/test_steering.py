@@ -58,7 +58,7 @@ def test_a_probe_sees_harm_and_not_what_harmless_states_span() -> None:
 def test_alphasteer_moves_harmful_prompts_more(
     plain: Session, fitting: Fitting, fitted: Fitted
 ) -> None:
-    defended = Defended(plain, AlphaSteer(fitted, 0.5, 2.0))
+    defended = Defended(plain, AlphaSteer(fitted, 0.5, 2.0, 0.5))
     harmful, harmless = fitting.asked("harmful"), fitting.asked("benign", plain=True)
     record = Record(layer=4, spans=((0, None),))
     asked = defended.encode_prompt(harmful[0])
