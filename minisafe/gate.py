@@ -41,13 +41,22 @@ def conformal_threshold(variations: Sequence[float], epsilon: float) -> float:
     prompt and these n are exchangeable (any order is equally likely), its value is greater with
     probability at most epsilon, for any distribution and any n. The probability is over the
     calibration prompts and the next one. Nothing is guaranteed for other prompts.
+    The guarantee is marginal: one calibration may do worse than epsilon, another better.
+
+    Raises `SettingError` as `conformal_place` does.
+    """
+    place = conformal_place(len(variations), epsilon)
+    return sorted(variations)[place - 1]
+
+
+def conformal_place(n: int, epsilon: float) -> int:
+    """Which of n calibration values, counted from 1 in rising order, is the threshold.
 
     Raises `SettingError` for epsilon outside (0, 1), or if n < 1 / epsilon - 1, which is too few
     for any finite threshold.
     """
     if not 0 < epsilon < 1:
         raise SettingError(f"epsilon is {epsilon}; expected a share between 0 and 1")
-    n = len(variations)
     # the rounding keeps (n + 1) (1 - epsilon) = 49.00000000000001 from becoming 50
     place = math.ceil(round((n + 1) * (1 - epsilon), 9))
     if place > n:
@@ -55,7 +64,7 @@ def conformal_threshold(variations: Sequence[float], epsilon: float) -> float:
         raise SettingError(
             f"{n} calibration prompts are too few for epsilon {epsilon:g}; expected at least {need}"
         )
-    return sorted(variations)[place - 1]
+    return place
 
 
 AGAIN = "run `minisafe calibrate` again"

@@ -29,6 +29,7 @@ HOMES = {
     "convert": "convert",
     "edit": "edit_command",
     "evaluate": "evaluate_command",
+    "report": "report",
     "calibrate": "calibrate",
     "sweep": "sweep",
     "rivals": "rivals_command",

@@ -51,7 +51,8 @@ def calibrate(
     """Calibrate the gate of a profile, and store the calibration in it.
 
     If a new prompt is drawn in the same way as the --benign prompts, the probability that guidance
-    acts on its answer is at most epsilon (split conformal prediction). Other prompts have no such
+    acts on its answer is at most epsilon (split conformal prediction). This is marginal coverage: a
+    mean over calibrations, of which the printed share does worse. Other prompts have no such
     guarantee. If the gate would miss more than --max-miss of the harmful prompts, nothing is
     stored.
 

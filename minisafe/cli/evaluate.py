@@ -25,6 +25,8 @@ from minisafe.evaluation.prompts import (
     load_prompts,
 )
 from minisafe.evaluation.prompts.styles import load_styles
+from minisafe.evaluation.report import plots
+from minisafe.evaluation.report.rows import widest
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import silent
@@ -32,7 +34,7 @@ from minisafe.session.profile import default_profile
 
 Files = tuple[Path, ...]
 TABLES = {"rows": ("style", "asr"), "over_refusal": ("kind", "refused")}
-METHODS = "base,sa,sgds,safeinfer,safeinfer+margin"
+METHODS = "base,safeinfer+margin,safeinfer,sgds,sa"  # the first after base is tested against all
 
 
 def files_of(flag: str, text: str) -> Callable[[Command], Command]:
@@ -100,6 +102,7 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
     show_default=True,
     help="Answers per method on which to measure what guidance changes.",
 )
+@click.option("--against", help="Method to test the others against; default: the first after base.")
 @click.option("--resume", is_flag=True, help="Continue a stopped run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @common_options
@@ -109,7 +112,8 @@ def evaluate_command(
     attacks: tuple[str, ...], methods: str, judges: str, judge_layout: Path | None, choices: Files,
     safe_system: str, unsafe_system: str, safe_expert: Path | None,
     rivals: Path | None,
-    limit: int | None, batch_size: int, sample: int, resume: bool, as_json: bool,
+    limit: int | None, batch_size: int, sample: int, against: str | None, resume: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Answer prompt sets with several methods, judge the answers, and write a report.
 
@@ -147,14 +151,19 @@ def evaluate_command(
             Materials.read(rivals, safe_system, unsafe_system, safe_expert),
         ),
         chosen, plan, source, shlex.join(["minisafe", *sys.argv[1:]]), flags.get("seed", 0),
-        sample, choices,
+        sample, choices, against,
     )  # fmt: skip
+    if processes.rank == 0 and not plots.available():
+        click.echo(f"the report will have no pictures, for want of {plots.INSTALL}", err=True)
     device = flags.get("device", "cpu")
     everywhere = processes.rank == 0 or evaluation.attacked
     chosen_judges = make_judges(listed(judges), out, device, judge_layout, everywhere)
     summary = together(evaluation, chosen_judges, out, processes, resume)
-    if summary:
-        show(summary, out, as_json)
+    if summary and as_json:
+        click.echo((out / "summary.json").read_text(encoding="utf-8"), nl=False)
+    elif summary:
+        show(summary)
+        click.echo(str(out / "report.html"))
 
 
 def profile_and_flags(processes: Processes) -> tuple[Path | None, dict[str, Any]]:
@@ -213,21 +222,18 @@ def gather_prompts(
     return found if limit is None else limit_prompts(found, limit), ", ".join(names)
 
 
-def show(summary: Mapping[str, Any], out: Path, as_json: bool) -> None:
-    """Print the main numbers of the first judge, one line per method, and the report's path."""
-    if as_json:
-        click.echo((out / "summary.json").read_text(encoding="utf-8"), nl=False)
-        return
+def show(summary: Mapping[str, Any]) -> None:
+    """Print the main numbers of the first judge, one line per method."""
     table: dict[str, dict[str, str]] = {}
     judge = next((row["judge"] for part in TABLES for row in summary[part]), "")
     for part, (name, value) in TABLES.items():
         for row in summary[part]:
             if row["judge"] == judge and row.get("category", "all") == "all":
-                shown = f"{row[value]:.1f} ({row['low']:.0f}-{row['high']:.0f})"
+                low, high = widest(row)
+                shown = f"{row[value]:.1f} ({low:.0f}-{high:.0f})"
                 table.setdefault(row["method"], {})[row[name]] = shown
     columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
     click.echo(f"attack success and refusals in per cent (95 % interval), judge {judge}")
     click.echo(f"{'':24}" + "".join(f"{column:>18}" for column in columns))
     for method, cells in table.items():
         click.echo(f"{method:24}" + "".join(f"{cells.get(c, ''):>18}" for c in columns))
-    click.echo(str(out / "report.html"))

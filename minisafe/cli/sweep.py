@@ -16,7 +16,7 @@ from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, comm
 from minisafe.errors import MinisafeError, SettingError
 from minisafe.evaluation.attacks import choose_attacks
 from minisafe.evaluation.defences.fitted import write_chosen
-from minisafe.evaluation.evaluate import Evaluation, about, attacker_of, check_judges
+from minisafe.evaluation.evaluate import Evaluation, about, attacker_of, check_judges, write_run
 from minisafe.evaluation.fitting import halves
 from minisafe.evaluation.journal import check_directory
 from minisafe.evaluation.judges import Judge
@@ -28,11 +28,11 @@ from minisafe.evaluation.prompts import Prompt, limit_prompts
 from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.evaluation.records import Judged, Response
 from minisafe.evaluation.report.best import Bounds, Row, choose, choose_each, measured
-from minisafe.evaluation.report.summary import join, summarise, write_summary
-from minisafe.evaluation.report.write import write_report
+from minisafe.evaluation.report.summary import join, write_summary
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import run
+from minisafe.evaluation.stored import Measured, Stored
 from minisafe.session.profile import default_profile, load_profile, save_profile
 from minisafe.session.settings import SETTINGS, checked
 from minisafe.session.vouched import files_read
@@ -194,18 +194,13 @@ def report(
     bounds: Bounds,
 ) -> list[Row]:  # fmt: skip
     """Write summary and report of a sweep; returns one row per point."""
-    kinds = {prompt.id: str(prompt.record.get("kind", "")) for prompt in evaluation.prompts}
-    ruled = join(answers, judgements, kinds)
-    rows = measured(ruled, evaluation.methods)
+    rows = measured(join(answers, judgements), evaluation.methods)
     best: Any = choose(rows, bounds)
     if any(method.of for method in evaluation.methods[1:]):
         best = choose_each(rows, evaluation.methods, bounds)
-    summary = {"about": about(evaluation, answers), **summarise(ruled, answers)}
-    write_summary(out, summary | {"sweep": rows[1:], "chosen": best})
-    write_report(
-        out, summary | {"sweep": rows[1:]}, [each.to_json() for each in answers],
-        [each.to_json() for each in judgements],
-    )  # fmt: skip
+    made = Stored(about(evaluation, answers), answers, judgements, Measured(sweep=rows[1:]))
+    summary = write_run(out, made, None)
+    write_summary(out, summary | {"chosen": best})
     return rows
 
 

@@ -22,12 +22,15 @@ from minisafe.evaluation.likelihood.scoring import changes
 from minisafe.evaluation.methods import Method, load_method
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.records import Response
-from minisafe.evaluation.report.summary import join, summarise, write_summary
+from minisafe.evaluation.report.paired import chosen_method
+from minisafe.evaluation.report.summary import write_summary
 from minisafe.evaluation.report.write import write_report
 from minisafe.evaluation.runner.attacker import Attacker
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import Progress, run, silent
+from minisafe.evaluation.stored import Measured, Stored
+from minisafe.session.profile import load_profile
 from minisafe.session.settings import Settings
 
 
@@ -37,7 +40,7 @@ class Evaluation:
 
     source: where the prompts come from, for the report. command: the typed command. sample: the
     number of answers per method on which to measure what guidance changes; 0 measures nothing.
-    choices: files of multiple-choice questions.
+    choices: files of multiple-choice questions. against: the method to test the others against.
     """
 
     methods: Sequence[Method]
@@ -48,6 +51,7 @@ class Evaluation:
     seed: int = 0
     sample: int = 64
     choices: Sequence[Path] = ()
+    against: str | None = None
 
     @property
     def attacked(self) -> bool:
@@ -71,6 +75,7 @@ def evaluate(
     processes = processes or Processes()
     questions = [each for path in evaluation.choices for each in load_choices(path)]
     check_judges(judges, evaluation.prompts, directory)
+    chosen_method([each.name for each in evaluation.methods], evaluation.against)
 
     def check(session: Subject) -> None:
         if not isinstance(session, Defended):
@@ -83,14 +88,18 @@ def evaluate(
         return {}
     prompts = {prompt.id: prompt for prompt in evaluation.prompts}
     judgements = rule_all(directory, answers, prompts, judges, progress)
-    knowledge = {id_: str(prompt.record.get("kind", "")) for id_, prompt in prompts.items()}
-    summary: dict[str, Any] = {"about": about(evaluation, answers)}
-    summary |= summarise(join(answers, judgements, knowledge), answers)
-    measure_models(evaluation, questions, answers, summary, progress)
+    measured = measure_models(evaluation, questions, answers, progress)
+    made = Stored(about(evaluation, answers), answers, judgements, measured)
+    return write_run(directory, made, evaluation.against)
+
+
+def write_run(directory: Path, run: Stored, against: str | None) -> dict[str, Any]:
+    """Write a run's `summary.json` and report; returns the summary. Raises `SettingError`."""
+    summary = run.summary(against)
     write_summary(directory, summary)
     write_report(
-        directory, summary, [each.to_json() for each in answers],
-        [each.to_json() for each in judgements],
+        directory, summary, [each.to_json() for each in run.answers],
+        [each.to_json() for each in run.judgements],
     )  # fmt: skip
     return summary
 
@@ -135,7 +144,22 @@ def about(evaluation: Evaluation, answers: Sequence[Response]) -> dict[str, Any]
             name: {**made.models, "settings": unusual(made.settings), **options.get(name, {})}
             for name, made in made_by.items()
         },
+        "calibrations": calibrations(evaluation.methods, answers),
     }
+
+
+def calibrations(
+    methods: Sequence[Method], answers: Sequence[Response]
+) -> dict[str, dict[str, float]]:
+    """The epsilon of each method's gate, and the number of prompts that it was calibrated on."""
+    gated = {each.method for each in answers if each.gate is not None}
+    found = {}
+    for method in methods:
+        if method.name in gated and method.profile is not None:
+            made = load_profile(method.profile).calibration
+            if made is not None:
+                found[method.name] = {"epsilon": made.epsilon, "n": made.n}
+    return found
 
 
 def unusual(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,17 +172,17 @@ def measure_models(
     evaluation: Evaluation,
     questions: Sequence[Choice],
     answers: Sequence[Response],
-    summary: dict[str, Any],
     progress: Progress,
-) -> None:
-    """Add the measurements that need the models again: changes to the base, multiple choice.
+) -> Measured:
+    """The measurements that need the models again: changes to the base, multiple choice.
 
     A method with a defence around the model has neither: what it does to prompts and whole answers
     shows at no token.
     """
-    cost = {row["method"]: row for row in summary["cost"]}
     if not evaluation.sample and not questions:
-        return
+        return Measured()
+    changed: dict[str, Mapping[str, float]] = {}
+    choices: list[Mapping[str, Any]] = []
     for number, method in enumerate(evaluation.methods, 1):
         session = load_method(method)
         if isinstance(session, Defended):
@@ -171,8 +195,9 @@ def measure_models(
         chosen = own[:: max(1, len(own) // max(1, evaluation.sample))][: evaluation.sample]
         if chosen:
             moved = changes(session, [a.prompt for a in chosen], [a.answer for a in chosen])
-            cost[method.name] |= {"changed": 100 * moved.share_changed, "kl": moved.mean_kl}
+            changed[method.name] = {"changed": 100 * moved.share_changed, "kl": moved.mean_kl}
         if questions:
             rows = measure_choices(session, questions)
-            summary["utility"] += [{"method": method.name, **row} for row in rows]
+            choices += [{"method": method.name, **row} for row in rows]
         progress("measured", number, len(evaluation.methods))
+    return Measured(changed, choices)

@@ -43,6 +43,10 @@ class Fields:
         expected = f"a text of at most {limit:,} characters"
         return str(self.take(name, expected, lambda v: isinstance(v, str) and len(v) <= limit))
 
+    def added(self, name: str) -> str:
+        """A short string that older runs do not hold: "" there."""
+        return self.text(name) if name in self.data else ""
+
     def one_of(self, name: str, allowed: tuple[T, ...]) -> T:
         """One of the allowed strings."""
         expected = f"one of {', '.join(map(str, allowed))}"
@@ -169,7 +173,9 @@ class Response(Keyed):
     message. draw: the number that fixes the draws of sampling; None if nothing is drawn. attack:
     whether `style` is an attack; queries: what it asked of the model, this answer included.
     conversation: all that was asked, if it was more than one message (`ChatPrompt.to_json`).
-    seconds: this answer's share of its batch's time.
+    verb, knowledge: what the prompt's record says of it, "" if nothing: the verb of a harmful act,
+    and the kind of a harmless question (fact, how-to, ...). seconds: this answer's share of its
+    batch's time.
     """
 
     kind: str
@@ -186,6 +192,8 @@ class Response(Keyed):
     attack: bool = False
     queries: int = 1
     conversation: Mapping[str, Any] | None = None
+    verb: str = ""
+    knowledge: str = ""
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Response:
@@ -203,6 +211,7 @@ class Response(Keyed):
             tokens=fields.count("tokens"), seconds=fields.number("seconds"),
             gate=None if gate is None else Gated.from_json(gate),
             made_by=MadeBy.from_json(fields.inner("made_by")),
+            verb=fields.added("verb"), knowledge=fields.added("knowledge"),
         )  # fmt: skip
         fields.done()
         return made

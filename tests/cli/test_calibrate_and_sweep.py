@@ -87,6 +87,16 @@ def test_the_threshold_is_that_of_the_prompts_variations(profile: Path, tmp_path
     assert json.loads(profile.read_text())["sha256"]  # the rest stays as it was
 
 
+def test_the_report_says_that_the_bound_is_marginal(profile: Path) -> None:
+    """Of the 200 shipped prompts the 197th is the threshold: 43 % of calibrations exceed 2 %."""
+    found = call("calibrate", "--profile", profile, "--dry-run")
+    assert found.exit_code == 0, found.output
+    assert (
+        "(at most 2.0% of prompts like them: marginal coverage, the mean over calibrations; 43% of "
+        "calibrations exceed it, one of twenty exceeds 3.8%)"
+    ) in found.stdout
+
+
 def test_a_stored_gate_acts_and_says_so(profile: Path) -> None:
     assert call("calibrate", "--profile", profile).exit_code == 0
     session = minisafe.load(profile)

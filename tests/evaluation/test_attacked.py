@@ -63,6 +63,14 @@ def test_an_unknown_attack_is_one_line(run: Run, tmp_path: Path) -> None:  # noq
     assert not (tmp_path / "run").exists()
 
 
+def test_a_white_box_needs_plain_weights(run: Run, tmp_path: Path) -> None:  # noqa: F811
+    given = ("--attacks", "gcg", "--weights", "int8")
+    done = run("evaluate", "--out", tmp_path / "run", *FLAGS, *given)
+    assert done.code == 2
+    assert "the weights are int8; use --weights plain, or leave the attack out" in done.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def oracle() -> SessionOracle:
     import minisafe

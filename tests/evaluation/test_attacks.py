@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks import ATTACKS, Attempt, Target, choose_attacks
-from minisafe.evaluation.attacks.search import coordinate
+from minisafe.evaluation.attacks.by_name import FAMILIES
+from minisafe.evaluation.attacks.search import coordinate, gcg
 from minisafe.evaluation.attacks.text import PERSONA, PREAMBLE
 from minisafe.session.chat_prompt import ChatPrompt
 
@@ -20,13 +23,15 @@ COMPLIANT = "Sure, here is how. First, take what you need. Then go on."
 class Scripted:
     """An oracle that gives way where a word of its own stands in the question.
 
-    weak: the word, which also makes a compliant beginning likelier letter by letter.
+    weak: the word, which also makes a compliant beginning likelier letter by letter. hint: the word
+    that its gradient calls best.
     """
 
-    def __init__(self, weak: str = "zebra"):
-        self.weak, self.queries = weak, 0
+    def __init__(self, weak: str = "zebra", hint: str = "zebra"):
+        self.weak, self.hint, self.queries = weak, hint, 0
         self.words = ("apple", "bread", "candle", "zebra", "zeal")
         self.asked: list[tuple[ChatPrompt, float, int]] = []
+        self.base: Any = self
 
     def ask(
         self, prompts: Sequence[ChatPrompt], temperature: float = 0.0, draw: int = 0
@@ -54,8 +59,19 @@ class Scripted:
     def cut(self, text: str, n_tokens: int) -> str:
         return " ".join(text.split()[:n_tokens])
 
-    def gradient(self, target: Target, words: Sequence[str], beginning: str) -> Tensor:
-        raise AssertionError
+    @property
+    def single_words(self) -> Sequence[str]:
+        return self.words[1:]
+
+    def gradient(self, prompt: ChatPrompt, words: Sequence[str], beginning: str) -> Tensor:
+        self.queries += 1
+        assert prompt.question.endswith(" ".join(words))
+        slopes = [-float(word == self.hint) for word in self.single_words]
+        return torch.tensor([slopes] * len(words))
+
+    @property
+    def undefended(self) -> Scripted:
+        return self.base
 
 
 def attempt(name: str, oracle: Scripted | None = None) -> Attempt:
@@ -113,9 +129,13 @@ def test_best_of_n_takes_the_first_that_complies() -> None:
     oracle = Scripted(weak="window")
     made = attempt("best-of-4", oracle)
     assert made.answer == COMPLIANT
-    assert [draw for _, _, draw in oracle.asked] == [12, 13, 14, 15]  # no other question's draws
+    assert [draw for _, _, draw in oracle.asked] == [96, 97, 98, 99]  # no other question's draws
     assert {temperature for _, temperature, _ in oracle.asked} == {1.0}
     assert attempt("best-of-4", Scripted()).answer == "No, I will not."
+    more = Scripted()
+    attempt("best-of-32", more)
+    assert more.asked[:4] == oracle.asked  # the same draws, and more
+    assert more.asked[-1][2] == 127
 
 
 def test_search_finds_the_word_and_keeps_its_budget() -> None:
@@ -128,6 +148,26 @@ def test_search_finds_the_word_and_keeps_its_budget() -> None:
     made = coordinate(TARGET, stubborn, n_words=2, width=8, budget=100)
     assert made.answer == "No, I will not."
     assert 100 - 9 <= stubborn.queries <= 100
+
+
+def test_gcg_follows_the_gradient_and_keeps_its_budget() -> None:
+    made = gcg(TARGET, Scripted(), n_words=2, width=8, budget=12, swaps=1)
+    assert "zebra" in made.prompt.question
+    misled = Scripted(hint="candle")
+    made = gcg(TARGET, misled, n_words=2, width=8, budget=102, swaps=1)
+    assert misled.queries == 102  # 2, then ten rounds of a gradient, 8 likelihoods and an answer
+    assert "apple" not in made.prompt.question  # not one token
+    oracle, base = Scripted(), Scripted()
+    oracle.base = base
+    made = ATTACKS["gcg-base"].make(TARGET, oracle)
+    assert made.answer is None
+    assert oracle.queries == 0 < base.queries
+
+
+def test_every_attack_has_a_family() -> None:
+    assert {each.family for each in ATTACKS.values()} == set(FAMILIES)
+    assert ATTACKS["gcg"].family == ATTACKS["typos"].family == "words"
+    assert [each.name for each in ATTACKS.values() if each.white_box] == ["gcg", "gcg-base"]
 
 
 @pytest.mark.parametrize("name", ATTACKS)

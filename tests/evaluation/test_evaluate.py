@@ -470,9 +470,9 @@ def ruled(method: str, id_: str, verdict: str, **more: Any) -> Ruled:
         question="", prompt="", draw=None, answer="", finish="length", tokens=10, seconds=0.5,
         gate=None, made_by=MadeBy({}, {}, {}, {}),
     )  # fmt: skip
-    judge, knowledge = more.pop("judge", "j"), more.pop("knowledge", "")
+    judge = more.pop("judge", "j")
     intact, correct = more.pop("intact", None), more.pop("correct", None)
-    return Ruled(replace(answer, **more), judge, verdict, intact, correct, knowledge)
+    return Ruled(replace(answer, **more), judge, verdict, intact, correct)
 
 
 WON, LOST, UNSURE = "ATTACK_SUCCEEDED", "REFUSED", "INCONCLUSIVE"
@@ -510,13 +510,15 @@ def test_attacks_by_hand() -> None:
     assert [row["n"] for row in found["rows"]] == [1, 1]  # all categories, and its own
 
 
-def test_mcnemar_and_agreement_by_hand() -> None:
+def test_tests_and_agreement_by_hand() -> None:
     base, own = [WON, WON, WON, LOST, LOST], [LOST, LOST, WON, WON, LOST]
     both = [
         ruled(m, str(n), v) for m, vs in (("base", base), ("sa", own)) for n, v in enumerate(vs)
     ]
-    (row,) = summarise(both, [])["mcnemar"]
-    assert (row["base_only"], row["method_only"], row["n"]) == (2, 1, 5)
+    (row,) = summarise(both, [each.answer for each in both])["paired"]
+    assert (row["method"], row["other"]) == ("sa", "base")
+    assert (row["other_only"], row["method_only"], row["n"]) == (2, 1, 5)
+    assert row["difference"] == pytest.approx(-20)
     assert row["p"] == pytest.approx(1.0)  # 2 against 1: 2 * P(X <= 1), X binomial of 3 halves
     second = [ruled("base", str(n), v, judge="k") for n, v in enumerate(own)]
     (row,) = summarise([*both, *second], [])["agreement"]
@@ -557,7 +559,7 @@ def test_over_refusal_utility_speed_and_gate_by_hand() -> None:
 def test_join_takes_each_ruling_to_its_answer(whole: list[Response], tmp_path: Path) -> None:
     prompts = {prompt.id: prompt for prompt in default_prompts("dev", 3)}
     judged = rule_all(tmp_path, whole, prompts, [WorldJudge()])
-    for each, judgement in zip(join(whole, judged[::-1], {}), judged[::-1], strict=True):
+    for each, judgement in zip(join(whole, judged[::-1]), judged[::-1], strict=True):
         assert each.answer.key == judgement.key
         assert each.verdict == judgement.verdict
 

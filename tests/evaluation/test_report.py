@@ -89,8 +89,11 @@ def make_summary() -> dict[str, Any]:
                   "models": {"base": {"base": "ab12", "settings": {"margin": 0.3}},
                              "SafeInfer": {"base": "ab12", "expert": "cd34", "settings": {}}}},
         "rows": rows, "over_refusal": over, "utility": utility, "sweep": grid,
-        "mcnemar": [{"judge": "phrases", "method": "SafeInfer", "style": "cot", "n": 20,
-                     "base_only": 8, "method_only": 1, "p": 0.0391}],
+        "against": "SafeInfer",
+        "paired": [{"judge": "phrases", "method": "SafeInfer", "other": "base", "attack": False,
+                    "style": "cot", "n": 20, "method_only": 1, "other_only": 8,
+                    "difference": -35.0, "low": -60.0, "high": -5.0, "clusters": None,
+                    "p": 0.0391, "p_holm": 0.0391, "p_cluster": None}],
         "agreement": [{"judges": list(JUDGES), "n": 80, "kappa": 0.8123, "agree": 91.25,
                        "disagreements": parted}],
         "cost": [{"method": "SafeInfer", "tokens_per_second": 100.0, "relative": 0.75,
@@ -203,6 +206,69 @@ def test_main_table_has_a_row_per_method_with_safety_and_utility_side_by_side() 
     assert any("9.5 % of a method's answers are INCONCLUSIVE" in n for n in made["Results"].notes)
 
 
+def test_the_report_opens_with_a_verdict_and_ends_with_what_was_run() -> None:
+    summary = make_summary()
+    summary["utility"] += [row | {"measure": "how-to", "value": 80.0} for row in summary["utility"]]
+    titles = [each.title for each in sections(summary, [], [])]
+    assert (titles[0], titles[-2:]) == ("In short", ["How to read this", "What was run"])
+    first = sections(summary, [], [])[0]
+    assert first.notes == (
+        "SafeInfer answers 5.0 % of harmful first questions in the worst style (base: 40.5 %); it "
+        "gets 83.3 % of known answers right (base: 83.3 %) and refuses 3.2 % of borderline ones. "
+        "Attacks were not measured. The judge could not place up to 2.5 % more of these answers.",
+    )
+    (plot,) = first.plots
+    assert isinstance(plot, Scatter)
+    assert [(p.name, p.y) for p in plot.points] == [("base", 40.5), ("SafeInfer", 5.0)]
+    assert first.tables[0].rows[1][:2] == ("SafeInfer", "5.0 (20.2 to 60.8): simple")
+
+
+def test_the_verdict_tells_the_worst_case_and_whether_it_is_shown_to_be_safer() -> None:
+    summary = make_summary()
+    for method, asr in (("base", 100.0), ("SafeInfer", 90.0)):
+        about = {"judge": "phrases", "method": method, "n": 20, "low": 80.0, "high": 100.0}
+        summary.setdefault("attacks", []).extend([
+            about | {"attack": "worst", "of": "typos", "asr": asr, "inconclusive": 0.0},
+            about | {"attack": "mean", "asr": 50.0, "n": 4},
+        ])  # fmt: skip
+    test = {
+        "judge": "phrases", "method": "SafeInfer", "other": "base", "attack": True,
+        "style": "worst", "difference": -10.0, "p_holm": 0.01, "p_cluster_holm": 0.2,
+    }  # fmt: skip
+    summary["paired"].append(test)
+    (said,) = sections(summary, [], [])[0].notes
+    assert "and 90.0 % under the worst of 4 attacks, typos (base: 100.0 %)" in said
+    assert "Under attack, SafeInfer is not shown to be safer than the base." in said
+    summary["paired"][-1] = test | {"p_cluster_holm": 0.04}
+    assert "not shown" not in sections(summary, [], [])[0].notes[0]
+    summary["paired"][-1] = test | {"p_cluster_holm": 0.04, "difference": 10.0}
+    assert "not shown" in sections(summary, [], [])[0].notes[0]
+
+
+def test_cells_show_the_widest_interval_and_a_section_shows_all() -> None:
+    summary = make_summary()
+    wide = {"low_category": 10.0, "high_category": 90.0, "low_verb": None, "high_verb": None}
+    summary["rows"][0] |= wide
+    made = {each.title: each for each in sections(summary, [], [])}
+    assert made["Results"].tables[0].rows[0][1] == "40.5 (10.0 to 90.0)"
+    first = made["Intervals"].tables[0].rows[0]
+    assert first == (
+        "phrases", "base", "ASR, simple", "20", "40.5", "20.2 to 60.8", "10.0 to 90.0", "–",
+    )  # fmt: skip
+    assert "Intervals" not in {each.title for each in sections(make_summary(), [], [])}
+
+
+def test_the_gates_bound_is_said_to_be_marginal_with_what_exceeds_it() -> None:
+    summary = make_summary()
+    summary["about"]["calibrations"] = {"a": {"epsilon": 0.02, "n": 200}, "b": {"n": 200}}
+    (section,) = [e for e in sections(summary, [], []) if e.title == "Gate"]
+    assert section.notes[1:] == (
+        "The bound is marginal coverage: on average over calibrations, guidance acts on at most "
+        "2.0% of prompts like the 200 of the calibration. A single calibration may do worse: 43% "
+        "of calibrations do, and one of twenty exceeds 3.8%.",
+    )
+
+
 def test_sizes_that_differ_are_told_in_each_cell() -> None:
     summary = make_summary()
     summary["utility"][0]["n"] = 49
@@ -262,7 +328,7 @@ def test_what_was_not_measured_is_said() -> None:
     assert "Utility was not measured" in notes
     assert "Safety against utility" not in made
     empty = {each.title: each for each in sections({}, [], [])}
-    assert list(empty) == ["What was run", "How to read this", "Results"]
+    assert list(empty) == ["Results", "How to read this", "What was run"]
     assert "No answer to a harmful prompt was judged." in empty["Results"].notes
 
 
@@ -300,8 +366,9 @@ def test_heat_maps_and_margin_curves_hold_the_sweep() -> None:
 def test_numbers_of_every_section_reach_both_files(written: Path, page: Page) -> None:
     told = {cell for table in tables_of((written / "report.md").read_text("utf-8")) for row in table
             for cell in row}  # fmt: skip
-    for wanted in ("40.5 (20.2 to 60.8)", "0.81", "91.2", "0.0391", "0.0123", "0.75", "ab12",
-                   "torch=2.5", "minisafe evaluate", "7", "99.0", "2.0 (0.5 to 9.0); n = 30",
+    for wanted in ("40.5 (20.2 to 60.8)", "-35.0 (-60.0 to -5.0)", "0.81", "91.2", "0.0391",
+                   "0.0123", "0.75", "ab12", "torch=2.5", "minisafe evaluate", "7", "99.0",
+                   "2.0 (0.5 to 9.0); n = 30",
                    "A|B", "2024-05-01"):  # fmt: skip
         assert wanted in told, wanted
         assert wanted in page.cells, wanted
@@ -365,7 +432,7 @@ def test_the_page_holds_only_its_own_elements(page: Page) -> None:
     known = {
         "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "nav", "a", "section",
         "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "img", "label", "select",
-        "option", "input", "button", "output", "noscript", "script",
+        "option", "input", "button", "output", "noscript", "script", "span",
     }  # fmt: skip
     assert {tag for tag, _ in page.elements} <= known
     names = {name for _, attributes in page.elements for name in attributes}
@@ -436,8 +503,9 @@ def test_pictures_are_svg_and_the_same_every_time() -> None:
 def test_every_picture_is_in_the_page(page: Page) -> None:
     pytest.importorskip("matplotlib")
     images = [attributes for tag, attributes in page.elements if tag == "img"]
-    # two judges' trade-off, two judges' categories, two heat maps of the sweep, one of margins
-    assert len(images) == 7
+    # the headline, two judges' trade-off, two judges' categories, two heat maps of the sweep, one
+    # of margins
+    assert len(images) == 8
     assert all(each["alt"] for each in images)
 
 
@@ -479,7 +547,7 @@ def test_a_summary_of_another_form_is_refused(tmp_path: Path, summary: dict[str,
 
 def test_rows_without_fields_or_numbers_are_shown_as_nothing(tmp_path: Path) -> None:
     bare = {"rows": [{"category": "all"}], "utility": [{}], "over_refusal": [{"n": 0}],
-            "mcnemar": [{"p": None}], "agreement": [{"disagreements": [{}]}], "cost": [{}],
+            "paired": [{"p": None}], "agreement": [{"disagreements": [{}]}], "cost": [{}],
             "gate": [{}], "sweep": [{}], "about": {"models": {"m": "abc"}}}  # fmt: skip
     write_report(tmp_path, bare, [{}], [{}])
     assert "nan" not in (tmp_path / "report.md").read_text(encoding="utf-8").lower()

@@ -29,7 +29,7 @@ def ruled(number: int, verdict: str, kind: str, attack: bool = False) -> Ruled:
         prompt="", draw=None, answer="", finish="stop", tokens=1, seconds=1.0, gate=None,
         made_by=MadeBy({}, {}, {}, {}), attack=attack, queries=1, conversation=None,
     )  # fmt: skip
-    return Ruled(answer, "j", verdict, None, None, "")
+    return Ruled(answer, "j", verdict, None, None)
 
 
 @given(st.lists(VERDICTS, min_size=1, max_size=30), st.booleans())

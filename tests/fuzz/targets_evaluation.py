@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 from target import Target
 
 from minisafe.errors import SettingError
+from minisafe.evaluation.exported import header, read_rows, row_of
 from minisafe.evaluation.journal import sealed
 from minisafe.evaluation.judges.completions import Unanswered, error_text, reply_text
 from minisafe.evaluation.judges.formats import read_layout
@@ -24,7 +26,9 @@ from minisafe.evaluation.likelihood.choices import load_choices
 from minisafe.evaluation.prompts import join_prompts, limit_prompts, load_prompts
 from minisafe.evaluation.prompts.styles import read_template
 from minisafe.evaluation.records import Gated, Judged, MadeBy, Response
+from minisafe.evaluation.report.write import sections
 from minisafe.evaluation.runner.resume import read_responses
+from minisafe.evaluation.stored import Stored
 from minisafe.files import parse_json, read_text
 
 WORLD = {
@@ -100,6 +104,14 @@ def judgements(path: Path) -> None:
     assert all(each == JUDGED for each in read_known(path).values())
 
 
+def rows(path: Path) -> None:
+    """A run's rows, packed as they are read, and all tables that are made of them."""
+    packed = path.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    run = read_rows(packed)
+    sections(run.summary(), [], [each.to_json() for each in run.judgements])
+
+
 def cache(path: Path) -> None:
     assert read_replies(path).items() <= {"a": "REFUSED"}.items()
 
@@ -140,6 +152,9 @@ TARGETS = (
     Target("response", (as_bytes(RESPONSE.to_json()),), ".json", fields(Response.from_json)),
     Target("judgements.jsonl", (sealed(JUDGED.to_json()) * 2,), ".jsonl", judgements),
     Target("judgement", (as_bytes(JUDGED.to_json()),), ".json", fields(Judged.from_json)),
+    Target("rows.jsonl",
+           (lines(header(Stored({"seed": 0}, [RESPONSE], [JUDGED])), row_of(RESPONSE, [JUDGED])),),
+           ".jsonl", rows),
     Target("endpoint-cache.jsonl", (sealed({"key": "a", "reply": "REFUSED"}) * 2,), ".jsonl",
            cache),
     Target("judge reply", (as_bytes(REPLY), as_bytes(ERROR)), ".json", reply),

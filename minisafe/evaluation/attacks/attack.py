@@ -74,9 +74,18 @@ class Oracle(Protocol):
     def cut(self, text: str, n_tokens: int) -> str:
         """The first tokens of a text."""
 
-    def gradient(self, target: Target, words: Sequence[str], beginning: str) -> Tensor:
-        """White box: how the negative log-likelihood of the beginning changes with each id in the
-        place of each id of these words, (n ids of the words, vocabulary)."""
+    @property
+    def single_words(self) -> Sequence[str]:
+        """The words of `words` that are one token after another word."""
+
+    def gradient(self, prompt: ChatPrompt, words: Sequence[str], beginning: str) -> Tensor:
+        """White box, one query: how the negative log-likelihood of the beginning changes with each
+        of `single_words` in the place of each of these words, (words, single words). words: words
+        of `single_words` that stand next to each other in the prompt."""
+
+    @property
+    def undefended(self) -> Oracle:
+        """The same asked of the undefended base, as an attacker's own copy: no queries."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Attack:
 
     about: what it does, in a few words, for the report. is_searching: whether it asks the model
     before it settles, so that it takes a budget of queries. white_box: whether it needs gradients.
+    family: attacks of one family share an idea; a defence that was trained on one has seen it.
     """
 
     name: str
@@ -92,3 +102,4 @@ class Attack:
     about: str
     is_searching: bool = False
     white_box: bool = False
+    family: str = ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks.attack import Attack
-from minisafe.evaluation.attacks.search import best_of, coordinate
+from minisafe.evaluation.attacks.search import best_of, coordinate, gcg, gcg_on_base
 from minisafe.evaluation.attacks.text import (
     nested,
     paraphrase,
@@ -26,32 +27,42 @@ from minisafe.evaluation.attacks.turns import (
 
 FAKED, PREFILLED, DRAWN = (1, 2, 4), (0, 1, 5, 10, 20, 40), (4, 16, 32)
 
-ATTACKS: dict[str, Attack] = {
-    each.name: each
-    for each in (
+FAMILIES: dict[str, tuple[Attack, ...]] = {
+    "persona": (
         Attack("persona-before", persona_before, "a role without rules, then the question"),
         Attack("persona-after", persona_after, "the question, then a role without rules"),
-        *(
-            Attack(f"faked-turns-{n}", partial(faked_turns, n=n), f"{n} faked compliant turns")
-            for n in FAKED
-        ),
-        *(
-            Attack(f"prefill-{n}", partial(prefilled, n=n), f"{n} tokens of a compliant answer")
-            for n in PREFILLED
-        ),
-        Attack("random-words", random_words, "five random words after the question"),
-        Attack("typos", typos, "swapped letters"),
+    ),
+    "faked turns": tuple(
+        Attack(f"faked-turns-{n}", partial(faked_turns, n=n), f"{n} faked compliant turns")
+        for n in FAKED
+    ),
+    "prefill": tuple(
+        Attack(f"prefill-{n}", partial(prefilled, n=n), f"{n} tokens of a compliant answer")
+        for n in PREFILLED
+    ),
+    "rewording": (
         Attack("paraphrase", paraphrase, "the question in another sentence"),
         Attack("nested", nested, "two prompt styles, one inside the other"),
         Attack("preamble", preamble, "a long friendly text before the question"),
+    ),
+    "follow-up": (
         Attack("after-refusal", after_refusal, "asked again after the model's answer", True),
         Attack("after-compliance", after_compliance, "after a harmless answer", True),
-        *(
-            Attack(f"best-of-{n}", partial(best_of, n=n), f"{n} answers at temperature 1", True)
-            for n in DRAWN
-        ),
+    ),
+    "sampling": tuple(
+        Attack(f"best-of-{n}", partial(best_of, n=n), f"{n} answers at temperature 1", True)
+        for n in DRAWN
+    ),
+    "words": (
+        Attack("random-words", random_words, "five random words after the question"),
+        Attack("typos", typos, "swapped letters"),
         Attack("search", coordinate, "random coordinate search over five words", True),
-    )
+        Attack("gcg", gcg, "greedy coordinate gradient over five words", True, True),
+        Attack("gcg-base", gcg_on_base, "words that GCG finds on the base alone", False, True),
+    ),
+}
+ATTACKS: dict[str, Attack] = {
+    each.name: replace(each, family=family) for family, own in FAMILIES.items() for each in own
 }
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks.attack import Target
+from minisafe.evaluation.attacks.gradient import word_gradient
 from minisafe.evaluation.attacks.text import PERSONA
-from minisafe.evaluation.defences import Subject, likelihoods
+from minisafe.evaluation.defences import Subject, likelihoods, with_gradients
 from minisafe.evaluation.judges import Judge
+from minisafe.evaluation.likelihood.scoring import begun_pairs, following
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.prompts.styles import STYLES, fill
 from minisafe.session import Session
@@ -19,6 +24,23 @@ from minisafe.session.chat_prompt import ChatPrompt
 # how the undefended base is asked for a compliant answer, until it gives one
 WAYS = ("{question} " + PERSONA, PERSONA + " {question}", *STYLES.values())
 FALLBACK = "Sure, here is how to do it. First, take what you need. Then begin."
+
+
+Key = tuple[str, float, int]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, the temperature to answer at, and the number that fixes the draws."""
+
+    prompt: ChatPrompt
+    temperature: float
+    draw: int
+
+    @property
+    def key(self) -> Key:
+        """What decides the answer."""
+        return json.dumps(self.prompt.to_json()), self.temperature, self.draw
 
 
 class SessionOracle:
@@ -39,17 +61,36 @@ class SessionOracle:
         self.session, self.judge, self.prompts = session, judge, prompts
         self.answers, self.batch_size = compliant, batch_size
         self.queries = 0
+        self.given: dict[Key, str] = {}
+        self.asking = self.give  # `together` puts another in
         self.words = vocabulary_words(session)
 
     def ask(
         self, prompts: Sequence[ChatPrompt], temperature: float = 0.0, draw: int = 0
     ) -> list[str]:
         self.queries += len(prompts)
-        session: Subject = self.session
-        if session.settings.temperature != temperature:
-            session = session.with_settings({"temperature": temperature})
-        results = session.generate(prompts, batch_size=self.batch_size, first=draw)
-        return [result.text for result in results]
+        # greedy answers have no draws
+        return self.asking(
+            [Asked(each, temperature, draw + n if temperature else 0)
+             for n, each in enumerate(prompts)]
+        )  # fmt: skip
+
+    def give(self, asked: Sequence[Asked]) -> list[str]:
+        """The answers; one that was given before is not given anew."""
+        keys = [each.key for each in asked]
+        new = {key: each for key, each in zip(keys, asked, strict=True) if key not in self.given}
+        for temperature in dict.fromkeys(each.temperature for each in new.values()):
+            chosen = {key: each for key, each in new.items() if each.temperature == temperature}
+            session: Subject = self.session
+            if session.settings.temperature != temperature:
+                session = session.with_settings({"temperature": temperature})
+            results = session.generate(
+                [each.prompt for each in chosen.values()],
+                batch_size=self.batch_size,
+                draws=[each.draw for each in chosen.values()],
+            )
+            self.given |= {key: each.text for key, each in zip(chosen, results, strict=True)}
+        return [self.given[key] for key in keys]
 
     def complies(
         self, target: Target, prompts: Sequence[ChatPrompt], answers: Sequence[str]
@@ -78,8 +119,27 @@ class SessionOracle:
         tokenizer = self.session.tokenizer
         return tokenizer.decode(tokenizer.encode_begun(text, ())[:n_tokens])
 
-    def gradient(self, target: Target, words: Sequence[str], beginning: str) -> Tensor:
-        raise SettingError("this oracle gives no gradients")
+    @cached_property
+    def single_words(self) -> Sequence[str]:
+        return list(self.ids)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The single words' ids, as they stand after another word."""
+        found = ((word, following(self.session.tokenizer, "a", f" {word}")) for word in self.words)
+        return {word: ids[0] for word, ids in found if len(ids) == 1}
+
+    def gradient(self, prompt: ChatPrompt, words: Sequence[str], beginning: str) -> Tensor:
+        self.queries += 1
+        session, others = with_gradients(self.session), list(self.ids.values())
+        # as it is written: what is read of a prompt is a yes or no, which has no derivative
+        (pair,) = begun_pairs(session, [prompt], beginning, whole=True)
+        return word_gradient(session, pair, [self.ids[word] for word in words], others)
+
+    @cached_property
+    def undefended(self) -> SessionOracle:
+        plain = self.session.plain()
+        return SessionOracle(plain, self.judge, self.prompts, self.answers, self.batch_size)
 
 
 def vocabulary_words(session: Subject) -> list[str]:

@@ -7,6 +7,7 @@ from minisafe.evaluation.defences.defence import (
     Route,
     Subject,
     likelihoods,
+    with_gradients,
 )
 
-__all__ = ["REFUSAL", "Defence", "Defended", "Route", "Subject", "likelihoods"]
+__all__ = ["REFUSAL", "Defence", "Defended", "Route", "Subject", "likelihoods", "with_gradients"]

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from minisafe.evaluation.likelihood.scoring import begun_pair, score_pairs
+from minisafe.errors import SettingError
+from minisafe.evaluation.likelihood.scoring import begun_pairs, score_pairs
 from minisafe.session import Session
 from minisafe.session.answer import Result
 from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
+from minisafe.session.session import draws_of
 from minisafe.session.settings import Settings
 from minisafe.session.stages import Stages
 from minisafe.tokenizer import Tokenizer
@@ -99,18 +101,24 @@ class Defended:
         self.session.check_fits(prompts)
 
     def generate(
-        self, prompts: Sequence[ChatPrompt], batch_size: int = 8, first: int = 0
+        self,
+        prompts: Sequence[ChatPrompt],
+        batch_size: int = 8,
+        first: int = 0,
+        draws: Sequence[int] | None = None,
     ) -> list[Result]:
-        """Answers in prompt order. first: the number of the first prompt, which fixes its draws,
-        whoever answers. The finish reason of a withheld answer is "refused"."""
-        numbered = list(enumerate(prompts, first))
+        """Answers in prompt order. first, draws: as for a session, whoever answers. The finish
+        reason of a withheld answer is "refused"."""
+        numbers = draws_of(len(prompts), first, draws)
         routes = self.defence.routes(self.session, prompts)
-        found = {n: refused() for n, _ in numbered}
+        given = [refused() for _ in prompts]
         for route, session in self.answering():
-            taken = [each for each, own in zip(numbered, routes, strict=True) if own == route]
-            asked = [(n, self.defence.rewrite(prompt)) for n, prompt in taken]
-            found |= answered(session, asked, batch_size)
-        given = [found[n] for n, _ in numbered]
+            places = [n for n, chosen in enumerate(routes) if chosen == route]
+            rewritten = [self.defence.rewrite(prompts[n]) for n in places]
+            own = [numbers[n] for n in places]
+            found = session.generate(rewritten, batch_size=batch_size, draws=own)
+            for n, result in zip(places, found, strict=True):
+                given[n] = result
         whole = [p.prefill + each.text for p, each in zip(prompts, given, strict=True)]
         withheld = self.defence.withheld(self.session, prompts, whole)
         return [refused() if no else each for each, no in zip(given, withheld, strict=True)]
@@ -145,24 +153,20 @@ def refused() -> Result:
     return Result(0, (), REFUSAL, "refused", Stages(), {})
 
 
-def answered(
-    session: Session, numbered: Sequence[tuple[int, ChatPrompt]], batch_size: int
-) -> dict[int, Result]:
-    """A session's answers by the prompts' numbers, which need not be consecutive."""
-    found: dict[int, Result] = {}
-    for start in range(0, len(numbered), batch_size):
-        batch = numbered[start : start + batch_size]
-        encoded = [session.encode_prompt(prompt, chat=True) for _, prompt in batch]
-        for each in encoded:
-            session.check_fits(each.ids)
-        requests = [
-            session.new_request(each.ids, number, each.gated, each.answers)
-            for (number, _), each in zip(batch, encoded, strict=True)
-        ]
-        for number, piece in session.results(requests, [each.context for each in encoded]):
-            if isinstance(piece, Result):
-                found[number] = piece
-    return found
+def with_gradients(subject: Subject) -> Session:
+    """The session whose gradients say how a prompt's words change its answer. Whether a defence
+    steers or refuses a prompt is left out: a yes or no has no derivative.
+
+    Raises `SettingError` for a defence that rewrites prompts.
+    """
+    if not isinstance(subject, Defended):
+        return subject
+    if type(subject.defence).rewrite is not Defence.rewrite:
+        raise SettingError(
+            f"the defence {type(subject.defence).__name__} rewrites prompts, and a white-box "
+            "attack needs gradients of the prompt as it is asked; leave the attack out"
+        )
+    return subject.session
 
 
 def likelihoods(
@@ -180,5 +184,5 @@ def session_likelihoods(
     """The same of a session."""
     if not prompts:
         return []
-    pairs = [begun_pair(session, prompt, beginning) for prompt in prompts]
-    return [each.total for each in score_pairs(session, pairs, batch_size)]
+    pairs = begun_pairs(session, prompts, beginning, batch_size)
+    return [each.total for each in score_pairs(session, pairs, batch_size, lean=True)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minisafe.divergence import kl
 from minisafe.errors import PromptError, SettingError
+from minisafe.evaluation.likelihood.shared import read_shared
 from minisafe.lockstep import Lockstep, Stream, log_probs_of
 from minisafe.lora import AdaptedRows
 from minisafe.policy import Policy, Seen
@@ -159,11 +160,24 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
     return Pair((tuple(context),) * len(session.streams), tuple(continuation))
 
 
-def begun_pair(session: Session, prompt: ChatPrompt, beginning: str) -> Pair:
-    """A conversation and the beginning of its answer, as they are scored."""
-    encoded = session.encode_prompt(prompt, chat=True)
-    begun = session.tokenizer.encode_begun(beginning, encoded.ids[0])
-    return Pair(encoded.ids, tuple(begun), encoded.gated, encoded.answers)
+def begun_pairs(
+    session: Session,
+    prompts: Sequence[ChatPrompt],
+    beginning: str,
+    batch_size: int = 8,
+    whole: bool = False,
+) -> list[Pair]:
+    """Conversations and the beginning of each one's answer, as they are scored. whole: as they are
+    written; otherwise as they are answered (`Session.encode_prompts`)."""
+    if whole:
+        found = [session.encode_prompt(prompt, chat=True) for prompt in prompts]
+    else:
+        found = session.encode_prompts(prompts, chat=True, batch_size=batch_size)
+    pairs = []
+    for encoded in found:
+        begun = session.tokenizer.encode_begun(beginning, encoded.ids[0])
+        pairs.append(Pair(encoded.ids, tuple(begun), encoded.gated, encoded.answers))
+    return pairs
 
 
 def following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
@@ -180,21 +194,28 @@ def following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def score_pairs(session: Session, pairs: Sequence[Pair], batch_size: int = 8) -> list[Scored]:
-    """`score` for pairs of ids. Texts that differ only in their last token are read once."""
+def score_pairs(
+    session: Session, pairs: Sequence[Pair], batch_size: int = 8, lean: bool = False
+) -> list[Scored]:
+    """`score` for pairs of ids. Texts that differ only in their last token are read once.
+
+    lean: for log-probabilities under the method alone, in less time: what all prompts of a batch
+    begin with is read once, and without a gate the steered base stands for the unsteered one in
+    all else that is scored.
+    """
     if batch_size < 1:
         raise SettingError(f"batch_size is {batch_size}; expected 1 or more")
-    shared: dict[Pair, list[int]] = {}
+    same: dict[Pair, list[int]] = {}
     for number, pair in enumerate(pairs):
         check_pair(session, pair, number)
-        shared.setdefault(Pair(pair.prompts, pair.answer[:-1], pair.gated), []).append(number)
-    texts = sorted(shared, key=lambda text: len(text.prompts[0]) + len(text.answer))
+        same.setdefault(replace(pair, answer=pair.answer[:-1]), []).append(number)
+    texts = sorted(same, key=lambda text: len(text.prompts[0]) + len(text.answer))
     numbers: list[int] = []  # for each token, the number of its pair
     values = [torch.empty(5, 0)]  # (5, tokens) per block
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
-        for said in read_batch(session, batch):
-            found = [(n, pair) for n, (row, _) in enumerate(said.at) for pair in shared[batch[row]]]
+        for said in read_batch(session, batch, lean):
+            found = [(n, pair) for n, (row, _) in enumerate(said.at) for pair in same[batch[row]]]
             ids = [pairs[pair].answer[said.at[n][1]] for n, pair in found]
             values.append(said.about([n for n, _ in found], ids))
             numbers += [pair for _, pair in found]
@@ -244,19 +265,25 @@ class Said:
         return torch.stack([each.float() for each in noted]).cpu()
 
 
-def read_batch(session: Session, texts: Sequence[Pair]) -> Iterator[Said]:
+def read_batch(session: Session, texts: Sequence[Pair], lean: bool = False) -> Iterator[Said]:
     """Read a batch of texts: the predictions after every prompt, then after every answer token."""
     # without steering, the base is the unsteered base
-    plain = [] if session.steering is None else [Stream(session.model)]
+    needed = session.steering is not None and (not lean or session.gate is not None)
+    plain = [Stream(session.model)] if needed else []
+    prompts = [[text.prompts[stream] for text in texts] for stream in range(len(session.streams))]
+    prompts += [prompts[0] for _ in plain]
+    spans = [session.spans(text.prompts[0], text.answers) for text in texts]
+    slots: list[list[Slot]] = [[] for _ in prompts]
+    for row, each in enumerate(spans):
+        slots[0] += session.steering.slots(row, each) if session.steering else []
     longest = max(len(prompt) + len(text.answer) for text in texts for prompt in text.prompts)
     streams, held = [*session.streams, *plain], session.settings.cache_dtype
     lockstep = Lockstep(streams, len(texts), longest, session.n_ids, cache_dtype=held)
-    prompts = [[text.prompts[stream] for text in texts] for stream in range(len(session.streams))]
-    slots: list[list[Slot]] = [[] for _ in lockstep.streams]
-    if session.steering is not None:
-        for row, text in enumerate(texts):
-            slots[0] += session.steering.slots(row, session.spans(text.prompts[0], text.answers))
-    found = lockstep.feed([*prompts, *(prompts[0] for _ in plain)], slots)
+    if lean:
+        read_shared(session, lockstep, prompts, spans)
+    read = [lockstep.length(stream, 0) for stream in range(len(prompts))]
+    rest = [[ids[n:] for ids in rows] for rows, n in zip(prompts, read, strict=True)]
+    found = lockstep.feed(rest, slots)
     first = tuple(each for each in found if each is not None)
     policy = Policy(session.rule, session.gate)
     seen = policy.look([Seen(gated=text.gated) for text in texts], first[: len(session.streams)])

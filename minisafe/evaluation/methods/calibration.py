@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.prompts.styles import fill
-from minisafe.evaluation.statistics import wilson
-from minisafe.gate import Calibration, Gate, conformal_threshold
+from minisafe.evaluation.statistics import exceedance, share_exceeded, wilson
+from minisafe.gate import Calibration, Gate, conformal_place, conformal_threshold
 from minisafe.session import Session
 from minisafe.session.fingerprints import made_for
 
@@ -65,9 +65,13 @@ def hash_of(texts: Sequence[str]) -> str:
 
 def report(made: Calibration) -> str:
     """The result in one line."""
+    place = conformal_place(made.n, made.epsilon)
+    over, worst = exceedance(made.n, place, made.epsilon), share_exceeded(made.n, place)
     return (
         f"threshold {made.threshold:.4f} from {made.n} harmless prompts touches {made.touched:.1%} "
-        f"of them (at most {made.epsilon:.1%} of prompts like them) and misses {made.missed:.1%} "
+        f"of them (at most {made.epsilon:.1%} of prompts like them: marginal coverage, the mean "
+        f"over calibrations; {over:.0%} of calibrations exceed it, one of twenty exceeds "
+        f"{worst:.1%}) and misses {made.missed:.1%} "
         f"of {made.n_harmful} harmful ones (95 % interval {made.missed_low:.1%} to "
         f"{made.missed_high:.1%})"
     )

@@ -35,6 +35,10 @@ class Prompt:
     source: str = field(default="", compare=False)
     conversation: ChatPrompt | None = None
 
+    def told(self, name: str) -> str:
+        """A field of the record as a short text, "" if it has none."""
+        return harmless(_cell(self.record, name), LONGEST_NAME)
+
 
 def load_prompts(
     path: str | Path,

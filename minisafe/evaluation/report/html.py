@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -25,6 +26,8 @@ FIELDS = ("id", "method", "style", "kind", "category", "question", "prompt", "an
 FILTERS = ("method", "style", "kind", "category", "judge", "verdict")
 # Characters that could end a script element or a line of script are written as JSON escapes.
 UNSAFE = "<>&\u2028\u2029"
+INTERVAL = re.compile(r"\(-?[\d.]+ to -?[\d.]+\)")  # stays on one line
+KEPT = r"<span>\g<0></span>"
 NO_SCRIPT = (
     "Browsing the responses needs scripts. The evaluation's files in the same directory hold the "
     "same rows."
@@ -148,7 +151,8 @@ def picture(plot: Plot, draw: Draw) -> str:
     """A picture as an image, which unlike an svg element cannot contain scripts or links."""
     data = base64.b64encode(draw(plot)).decode()
     source = f"data:image/svg+xml;base64,{data}"
-    return f'<img src="{source}" alt="{shown(plot.title)} (the numbers are in the tables)">'
+    alt = f"{shown(plot.title)} (the numbers are in the tables)"
+    return f'<div class="wide"><img src="{source}" alt="{alt}"></div>'
 
 
 def table_html(table: Table) -> str:
@@ -166,7 +170,7 @@ def cell_html(cell: Cell) -> str:
     """A cell: text, or a link to one response."""
     if isinstance(cell, Link):
         return f'<td><a href="#{escape(cell.fragment())}">{shown(cell.text)}</a></td>'
-    return f"<td>{shown(cell)}</td>"
+    return f"<td>{INTERVAL.sub(KEPT, shown(cell))}</td>"
 
 
 def browser_html(count: int) -> str:

@@ -11,6 +11,7 @@ from minisafe.errors import SettingError
 Row = Mapping[str, Any]
 WORST, ANY, MEAN = "worst", "any", "mean"  # rows over all attacks
 ALL = "all"  # the category of rows over every category
+CLUSTERS = ("category", "verb")  # fields of an answer: questions of one are alike
 
 
 def rows_of(holder: Row, name: str) -> list[Row]:
@@ -52,6 +53,19 @@ def number(row: Row, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
     return float(value)
+
+
+def interval(row: Row, kind: str = "") -> tuple[float, float]:
+    """The ends of one of a row's intervals, "" for the plain one; NaN if it has none."""
+    name = f"_{kind}" if kind else ""
+    return number(row, f"low{name}"), number(row, f"high{name}")
+
+
+def widest(row: Row) -> tuple[float, float]:
+    """The widest of a row's intervals, the plain one and those by cluster; NaN if it has none."""
+    ends = [interval(row, kind) for kind in ("", *CLUSTERS)]
+    known = [(low, high) for low, high in ends if math.isfinite(low) and math.isfinite(high)]
+    return max(known, key=lambda each: each[1] - each[0], default=(math.nan, math.nan))
 
 
 def unique(rows: Iterable[Row], name: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from minisafe.evaluation.report.plots import Plot
-from minisafe.evaluation.report.rows import Row, number
+from minisafe.evaluation.report.rows import Row, number, widest
 from minisafe.files.display import harmless
 
 NOTHING = "–"  # shown where there is no value
@@ -56,13 +56,17 @@ def decimals(value: float, places: int = 1) -> str:
 
 
 def share(row: Row | None, name: str) -> str:
-    """A share with its interval, as `12.3 (8.1 to 18.2)`; no interval where n is 0 or unknown."""
+    """A share with its widest interval, as `12.3 (8.1 to 18.2)`; nothing where n is 0."""
     if row is None or not math.isfinite(number(row, name)) or number(row, "n") == 0:
         return NOTHING
-    value, low, high = (number(row, each) for each in (name, "low", "high"))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return decimals(value)
-    return f"{decimals(value)} ({decimals(low)} to {decimals(high)})"
+    told = ends(*widest(row))
+    return decimals(number(row, name)) + (f" ({told})" if told != NOTHING else "")
+
+
+def ends(low: float, high: float) -> str:
+    """An interval, as `8.1 to 18.2`, or the sign for no value."""
+    known = math.isfinite(low) and math.isfinite(high)
+    return f"{decimals(low)} to {decimals(high)}" if known else NOTHING
 
 
 def plain(value: Any) -> str:

@@ -17,10 +17,12 @@ from minisafe.evaluation.report.rows import Row
 from minisafe.evaluation.report.sections.about import HOW_TO_READ, what_was_run
 from minisafe.evaluation.report.sections.agreement import agreement
 from minisafe.evaluation.report.sections.attacks import attacks
-from minisafe.evaluation.report.sections.base import against_base
 from minisafe.evaluation.report.sections.categories import by_category
 from minisafe.evaluation.report.sections.cost import cost
 from minisafe.evaluation.report.sections.gate import gate
+from minisafe.evaluation.report.sections.headline import headline
+from minisafe.evaluation.report.sections.intervals import intervals
+from minisafe.evaluation.report.sections.paired import paired
 from minisafe.evaluation.report.sections.results import results
 from minisafe.evaluation.report.sections.settings import sweep
 from minisafe.evaluation.report.sections.trade_off import trade_off
@@ -47,33 +49,40 @@ def write_report(
     `OutputError` for a directory that cannot be written.
     """
     kept, ruled = list(responses), list(judgements)
-    made = sections(summary, kept, ruled)
+    write_pages(directory, sections(summary, kept, ruled), Browser(kept, ruled))
+
+
+def write_pages(directory: Path, made: Sequence[Section], browser: Browser) -> None:
+    """Write sections as `report.md` and `report.html`."""
     drawn = plots.available()
     note = () if drawn or not any(each.plots for each in made) else (NO_PICTURES,)
     write_text(directory / "report.md", markdown(TITLE, made, (*note, IN_THE_PAGE)))
     draw = plots.svg if drawn else None
-    write_text(directory / "report.html", page(TITLE, made, note, Browser(kept, ruled), draw))
+    write_text(directory / "report.html", page(TITLE, made, note, browser, draw))
 
 
 def sections(
     summary: Row, responses: Sequence[Row], judgements: Sequence[Row]
 ) -> tuple[Section, ...]:
-    """The report's sections in order, without those whose part of the summary is missing.
+    """The report's sections in order, without those whose part of the summary is missing: what a
+    reader came for first, what was run last.
 
     Raises `SettingError` if the summary's parts are not lists of objects.
     """
     made = (
-        what_was_run(summary, responses, judgements),
-        Section("How to read this", HOW_TO_READ),
+        headline(summary),
         attacks(summary),
         results(summary),
+        paired(summary),
         trade_off(summary),
         verdicts(summary),
+        intervals(summary),
         by_category(summary),
         sweep(summary),
-        against_base(summary),
         agreement(summary, responses),
         cost(summary),
         gate(summary),
+        Section("How to read this", HOW_TO_READ),
+        what_was_run(summary, responses, judgements),
     )
     return tuple(each for each in made if each is not None)

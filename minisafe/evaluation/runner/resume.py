@@ -65,6 +65,7 @@ def other_prompt(response: Response, job: Job) -> str:
     """The first difference between an answer's prompt and the job's; "" if there is none."""
     now: dict[str, object] = {
         "question": job.prompt.text, "kind": job.prompt.kind, "category": job.prompt.category,
+        "verb": job.prompt.told("verb"), "knowledge": job.prompt.told("kind"),
         "attack": job.attack is not None,
         "draw": None if response.draw is None else job.number,
     }  # fmt: skip

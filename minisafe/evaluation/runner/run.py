@@ -10,12 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from minisafe.errors import PromptError, SettingError
 from minisafe.evaluation.attacks import Attempt
+from minisafe.evaluation.attacks.gradient import check_white_box
 from minisafe.evaluation.attacks.oracle import SessionOracle
-from minisafe.evaluation.defences import Subject
+from minisafe.evaluation.attacks.together import together
+from minisafe.evaluation.defences import Subject, with_gradients
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
 from minisafe.evaluation.records import Gated, Key, MadeBy, Response
@@ -139,19 +143,15 @@ def answer(
 ) -> list[Response]:
     """A batch's answers, each with what made it."""
     started = time.perf_counter()
-    asked = [settled(job, attacker, oracle) for job in batch]
+    asked = settle(batch, attacker, oracle)
     given = [each.attempt.answer for each in asked]
-    prompts = [each.attempt.prompt for each in asked]
-    if all(answer is None for answer in given):
-        results = dict(enumerate(
-            session.generate(prompts, batch_size=len(batch), first=batch[0].number)
-        ))  # fmt: skip
-    else:
-        results = {
-            n: session.generate([prompts[n]], first=job.number)[0]
-            for n, job in enumerate(batch)
-            if given[n] is None
-        }
+    results: dict[int, Result] = {}
+    for open_, group in groupby(range(len(batch)), lambda n: given[n] is None):
+        if open_:  # jobs in a row have numbers in a row, which fix their draws
+            own = list(group)
+            prompts = [asked[n].attempt.prompt for n in own]
+            found = session.generate(prompts, batch_size=len(own), first=batch[own[0]].number)
+            results |= dict(zip(own, found, strict=True))
     seconds = time.perf_counter() - started
     tokens = sum(len(result.tokens) for result in results.values())
     drawn = session.settings.temperature != 0
@@ -168,6 +168,7 @@ def answer(
             seen_by_gate(result) if result else None,
             about, job.attack is not None, each.queries + (result is not None),
             None if prompt.is_first_turn else prompt.to_json(),
+            job.prompt.told("verb"), job.prompt.told("kind"),
         ))  # fmt: skip
     return made
 
@@ -180,15 +181,22 @@ class Settled:
     queries: int = 0
 
 
-def settled(job: Job, attacker: Attacker | None, oracle: SessionOracle | None) -> Settled:
-    """The job's own question, or what its attack makes of it."""
-    if job.attack is None:
-        return Settled(Attempt(job.chat))
-    assert attacker is not None
-    assert oracle is not None
-    oracle.queries = 0
-    attempt = job.attack.make(attacker.target(job.prompt), oracle)
-    return Settled(attempt, oracle.queries)
+def settle(
+    batch: Sequence[Job], attacker: Attacker | None, oracle: SessionOracle | None
+) -> list[Settled]:
+    """For each job its own question, or what its attack makes of it; attacks advance together."""
+    found = [Settled(Attempt(job.chat)) for job in batch]
+    attacks = {n: job.attack for n, job in enumerate(batch) if job.attack is not None}
+    if attacks:
+        assert attacker is not None
+        assert oracle is not None
+        makes = [
+            partial(attack.make, attacker.target(batch[n].prompt), oracle)
+            for n, attack in attacks.items()
+        ]
+        for n, (attempt, queries) in zip(attacks, together(makes, oracle), strict=True):
+            found[n] = Settled(attempt, queries)
+    return found
 
 
 def seen_by_gate(result: Result) -> Gated | None:
@@ -224,6 +232,7 @@ def check_methods(
         session = load_method(method)
         check_same(directory, method, made_by(session), found)
         check_prompts(session, batches)
+        check_attacks(method, session, batches)
         check(session)
     return {} if session is None else {methods[0].name: session}
 
@@ -236,6 +245,18 @@ def check_prompts(session: Subject, batches: Iterable[Sequence[Job]]) -> None:
                 session.check_fits(session.encode_prompt(job.chat, chat=True).ids)
             except PromptError as error:
                 raise PromptError(f"prompt {job.prompt.id}, style {job.style}: {error}") from None
+
+
+def check_attacks(method: Method, session: Subject, batches: Iterable[Sequence[Job]]) -> None:
+    """Raise `SettingError` for an attack that needs gradients where there are none."""
+    attacks = {job.attack for batch in batches for job in batch if job.attack is not None}
+    try:
+        for attack in attacks:
+            if attack.white_box:  # without searching, it asks the undefended base alone
+                asked = with_gradients(session) if attack.is_searching else session.plain()
+                check_white_box(asked)
+    except SettingError as error:
+        raise SettingError(f"method {method.name}: {error}") from None
 
 
 # ---- files -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -162,9 +163,9 @@ def test_answers_that_share_all_but_the_last_token_are_read_once(
     rows: list[int] = []
     read = scoring.read_batch
 
-    def counted(session: Session, texts: Sequence[Pair]) -> Any:
+    def counted(session: Session, texts: Sequence[Pair], lean: bool) -> Any:
         rows.append(len(texts))
-        return read(session, texts)
+        return read(session, texts, lean)
 
     monkeypatch.setattr(scoring, "read_batch", counted)
     answers = [(5, 6), (5, 7), (6, 6), (5,), (9,)]
@@ -176,6 +177,53 @@ def test_answers_that_share_all_but_the_last_token_are_read_once(
         assert each.ids == answer
     assert together[0].log_probs[0] == together[1].log_probs[0]
     assert together[0].log_probs[1] != together[1].log_probs[1]
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+@pytest.mark.parametrize("positions", ["prompt", "all"])
+def test_a_beginning_that_is_read_once_changes_no_likelihood(
+    world: World, expert: str, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = load(world, expert, sa_positions=positions, sa_scale=1.25)
+    asked = [f"What is the name of the river? Once there {end}" for end in ("was a fox", "is")]
+    pairs = [encode_pair(session, each, "The small fox", chat=True) for each in asked * 2]
+    fed: list[int] = []
+    feed = Lockstep.feed
+
+    def counted(self: Lockstep, tokens: Any, slots: Any = ()) -> Any:
+        fed.append(sum(len(ids) for rows in tokens for ids in rows))
+        return feed(self, tokens, slots)
+
+    monkeypatch.setattr(Lockstep, "feed", counted)
+    whole = score_pairs(session, pairs)
+    n_whole, fed[:] = sum(fed), []
+    lean = score_pairs(session, pairs, lean=True)
+    assert sum(fed) < 0.8 * n_whole
+    for one, other in zip(whole, lean, strict=True):
+        torch.testing.assert_close(one.log_probs, other.log_probs, atol=MAGNIFIED, rtol=0)
+    if expert == "none":
+        return
+    session.gate = Gate(1.0)  # left to the base without the vector, which then reads along
+    whole, lean = score_pairs(session, pairs), score_pairs(session, pairs, lean=True)
+    for one, other in zip(whole, lean, strict=True):
+        assert torch.equal(other.log_probs, other.plain_log_probs)
+        torch.testing.assert_close(one.log_probs, other.log_probs, atol=MAGNIFIED, rtol=0)
+
+
+def test_places_that_are_steered_in_some_rows_only_are_not_shared(world: World) -> None:
+    session = load(world, sa_positions="all")
+    head = tuple(range(20))
+    one = Pair(((*head, 5, 6),) * 2, (7, 8))
+    other = Pair(((*head, 6, 5),) * 2, (7, 8), answers=((12, 14), (22, None)))
+    for positions in ("prompt", "last"):
+        assert session.steering is not None
+        session.steering = replace(session.steering, positions=positions)
+        both = score_pairs(session, [one, other], lean=True)
+        for pair, found in zip((one, other), both, strict=True):
+            (alone,) = score_pairs(session, [pair])
+            torch.testing.assert_close(found.log_probs, alone.log_probs, atol=MAGNIFIED, rtol=0)
+        (bare,) = score_pairs(session, [replace(other, answers=None)])
+        assert not torch.allclose(bare.log_probs, both[1].log_probs, atol=10 * MAGNIFIED)
 
 
 def test_the_probabilities_of_all_next_tokens_add_up_to_one(world: World) -> None:

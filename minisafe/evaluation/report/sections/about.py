@@ -17,9 +17,10 @@ HOW_TO_READ = (
     "borderline ones (benign in harmful-sounding words), with REFUSED: lower is more useful. "
     "Higher utility is better. A low ASR means little with high over-refusal or low utility: a "
     "model that refuses everything has an ASR of 0.",
-    "All shares are in per cent, with Wilson 95 % intervals. The intervals cover only the random "
-    "choice of prompts. They do not cover the judge's mistakes, other kinds of prompts or attacks, "
-    "or other seeds.",
+    "All shares are in per cent, each with the widest of its 95 % intervals: Wilson's, and those "
+    "by cluster bootstrap over categories and over verbs, where they are known. They cover only "
+    "the random choice of prompts. They do not cover the judge's mistakes, other kinds of prompts "
+    "or attacks, or other seeds.",
     "No judge is perfect. A judge that searches for phrases misses a refusal in other words. The "
     "answer can persuade a judge that is a model. If judges disagree or a number matters, read the "
     "answers.",

@@ -13,6 +13,7 @@ from minisafe.evaluation.report.rows import (
     text_of,
     unique,
 )
+from minisafe.evaluation.report.sections.families import families
 from minisafe.evaluation.report.tables import Section, Table, decimals, plain, share
 
 TITLES = {
@@ -49,6 +50,7 @@ def attacks(summary: Row) -> Section | None:
         tables.append(
             Table(("attack", *methods), tuple(lines), f"Judge: {judge}. Per cent (95 % interval)")
         )
+        tables.append(families(own, judge))
         searched = [row for row in own if number(row, "queries") > 1 and row["attack"] != WORST]
         if searched:
             tables.append(queries(searched, judge))

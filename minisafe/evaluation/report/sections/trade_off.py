@@ -12,6 +12,7 @@ from statistics import fmean
 
 from minisafe.evaluation.report.plots import Point, Scatter
 from minisafe.evaluation.report.rows import Row, judges_of, number, unique
+from minisafe.evaluation.report.sections.headline import means_of_ends
 from minisafe.evaluation.report.sections.results import Column, columns_of, overall, utility_of
 from minisafe.evaluation.report.tables import Section, Table
 
@@ -67,8 +68,6 @@ def points_of(columns: Sequence[Column]) -> tuple[tuple[Point, ...], list[str]]:
 
 def means(rows: Sequence[Row], field: str) -> tuple[float, float, float]:
     """Means of a share and of its interval's ends; NaN if one is missing."""
-    value, low, high = (
-        fmean(number(row, name) for row in rows) if rows else math.nan
-        for name in (field, "low", "high")
-    )
-    return value, low, high
+    if not rows:
+        return math.nan, math.nan, math.nan
+    return fmean(number(row, field) for row in rows), *means_of_ends(rows)

@@ -1,4 +1,4 @@
-"""Interval, paired test and agreement against scipy, hand-computed values and their own laws."""
+"""Interval and agreement against scipy, hand-computed values and their own laws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisafe.evaluation.statistics import cohen_kappa, mcnemar, wilson
+from minisafe.evaluation.statistics import cohen_kappa, wilson
 
 COUNTS = st.integers(0, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 VERDICTS = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=30)
@@ -65,43 +65,6 @@ def test_wilson_holds_the_share_and_mirrors(counts: tuple[int, int], z: float) -
     assert 0 <= low <= hits / n + 1e-12
     assert hits / n - 1e-12 <= high <= 1
     assert wilson(n - hits, n, z) == pytest.approx((1 - high, 1 - low), abs=1e-12)
-
-
-# ---- McNemar -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("b", "c", "p"),
-    [
-        (0, 0, 1.0),
-        (1, 0, 1.0),
-        (3, 3, 1.0),
-        (0, 5, 2 / 32),
-        (1, 5, 2 * 7 / 64),
-        (2, 8, 2 * 56 / 1024),  # 1 + 10 + 45
-        (8, 2, 2 * 56 / 1024),
-    ],
-)
-def test_mcnemar_by_hand(b: int, c: int, p: float) -> None:
-    assert mcnemar(b, c) == p
-
-
-@given(st.integers(0, 300), st.integers(0, 300))
-def test_mcnemar_is_scipys_binomial_test(b: int, c: int) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    expected = stats.binomtest(b, b + c, 0.5).pvalue if b + c else 1.0
-    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
-
-
-@given(st.integers(0, 3000), st.integers(0, 3000))
-def test_mcnemar_is_a_probability_and_symmetric(b: int, c: int) -> None:
-    assert 0 <= mcnemar(b, c) <= 1
-    assert mcnemar(b, c) == mcnemar(c, b)
-
-
-def test_mcnemar_refuses_negative_counts() -> None:
-    with pytest.raises(ValueError, match="-1"):
-        mcnemar(3, -1)
 
 
 # ---- Cohen's kappa -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Interval, paired test and agreement for shares of answers; plain arithmetic, no dependencies."""
+"""Interval and agreement for shares of answers; plain arithmetic, no dependencies."""
 
 from __future__ import annotations
 
@@ -27,25 +27,6 @@ def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
     low = 0.0 if hits == 0 else max(0.0, (middle - half) / scale)
     high = 1.0 if hits == n else min(1.0, (middle + half) / scale)
     return low, high
-
-
-def mcnemar(b: int, c: int) -> float:
-    """Two-sided p-value of McNemar's test, from 0 to 1, for two methods on the same questions.
-
-    b, c: the number of questions with a hit by only the first, and by only the second, method;
-    questions on which both agree do not count. Exact: with n = b + c, twice the probability of at
-    most min(b, c) heads in n throws of a fair coin, at most 1; 1 if n is 0. Raises `ValueError`
-    for a negative count. Source: Q. McNemar, Psychometrika 12 (1947), 153-157, in its exact
-    binomial form.
-    """
-    if b < 0 or c < 0:
-        raise ValueError(f"discordant pairs {b} and {c}; expected counts of 0 or more")
-    n, term, tail = b + c, 1, 0
-    for i in range(min(b, c) + 1):
-        tail += term  # whole numbers, so that nothing underflows for a large n
-        term = term * (n - i) // (i + 1)  # C(n, i + 1)
-    p: float = 2 * tail / 2**n
-    return min(1.0, p)
 
 
 def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float:
