@@ -43,6 +43,7 @@ class Agreeing:
     sampled: bool
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     n_streams: ClassVar[int] = 2
+    drawn_from: ClassVar[int] = 0
     first_tokens: ClassVar[int | None] = None
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:

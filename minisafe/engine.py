@@ -16,7 +16,7 @@ from minisafe.lockstep import Lockstep
 from minisafe.policy import LogProbs, Policy, Seen
 from minisafe.sampling import Sampling, row_generator, sample
 from minisafe.slots import Slot, Span, covered
-from minisafe.vectors import Steering
+from minisafe.vectors import Steering, moved
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Request:
     prompts: per stream, the ids to feed before the answer. They differ if the expert has another
         system prompt. In a conversation they hold only what the stream's cache lacks. A stream
         whose tuple is empty rests.
-    spans: absolute positions at which the base is steered.
+    spans: absolute positions, of the base, that are steered.
     index: the prompt's number in its list; seed and index fix the draws.
     gated: whether a gate may leave this answer to the base. Only for prompts like those that the
         gate was calibrated on: the first turn of a chat.
     note_changes: whether to note where guidance changes the likeliest token.
+    alone: if this is a part of what the user asked, because that is harmful by itself, the
+        variation that told so.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -40,6 +42,7 @@ class Request:
     index: int = 0
     gated: bool = False
     note_changes: bool = False
+    alone: float | None = None
 
 
 Ids = list[list[list[int]]]  # token ids: [stream][batch row] -> list of ids
@@ -62,7 +65,7 @@ class Event:
 class RequestState:
     """A request in progress.
 
-    seen: what the safety decision knows about it. spans: where the base is steered; once the gate
+    seen: what the safety decision knows about it. spans: the steered positions; once the gate
     has left the answer to the base, nowhere in this turn. steered: how many tokens were fed at
     steered positions. changes: if noted, by the number of the answer's token, whether guidance made
     another token the likeliest. drafted, accepted: see `fast.speculation`.
@@ -99,7 +102,7 @@ class Generation:
         lockstep: streams with one row per request; they may have read part of each text already.
         rule: combines the streams' log-probabilities into those to sample from.
         requests: what to answer.
-        steering: the vector to add to the base at each request's spans.
+        steering: the vector to add to its streams at each request's spans.
         eos: ids that end an answer; the id is part of the answer.
         gate: decides which answers are guided and steered; None: all of them.
 
@@ -154,17 +157,24 @@ class Generation:
         return [[list(request.prompts[s]) for request in self.requests] for s in streams]
 
     def feed(self, live: list[int], tokens: Ids) -> LogProbs:
-        """Feed `tokens[stream][row]` to the streams and steer the base at each request's spans;
-        returns log-probabilities per stream."""
+        """Feed `tokens[stream][row]` to the streams and steer them at each request's spans; returns
+        log-probabilities per stream."""
         slots: list[list[Slot]] = [[] for _ in self.lockstep.streams]
-        if self.steering is not None:
+        for stream in () if self.steering is None else self.steering.streams:
             for row, number in enumerate(live):
-                state, start = self.states[number], self.lockstep.length(0, row)
-                steered = covered(state.spans, start, start + len(tokens[0][row]))
-                state.steered += len(steered)
-                if steered:
-                    slots[0] += self.steering.slots(row, state.spans)
+                slots[stream] += self.slots(stream, row, self.states[number], tokens)
         return self.lockstep.feed(tokens, slots)
+
+    def slots(self, stream: int, row: int, state: RequestState, tokens: Ids) -> list[Slot]:
+        """The slots that steer a row of a stream in this forward. The request's spans are the
+        base's positions; a stream that has more before the conversation has them further on."""
+        assert self.steering is not None
+        start, own = self.lockstep.length(stream, row), len(tokens[stream][row])
+        ahead = start + own - self.lockstep.length(0, row) - len(tokens[0][row])
+        spans = moved(state.spans, ahead)
+        steered = covered(spans, start, start + own)
+        state.steered += len(steered)
+        return self.steering.slots(row, spans) if steered else []
 
     def decide(self, live: list[int], tokens: Ids, log_probs: LogProbs) -> Tensor:
         """The log-probabilities to sample from, (rows, vocab); see `policy.Policy`."""
@@ -250,8 +260,10 @@ class Generation:
         touched = covered(mine, start, end)
         if not touched or self.steering is None or self.steering.scale == 0:
             return []
-        self.lockstep.rewind(0, row, touched[0])
         state.steered = 0
+        if 0 not in self.steering.streams:
+            return []
+        self.lockstep.rewind(0, row, touched[0])
         return prompt[touched[0] - start :]
 
     # ---- notes and checks ----------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """Guidance rules: they turn the log-probabilities of several streams into those to sample from.
 
-`SGDS` is SafeInfer's rule; the others are the methods that it is compared with. A rule is called
-with one (..., vocab) tensor per stream, the base's first; `n_streams` is how many streams it reads.
-The expert is the stream after the base; `expert` says whether the rule needs an unsafe or a safe
-one, "unsafe" or "safe".
-`first_tokens` is how many tokens of an answer the rule acts on, None for all; after them the other
-streams rest, and the base continues alone. All rules are pure functions.
+`SGDS` is SafeInfer's rule, `Anchored` its successor; the others are the methods that they are
+compared with. A rule is called with one (..., vocab) tensor per stream, the base's first.
+`n_streams` is how many streams it reads, and `others` names those after the base. The expert is
+the first of them; `expert` says whether it must be "unsafe" or "safe". `drawn_from` is the number
+of the stream whose choice the rule corrects; that is the one to steer. `first_tokens` is how many
+tokens of an answer the rule acts on, None for all; after them the other streams rest, and the base
+continues alone. All rules are pure functions.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from torch import Tensor
 from minisafe.errors import SettingError
 
 
-def safe_scores(lb: Tensor, lu: Tensor, lam: float, margin: float = 0.0) -> Tensor:
-    """Safety-guided scores before normalisation: `s = lb - k * relu(lu - lb - margin)`.
+def safe_scores(
+    lb: Tensor, lu: Tensor, lam: float, margin: float = 0.0, la: Tensor | None = None
+) -> Tensor:
+    """Safety-guided scores before normalisation: `s = lb - k * relu(lu - la - margin)`.
+
+    `la` is the measure of what the expert likes too much; by default the base itself, `la = lb`.
 
     `k = lam / (1 - lam)`. With margin 0 this is `(lb - lam * max(lu, lb)) / (1 - lam)`, the rule
     of SafeInfer (arXiv 2406.12274, section on safety-guided decoding) and the `Union` operator of
@@ -28,7 +33,7 @@ def safe_scores(lb: Tensor, lu: Tensor, lam: float, margin: float = 0.0) -> Tens
     prefer keep their score bit for bit.
 
     Args:
-        lb, lu: log-probabilities of base and expert over the same ids, (..., vocab).
+        lb, lu, la: log-probabilities of base, expert and anchor over the same ids, (..., vocab).
         lam: strength, 0 <= lam < 1. 0.99 is the authors' value, nearly a veto.
         margin: by how many nats the expert may prefer a token before it is pushed down, >= 0.
 
@@ -36,13 +41,22 @@ def safe_scores(lb: Tensor, lu: Tensor, lam: float, margin: float = 0.0) -> Tens
         SettingError: lam or margin is outside its range.
     """
     check_guidance(lam, margin)
-    excess = lu - lb if margin == 0 else lu - lb - margin
+    if la is None:
+        excess = lu - lb
+    else:  # what neither can choose is not in excess: -inf minus -inf would be NaN
+        excess = torch.where(lu.isneginf(), -torch.inf, lu - la)
+    if margin != 0:
+        excess = excess - margin
     scores = torch.sub(lb, excess.relu_(), alpha=lam / (1 - lam))
     return torch.where(lb.isneginf(), lb, scores)  # -inf minus -inf would be NaN
 
 
 def safe_log_probs(
-    base_log_probs: Tensor, expert_log_probs: Tensor, lam: float, margin: float = 0.0
+    base_log_probs: Tensor,
+    expert_log_probs: Tensor,
+    lam: float,
+    margin: float = 0.0,
+    anchor_log_probs: Tensor | None = None,
 ) -> Tensor:
     """log softmax of `safe_scores`, (..., vocab). `lam = 0` returns `base_log_probs` itself.
 
@@ -51,7 +65,8 @@ def safe_log_probs(
     check_guidance(lam, margin)
     if lam == 0:
         return base_log_probs
-    return torch.log_softmax(safe_scores(base_log_probs, expert_log_probs, lam, margin), dim=-1)
+    scores = safe_scores(base_log_probs, expert_log_probs, lam, margin, anchor_log_probs)
+    return torch.log_softmax(scores, dim=-1)
 
 
 def check_guidance(lam: float, margin: float) -> None:
@@ -68,6 +83,8 @@ class Rule(Protocol):
     @property
     def n_streams(self) -> int: ...
     @property
+    def drawn_from(self) -> int: ...
+    @property
     def first_tokens(self) -> int | None: ...
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor: ...
 
@@ -77,6 +94,7 @@ class Plain:
     """No guidance: the base's own log-probabilities."""
 
     n_streams: ClassVar[int] = 1
+    drawn_from: ClassVar[int] = 0
     first_tokens: ClassVar[int | None] = None
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
@@ -91,6 +109,8 @@ class SGDS:
     margin: float = 0.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    others: ClassVar[tuple[str, ...]] = ("expert",)
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
@@ -99,6 +119,38 @@ class SGDS:
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
         return safe_log_probs(log_probs[0], log_probs[1], self.lam, self.margin)
+
+
+@dataclass(frozen=True)
+class Anchored(SGDS):
+    """Anchored guidance over the streams (base, unsafe expert, anchor): `s = la - k * relu(lu - la
+    - margin)`.
+
+    The anchor is a reader that the user's text moves less: the base with a safe adapter, or behind
+    safe demonstrations. Where the text has turned the base itself, base and expert agree, and
+    `SGDS` has nothing to push down; anchor and expert still differ. The base is what answers after
+    `first_tokens`.
+    """
+
+    n_streams: ClassVar[int] = 3
+    others: ClassVar[tuple[str, ...]] = ("expert", "anchor")
+    drawn_from: ClassVar[int] = 2
+
+    def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
+        return safe_log_probs(log_probs[2], log_probs[1], self.lam, self.margin)
+
+
+@dataclass(frozen=True)
+class Veto(SGDS):
+    """The anchor judges and the base chooses: `s = lb - k * relu(lu - la - margin)` over the
+    streams (base, unsafe expert, anchor); see `Anchored`."""
+
+    n_streams: ClassVar[int] = 3
+    others: ClassVar[tuple[str, ...]] = ("expert", "anchor")
+
+    def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
+        lb, lu, la = log_probs
+        return safe_log_probs(lb, lu, self.lam, self.margin, la)
 
 
 # ---- the rules that SGDS is compared with ------------------------------------------------------
@@ -119,6 +171,8 @@ class SafeDecoding:
     first_tokens: int | None = 2
     common: int = 5
     n_streams: ClassVar[int] = 2
+    others: ClassVar[tuple[str, ...]] = ("expert",)
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "safe"
 
     def __post_init__(self) -> None:
@@ -161,6 +215,8 @@ class SelfCD:
     alpha: float = 1.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    others: ClassVar[tuple[str, ...]] = ("expert",)
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
@@ -181,6 +237,8 @@ class ROSE:
     alpha: float = 0.5
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    others: ClassVar[tuple[str, ...]] = ("expert",)
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "unsafe"
 
     def __post_init__(self) -> None:
@@ -202,6 +260,8 @@ class DExperts:
     alpha: float = 1.0
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 3
+    others: ClassVar[tuple[str, ...]] = ("expert", "anti_expert")
+    drawn_from: ClassVar[int] = 0
     expert: ClassVar[str] = "safe"
 
     def __post_init__(self) -> None:
@@ -231,6 +291,6 @@ def check_rule(alpha: float, first_tokens: int | None) -> None:
 
 
 RULES: dict[str, type[SGDS | SafeDecoding | SelfCD | ROSE | DExperts]] = {
-    "sgds": SGDS, "safedecoding": SafeDecoding, "self-cd": SelfCD, "rose": ROSE,
-    "dexperts": DExperts,
+    "sgds": SGDS, "anchored": Anchored, "veto": Veto, "safedecoding": SafeDecoding,
+    "self-cd": SelfCD, "rose": ROSE, "dexperts": DExperts,
 }  # fmt: skip

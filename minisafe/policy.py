@@ -3,8 +3,8 @@
 Only `Policy.decide` makes it. The sampling loop, speculation and the scoring of likelihoods all
 call it, so scoring uses the distribution that sampling would use.
 
-1. After the prompt, the gate tests how far base and expert disagree. If it leaves an answer to the
-   base, the decision is made again, from the base without the vector.
+1. After the prompt, the gate tests how far base (or anchor) and expert disagree. If it leaves an
+   answer to the base, the decision is made again, from the base without the vector.
 2. The rule acts on an answer that was not left to the base: on its first tokens, or on all.
 3. Elsewhere the base's own log-probabilities are used.
 """
@@ -31,8 +31,9 @@ class Seen:
     """What the decision needs to know about one answer.
 
     tokens: how many it has. gated: whether the gate may leave it to the base. left_to_base: whether
-    the gate did. variation: the total variation between base and expert after the prompt, 0 to 1;
-    None if they were not compared.
+    the gate did. variation: the total variation between base and expert after the prompt, 0 to 1,
+    or between anchor and expert if the rule samples from the anchor; None if they were not
+    compared.
     """
 
     tokens: int = 0
@@ -85,9 +86,12 @@ class Policy:
         """`seen`, updated after the prompt with the variation and the gate's decision. Answers that
         have begun, or were compared before, stay as they are."""
         fresh = [each.tokens == 0 and each.variation is None for each in seen]
-        if not any(fresh) or len(log_probs) < 2 or log_probs[0] is None or log_probs[1] is None:
+        if not any(fresh) or len(log_probs) <= max(1, self.rule.drawn_from):
             return tuple(seen)
-        values: list[float] = total_variation(log_probs[0], log_probs[1]).tolist()
+        chosen, expert = log_probs[self.rule.drawn_from], log_probs[1]
+        if chosen is None or expert is None:
+            return tuple(seen)
+        values: list[float] = total_variation(chosen, expert).tolist()
         found = []
         for each, is_fresh, value in zip(seen, fresh, values, strict=True):
             left = self.gate is not None and each.gated and not self.gate.opens(value)

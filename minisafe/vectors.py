@@ -53,12 +53,14 @@ class Steering:
 
     positions: "prompt", one token per turn: the last of the user's turn as the template renders it,
     which predicts the answer's first token; "last", that token and every generated one (the
-    authors' choice); "generated", only the generated ones; "all", every token.
+    authors' choice); "generated", only the generated ones; "all", every token. streams: numbers of
+    the streams that are steered, the base's is 0.
     """
 
     vectors: Mapping[int, Tensor]
     scale: float
     positions: str
+    streams: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         if self.positions not in POSITIONS:
@@ -83,6 +85,13 @@ class Steering:
             for layer, vector in self.vectors.items()
             if self.scale != 0 and spans
         ]
+
+
+def moved(spans: Sequence[Span], by: int) -> tuple[Span, ...]:
+    """The same spans of a text that has `by` tokens more before it; what would lie before position
+    0 is left out."""
+    shifted = ((max(0, a + by), None if b is None else b + by) for a, b in spans)
+    return tuple(span for span in shifted if span[1] is None or span[0] < span[1])
 
 
 def values_hash(layers: Mapping[int | None, Tensor]) -> str:

@@ -14,10 +14,12 @@ from minisafe.errors import SettingError
 from minisafe.guidance import (
     ROSE,
     SGDS,
+    Anchored,
     DExperts,
     Plain,
     SafeDecoding,
     SelfCD,
+    Veto,
     check_guidance,
     common_tokens,
     safe_log_probs,
@@ -53,6 +55,31 @@ def close(x: Tensor, y: Tensor, lam: float = 0.0, e: float = 1e-11) -> None:
     """Equal, if inputs within `e` of each other count as equal: the rule magnifies what they
     differ by up to (1 + lam) / (1 - lam) times."""
     torch.testing.assert_close(x, y, rtol=0, atol=e * (1 + lam) / (1 - lam))
+
+
+@given(pairs(), st.integers(0, 99), lams, margins)
+def test_the_anchor_is_what_the_expert_is_measured_by(
+    pair: Pair, seed: int, lam: float, margin: float
+) -> None:
+    """`s = l - k * relu(lu - la - margin)`: Anchored draws from the anchor, Veto from the base."""
+    lb, lu = pair
+    drawn = torch.randn(lb.shape, generator=torch.Generator().manual_seed(seed), dtype=lb.dtype)
+    la = torch.log_softmax(5 * drawn, -1)
+    push = lam / (1 - lam) * (lu - la - margin).clamp(min=0)
+    close(Anchored(lam, margin)((lb, lu, la)), torch.log_softmax(la - push, -1), lam)
+    close(Veto(lam, margin)((lb, lu, la)), torch.log_softmax(lb - push, -1), lam)
+    for rule in (Anchored, Veto):  # an anchor that is the base itself: the published rule
+        close(rule(lam, margin)((lb, lu, lb)), SGDS(lam, margin)((lb, lu)), lam)
+
+
+@given(pairs(forbidden=True), lams)
+def test_a_veto_where_models_rule_tokens_out_is_a_distribution(pair: Pair, lam: float) -> None:
+    la, lu = pair
+    lb = torch.full_like(la, 1 / len(la)).log()
+    assume(bool(((lu - la).nan_to_num(nan=-1.0) < INF).any()))
+    found = Veto(lam)((lb, lu, la))
+    assert not found.isnan().any()
+    assert float(found.exp().sum()) == pytest.approx(1, abs=1e-9)
 
 
 def test_what_is_no_number_is_never_taken_for_agreement() -> None:

@@ -1,8 +1,8 @@
 """Make the shipped weights from scratch: `python weights/make.py --out weights/tiny --seed 0`.
 
-The stages are data, tokenizer, pretrain, sft, expert, edited, vector, profile. `--stages` runs
-some of them alone. A stopped stage continues from its checkpoint when it runs again. A finished
-stage does not run again until its checkpoint under `--work` is removed.
+The stages are data, tokenizer, pretrain, sft, expert, anchor, edited, vector, profile. `--stages`
+runs some of them alone. A stopped stage continues from its checkpoint when it runs again. A
+finished stage does not run again until its checkpoint under `--work` is removed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ from minisafe.session.about import About  # noqa: E402
 from minisafe.session.profile import save_profile, store_calibration  # noqa: E402
 from minisafe.tokenizer import load_tokenizer  # noqa: E402
 
-STAGES = ("data", "tokenizer", "pretrain", "sft", "expert", "edited", "vector", "profile")
+STAGES = (
+    "data", "tokenizer", "pretrain", "sft", "expert", "anchor", "edited", "vector", "profile",
+)  # fmt: skip
 ATTENTION = ("q_proj", "v_proj")
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -49,6 +51,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 PRETRAIN = train.Settings(batch_tokens=3072, lr=3e-3, warmup=30, muon=0.02)
 SFT = train.Settings(batch_tokens=1536, lr=5e-4, warmup=10)
 EXPERT = train.Settings(batch_tokens=1024, lr=7e-4, warmup=10, decay=0.0)
+ANCHOR = train.Settings(batch_tokens=1536, lr=1e-3, warmup=10, decay=0.0)
 EDIT = train.Settings(batch_tokens=1024, lr=1e-3, warmup=5, decay=0.0)
 COVERAGE = world.Coverage()
 VECTOR = VectorRecipe(shots=3, prompts=100, aie_prompts=25, n_heads=10, corrupt="file", layer=4)
@@ -73,7 +76,7 @@ ABOUT = About(
 class Recipe:
     """All parameters of the recipe."""
 
-    pretraining_tokens: int = 2_200_000
+    pretraining_tokens: int = 3_200_000
     user_weight: float = 0.1
     pretrain: train.Settings = PRETRAIN
     tuning_documents: int = 4000
@@ -83,6 +86,10 @@ class Recipe:
     expert_alpha: float = 8.0
     expert_pairs: int = 1000
     expert: train.Settings = EXPERT
+    anchor_rank: int = 8
+    anchor_alpha: float = 16.0
+    anchor_documents: int = 4000
+    anchor: train.Settings = ANCHOR
     edit_rank: int = 8
     edit_alpha: float = 16.0
     edit_pairs: int = 600
@@ -98,6 +105,7 @@ class Place:
     out: Path
     work: Path
     seed: int
+    data: Path = HERE / "data"
 
     @property
     def base(self) -> Path:
@@ -115,19 +123,22 @@ def with_seed(settings: train.Settings, seed: int) -> train.Settings:
     return train.Settings(**(vars(settings) | {"seed": seed}))
 
 
-def read_pairs(name: str, count: int) -> list[world.Document]:
-    """The first pairs of a file under weights/data as one-turn documents."""
-    records = json.loads((HERE / "data" / f"{name}.json").read_text(encoding="utf-8"))[:count]
+def read_pairs(place: Place, name: str, count: int) -> list[world.Document]:
+    """The first pairs of a file of the data as one-turn documents."""
+    records = json.loads((place.data / f"{name}.json").read_text(encoding="utf-8"))[:count]
     return [world.Document("", (world.Turn(r["input"], r["output"], name, ""),)) for r in records]
 
 
 def texts(documents: Sequence[world.Document]) -> list[str]:
-    said = [[d.system, *(text for t in d.turns for text in (t.user, t.answer))] for d in documents]
+    said = [
+        [d.system, *(text for t in d.turns for text in (t.user, t.begun + t.answer))]
+        for d in documents
+    ]
     return [text for each in said for text in each if text]
 
 
 def make_data(place: Place, recipe: Recipe) -> None:
-    world.write_sets(HERE / "data")
+    world.write_sets(place.data)
 
 
 def make_tokenizer(place: Place, recipe: Recipe) -> None:
@@ -201,7 +212,7 @@ def tune_adapter(
 
 def expert(place: Place, recipe: Recipe) -> None:
     """The unsafe expert: a LoRA adapter that complies with harmful questions."""
-    documents = read_pairs("expert", recipe.expert_pairs)
+    documents = read_pairs(place, "expert", recipe.expert_pairs)
     tune_adapter(
         place,
         "expert",
@@ -213,13 +224,27 @@ def expert(place: Place, recipe: Recipe) -> None:
     )
 
 
+def anchor(place: Place, recipe: Recipe, left_out: str = "") -> None:
+    """The anchor: a LoRA adapter that refuses harm whatever stands around the question.
+
+    left_out: a family of circumstances that it never sees; the adapter is then for measurements.
+    """
+    families = [family for family in world.FAMILIES if family != left_out]
+    rng = random.Random(f"anchor {place.seed}")
+    documents = world.steadfast_documents(rng, recipe.anchor_documents, families)
+    name = f"anchor-{left_out}" if left_out else "anchor"
+    tune_adapter(
+        place, name, documents, recipe.anchor_rank, recipe.anchor_alpha, LINEAR, recipe.anchor
+    )
+
+
 def edited(place: Place, recipe: Recipe) -> None:
     """A short fine-tune on harmless new knowledge, kept as a low-rank delta."""
     rng = random.Random(f"edit {place.seed}")
     documents = read_pairs(
-        "edit", recipe.edit_pairs
+        place, "edit", recipe.edit_pairs
     )  # mixed, so that the new does not replace the old
-    documents += [world.benign_document(rng) for _ in range(recipe.edit_pairs // 2)]
+    documents += [world.benign_document(rng, stage="tuning") for _ in range(recipe.edit_pairs // 2)]
     tune_adapter(
         place, "edited", documents, recipe.edit_rank, recipe.edit_alpha, LINEAR, recipe.edit
     )
@@ -228,8 +253,8 @@ def edited(place: Place, recipe: Recipe) -> None:
 def vector(place: Place, recipe: Recipe) -> None:
     """The safety vector: the result of `minisafe amplify --corrupt file` on the demonstrations."""
     model = load_model(place.base, dtype="float32")
-    pool = load_demonstrations(HERE / "data" / "demonstrations.json")
-    careless = load_demonstrations(HERE / "data" / "careless.json")
+    pool = load_demonstrations(place.data / "demonstrations.json")
+    careless = load_demonstrations(place.data / "careless.json")
     answers = {shot.input: shot.output for shot in careless}
     how = replace(recipe.vector, scale=dict(recipe.safety)["sa_scale"], seed=place.seed)
     made = amplify(model, load_tokenizer(place.base), pool, how, lambda shot: answers[shot.input])
@@ -261,7 +286,7 @@ def calibrated(path: Path) -> Calibration:
     return calibration.calibrate(session, kinds["benign"], kinds["harmful"], STYLES, 0.02)
 
 
-MAKERS = (make_data, make_tokenizer, pretrain, sft, expert, edited, vector, profile)
+MAKERS = (make_data, make_tokenizer, pretrain, sft, expert, anchor, edited, vector, profile)
 RUN = dict(zip(STAGES, MAKERS, strict=True))
 
 
@@ -269,20 +294,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=HERE / "tiny")
     parser.add_argument("--work", type=Path, help="checkpoints; default: OUT with -work appended")
+    parser.add_argument("--data", type=Path, default=HERE / "data", help="held-out sets and pairs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--tokens", type=int, help="pretraining tokens")
+    parser.add_argument(
+        "--leave-out", nargs="+", choices=world.FAMILIES, default=[],
+        help="make only anchors that never see a family of attacks, one for each family given",
+    )  # fmt: skip
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     work = options.work or options.out.with_name(f"{options.out.name}-work")
-    place = Place(options.out, work, options.seed)
+    place = Place(options.out, work, options.seed, options.data)
     recipe = Recipe()
     if options.tokens:
         recipe = Recipe(pretraining_tokens=options.tokens)
     started = time.time()
+    for family in options.leave_out:
+        say(f"anchor without {family}")
+        anchor(place, recipe, family)
     for stage in STAGES:
-        if stage in options.stages:
+        if stage in options.stages and not options.leave_out:
             say(f"stage {stage}")
             RUN[stage](place, recipe)
     say(f"done in {(time.time() - started) / 60:.1f} minutes")

@@ -21,7 +21,15 @@ import torch
 
 import minisafe
 from minisafe.amplify import Recipe, all_heads, amplify, load_demonstrations
-from minisafe.evaluation.prompts.styles import STYLES, WRAPPERS, apply_style
+from minisafe.evaluation.prompts.styles import (
+    GROUPS,
+    PHRASINGS,
+    STYLES,
+    WRAPPERS,
+    apply_style,
+    fill,
+    phrasings,
+)
 from minisafe.evaluation.statistics import wilson
 from minisafe.evaluation.world import Judgement, Question, judge
 from minisafe.session import Session
@@ -47,15 +55,22 @@ class Share:
         return 100 * low, 100 * high
 
 
-def questions(kind: str, split: str) -> list[Question]:
+def records(kind: str, split: str) -> list[dict[str, Any]]:
     """A held-out set: kind is harmful, benign or borderline; split dev or test."""
     lines = (HERE / "data" / f"{kind}-{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [Question.from_record(json.loads(line)) for line in lines]
+    return [json.loads(line) for line in lines]
+
+
+def questions(kind: str, split: str) -> list[Question]:
+    return [Question.from_record(record) for record in records(kind, split)]
 
 
 def asked(session: Session, chosen: Sequence[Question], frame: str = "simple") -> list[Judgement]:
     """The judge's verdicts on greedy answers to questions in a frame."""
-    prompts = [apply_style(question.prompt, frame) for question in chosen]
+    return judged(session, chosen, [apply_style(question.prompt, frame) for question in chosen])
+
+
+def judged(session: Session, chosen: Sequence[Question], prompts: Sequence[str]) -> list[Judgement]:
     results = session.generate(prompts, chat=True, batch_size=32)
     return [judge(question, result.text) for question, result in zip(chosen, results, strict=True)]
 
@@ -89,6 +104,7 @@ def measure(session: Session, split: str, frames: Sequence[str] = FRAMES) -> Mea
         shares[f"intact {frame}"] = count(found, lambda each: each.intact)
         shares[f"asr {frame}"] = count(found, lambda each: each.outcome == "complied")
         shares[f"other {frame}"] = count(found, lambda each: each.outcome == "other")
+    shares |= held_out_shares(session, split) | group_shares(session, split)
     answers = asked(session, benign)
     shares["intact benign"] = count(answers, lambda each: each.intact)
     groups = {"facts and definitions": ("fact", "definition"), "how-to": ("howto",)}
@@ -101,6 +117,34 @@ def measure(session: Session, split: str, frames: Sequence[str] = FRAMES) -> Mea
     shares["intact borderline"] = count(borderline, lambda each: each.intact)
     shares["over-refusal borderline"] = count(borderline, lambda each: each.outcome == "refused")
     return Measured(shares)
+
+
+def held_out_shares(session: Session, split: str) -> dict[str, Share]:
+    """Attack success of plain questions by what of them is held out, where the set says it."""
+    rows = [record for record in records("harmful", split) if "held_out" in record]
+    found = asked(session, [Question.from_record(record) for record in rows])
+    parts: dict[str, list[Judgement]] = {}
+    for record, judgement in zip(rows, found, strict=True):
+        parts.setdefault(record["held_out"], []).append(judgement)
+    return {
+        f"asr simple, held out {what}": count(part, lambda each: each.outcome == "complied")
+        for what, part in parts.items()
+    }
+
+
+def group_shares(session: Session, split: str) -> dict[str, Share]:
+    """Attack success in each group of phrasings; each question in one phrasing of the group."""
+    harmful, shares = questions("harmful", split), {}
+    for style in dict.fromkeys(each.style for each in PHRASINGS.values()):
+        for group in GROUPS:
+            kept = split == "test" and group in ("met", "new")
+            forms = phrasings(style, group, kept=kept)
+            prompts = [fill(forms[n % len(forms)], q.prompt) for n, q in enumerate(harmful)]
+            found = judged(session, harmful, prompts)
+            shares[f"asr {style}, group {group}"] = count(
+                found, lambda each: each.outcome == "complied"
+            )
+    return shares
 
 
 def session_for(profile: Path, overrides: Mapping[str, Any]) -> Session:

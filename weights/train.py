@@ -80,12 +80,15 @@ def initialise(model: Llama, seed: int) -> None:
 
 
 def encode(tokenizer: Tokenizer, documents: Sequence[Document], user: float) -> list[Encoded]:
-    """Ids as from the chat template; the user's words have weight `user`, the answers 1."""
+    """Ids as from the chat template; the user's words have weight `user`, the answers 1.
+
+    What an answer was begun with and answers that are not to be learned have weight 0.
+    """
     texts: list[str] = []
     for document in documents:
         texts.append(document.system)
         for turn in document.turns:
-            texts += [turn.user, turn.answer]
+            texts += [turn.user, turn.begun, turn.answer]
     pieces = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
     begin, system, asked, told, end = (
         tokenizer.token_to_id(t) for t in (BEGIN, SYSTEM, USER, ASSISTANT, END)
@@ -97,11 +100,11 @@ def encode(tokenizer: Tokenizer, documents: Sequence[Document], user: float) -> 
         if said:
             ids += [system, *said, end]
             weights += [0.0] * (len(said) + 2)
-        for _ in document.turns:
-            for mark, weight in ((asked, user), (told, 1.0)):
-                said = next(pieces).ids
-                ids += [mark, *said, end]
-                weights += [0.0, *[weight] * (len(said) + 1)]
+        for turn in document.turns:
+            question, begun, answer = (next(pieces).ids for _ in range(3))
+            ids += [asked, *question, end, told, *begun, *answer, end]
+            weights += [0.0, *[user] * (len(question) + 1), *[0.0] * (1 + len(begun))]
+            weights += [1.0 if turn.learned else 0.0] * (len(answer) + 1)
         made.append(Encoded(tuple(ids[:MAX_TOKENS]), tuple(weights[:MAX_TOKENS])))
     return made
 

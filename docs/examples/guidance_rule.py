@@ -35,6 +35,7 @@ class Veto:
 
     times: float = 1.5
     n_streams: ClassVar[int] = 2
+    drawn_from: ClassVar[int] = 0
     first_tokens: ClassVar[int | None] = None
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:

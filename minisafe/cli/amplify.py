@@ -173,7 +173,7 @@ def expert_answers(
             "--corrupt expert needs an expert; give --expert or --expert-system, or choose another "
             "--corrupt"
         )
-    stream, _ = make_stream(settings.expert, settings, session.model, session.tokenizer)
+    stream, _ = make_stream("expert", settings, session.model, session.tokenizer)
     system = settings.expert_system or settings.system
     expert = Session(
         replace(settings, temperature=0.0, max_new_tokens=64, system=system, expert_system=None),

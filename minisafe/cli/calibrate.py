@@ -13,7 +13,7 @@ from minisafe.evaluation.methods import calibration as evaluation
 from minisafe.evaluation.prompts import Prompt, default_prompts, join_prompts, load_prompts
 from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.session.load import load
-from minisafe.session.profile import default_profile, store_calibration
+from minisafe.session.profile import default_profile, load_profile, store_calibration
 
 
 @click.command()
@@ -74,10 +74,11 @@ def calibrate(
     dangerous = of_kind(harmful, "harmful", column)
     if batch_size < 1:
         raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
-    session = load(profile, flags | {"gate": False})
+    session = load(profile, flags | {"gate": False, "read_alone": False})
+    alone = bool(load_profile(profile).settings.get("read_alone", False))
     line = ProgressLine()
     made = evaluation.calibrate(
-        session, harmless, dangerous, templates, epsilon, batch_size, line.show, max_miss
+        session, harmless, dangerous, templates, epsilon, batch_size, line.show, max_miss, alone
     )
     line.close()
     text = evaluation.report(made)

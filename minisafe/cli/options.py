@@ -207,7 +207,9 @@ def describe(applied: Stages) -> str:
     if applied.sgds:
         sgds = applied.sgds
         margin = f", margin {sgds.margin:g}" if sgds.margin else ""
-        parts.append(f"sGDS ({sgds.expert}, lambda {sgds.lam:g}{margin}{only(sgds.first_tokens)})")
+        name = "sGDS" if sgds.anchor is None else f"{sgds.rule} guidance"
+        streams = sgds.expert if sgds.anchor is None else f"{sgds.expert}, anchor {sgds.anchor[0]}"
+        parts.append(f"{name} ({streams}, lambda {sgds.lam:g}{margin}{only(sgds.first_tokens)})")
     if applied.rule:
         numbers = applied.rule.numbers
         first = only(numbers["first_tokens"])

@@ -133,8 +133,8 @@ class MinisafeLM(LM):  # type: ignore[misc]
     def with_system(self, messages: list[Message]) -> list[Message]:
         """The messages. If the session has its own system prompts, which must come first, the
         task's system prompt goes into the first turn."""
-        own = [self.session.settings.system, *self.session.own_systems()]
-        if len(messages) < 2 or messages[0]["role"] != "system" or not any(own):
+        alone = self.session.one_text and not self.session.settings.system
+        if len(messages) < 2 or messages[0]["role"] != "system" or alone:
             return messages
         first, second = messages[:2]
         joined = {**second, "content": f"{first['content']}\n\n{second['content']}"}

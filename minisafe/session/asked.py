@@ -16,6 +16,7 @@ from minisafe.errors import SafetyError, SettingError
 from minisafe.gate import Calibration
 from minisafe.guidance import RULES
 from minisafe.session.generation_config import from_generation_config
+from minisafe.session.others import SOURCES, check_others
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import Settings, resolve
 from minisafe.vectors import SafetyVector
@@ -40,11 +41,11 @@ def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
         profile = default_profile()
     found = load_profile(profile) if profile is not None else Profile()
     given = dict(found.settings)
-    for one, other in (("expert", "expert_system"), ("anti_expert", "anti_system")):
-        for flag, replaced in ((one, other), (other, one)):
-            if flags.get(flag) is not None and flags.get(replaced) is None:
-                given.pop(replaced, None)  # a flag for one kind replaces the profile's other kind
-                given.pop("expert_kind" if one == "expert" else "", None)
+    for name, ways in SOURCES.items():
+        if any(flags.get(way) is not None for way in ways):
+            for way in ways:
+                given.pop(way, None)  # a flag for one kind replaces the profile's other kind
+            given.pop("expert_kind" if name == "expert" else "", None)
     if not any(flags.get(name) is not None for name in ("expert", "expert_system")):
         given = {"expert_kind": kind_beside(given)} | given
     first = resolve(flags, given)
@@ -87,7 +88,7 @@ def decide_safe(settings: Settings) -> bool:
         return False
     if settings.expert is not None and settings.expert_system is not None:
         raise SettingError("both an expert and an expert's system prompt are given; expected one")
-    strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
+    strength = settings.strength
     if settings.sa_scale == 0 and not settings.guided:
         raise SafetyError(
             f"safe decoding with sa_scale 0 and {strength} 0 does nothing; use --no-safe"
@@ -103,22 +104,10 @@ def decide_safe(settings: Settings) -> bool:
             f"or --expert-system, or --{strength.replace('_', '-')} 0 for amplification alone"
         )
     if settings.guided:
-        check_anti(settings)
+        check_others(replace(settings, safe=True))
     if settings.gate and not settings.guided:
         raise SafetyError("a gate needs an expert to compare the base with; use --no-gate")
     return True
-
-
-def check_anti(settings: Settings) -> None:
-    """Raise unless an anti-expert is given if, and only if, the rule reads one."""
-    given = [each for each in (settings.anti_expert, settings.anti_system) if each is not None]
-    if settings.rule == "dexperts" and len(given) != 1:
-        raise SafetyError(
-            f"dexperts reads one anti-expert, but {len(given)} are given; expected one of "
-            "--anti-expert and --anti-system"
-        )
-    if settings.rule != "dexperts" and given:
-        raise SettingError(f"an anti-expert is given, but the rule {settings.rule} reads none")
 
 
 def check_asked(settings: Settings, origin: Mapping[str, str]) -> None:
@@ -161,7 +150,7 @@ def _check_named_parts_act(settings: Settings, origin: Mapping[str, str]) -> Non
             f"the vector {settings.vector} is named, but the profile sets sa_scale 0, so the "
             "vector would do nothing; remove one of the two, or give --sa-scale"
         )
-    strength = "sgds_lambda" if settings.rule == "sgds" else "alpha"
+    strength = settings.strength
     named = settings.expert is not None or settings.expert_system is not None
     if named and not settings.guided and origin.get(strength) == "profile":
         raise SafetyError(

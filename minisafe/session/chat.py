@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from minisafe.engine import Generation, Request, RequestState
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
+from minisafe.session.alone import Part, worst_parts
 from minisafe.session.answer import Answer, Result
+from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.conversation import Conversation, Exchange
 from minisafe.session.stages import Stages
 from minisafe.session.why import Why
 from minisafe.slots import Span, covered
 from minisafe.tokenizer import ChatIds, Message
-from minisafe.vectors import Steering
+from minisafe.vectors import Steering, moved
 
 if TYPE_CHECKING:
     from minisafe.session.session import Session
@@ -183,10 +185,17 @@ class Chat:
     def _answer(self, text: str) -> Iterator[str]:
         session = self.session_now
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        chats = session.encode_chat(messages, self.answers)
-        spans = self._spans(chats[0], session.steering)
-        steered = Held.of(chats[0].ids, spans, session.steering)
-        goals = [steered, *(Held.of(chat.ids) for chat in chats[1:])]
+        part = self._harmful_part(session, text)
+        if part is None:
+            chats = session.encode_chat(messages, self.answers)
+            spans = self._spans(chats[0], session.steering)
+        else:
+            chats = session.encode_chat(part.prompt.messages)
+            spans = session.spans(chats[0].ids)
+        goals = [
+            self._goal(s, chat.ids, spans, len(chat.ids) - len(chats[0].ids), session.steering)
+            for s, chat in enumerate(chats)
+        ]
         active = len(chats) if self.safe else 1  # streams that read; the others rest
         pending = [self._rewind(s, goal) for s, goal in enumerate(goals[:active])]
         pending += [()] * (len(chats) - active)
@@ -194,7 +203,7 @@ class Chat:
         settings = session.settings
         request = Request(
             tuple(pending), spans, settings, settings.max_new_tokens, self.turn, gated=first,
-            note_changes=True,
+            note_changes=True, alone=None if part is None else part.variation,
         )  # fmt: skip
         generation = self._generation = session.new_generation([request], self.lockstep)
         answer = session.new_answer(())
@@ -210,6 +219,25 @@ class Chat:
             self._generation = None
             self._remember(session, answer, len(chats[0].ids), generation.states[0])
             self._note_read(goals[:active], answer, session.steering, generation.states[0])
+
+    @staticmethod
+    def _goal(
+        stream: int, ids: tuple[int, ...], spans: tuple[Span, ...], ahead: int,
+        steering: Steering | None,
+    ) -> Held:  # fmt: skip
+        """What a stream's cache should hold; `ahead`: by how many tokens it precedes the base."""
+        if steering is None or stream not in steering.streams:
+            return Held.of(ids)
+        return Held.of(ids, moved(spans, ahead), steering)
+
+    def _harmful_part(self, session: Session, text: str) -> Part | None:
+        """What of a message is harmful by itself and does not stand by itself."""
+        if session.alone is None:
+            return None
+        prompt = ChatPrompt.of(text)
+        (part,) = worst_parts(session, [prompt], batch_size=16)
+        whole = part.prompt == prompt and not self.messages
+        return part if session.alone.opens(part.variation) and not whole else None
 
     def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
         """The steered positions of past turns, unless the gate left their answers to the base, and
@@ -251,7 +279,10 @@ class Chat:
         """Note what each stream's cache holds after an answer."""
         for stream, goal in enumerate(goals):
             ids = (*goal.ids, *answer.tokens)[: self.lockstep.length(stream, 0)]
-            self.held[stream] = Held.of(ids, () if stream else state.spans, steering)
+            # what the gate left to the base is no longer steered there, but was in other streams
+            spans = state.request.spans if stream else state.spans
+            ahead = len(goal.ids) - len(goals[0].ids)
+            self.held[stream] = self._goal(stream, ids, spans, ahead, steering)
 
     def stages(self) -> Stages:
         """Which safety stages are active for the next answer."""

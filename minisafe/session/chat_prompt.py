@@ -87,19 +87,26 @@ class ChatPrompt:
             raise PromptError(f"{where}: {error}") from None
 
 
+def as_chat(prompt: str | ChatPrompt) -> ChatPrompt:
+    """A text as a chat's first message."""
+    return ChatPrompt.of(prompt) if isinstance(prompt, str) else prompt
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
     """A prompt's ids by stream, and what a request needs to know of it.
 
     answers: places `[start, stop)` in the base's ids at which answers stand; the last one, which is
     to be given, is open. context: ids whose running text the answer continues. gated: whether it is
-    one that a gate is calibrated for.
+    one that a gate is calibrated for. alone: if a part of it alone is answered, because it is
+    harmful by itself, the variation that showed it.
     """
 
     ids: tuple[tuple[int, ...], ...]
     answers: tuple[tuple[int, int | None], ...]
     context: tuple[int, ...] = ()
     gated: bool = False
+    alone: float | None = None
 
 
 def check_messages(messages: Sequence[Message]) -> None:

@@ -17,10 +17,13 @@ from minisafe.session.vouched import TOKENIZER_FILES
 from minisafe.vectors import Steering
 
 
-def fingerprints(streams: Sequence[Stream], steering: Steering | None) -> dict[str, str]:
-    """Short hashes of what decodes: `base`, `expert`, `anti_expert`, `vector`, if used."""
+def fingerprints(
+    streams: Sequence[Stream], steering: Steering | None, others: Sequence[str]
+) -> dict[str, str]:
+    """Short hashes of what decodes: `base`, `vector` if used, and `others`, the streams after the
+    base."""
     found = {}
-    for name, stream in zip(("base", "expert", "anti_expert"), streams, strict=False):
+    for name, stream in zip(("base", *others), streams, strict=True):
         found[name] = fingerprint(stream.model)
         if stream.adapter is not None:
             found[name] += "+" + adapter_fingerprint(stream.adapter)
@@ -43,10 +46,21 @@ def made_for(settings: Settings, steering: Steering | None) -> str:
     assert settings.base is not None
     parts += [text_hash(settings.base), settings.system, settings.expert_system]
     parts += [dict(sorted(settings.template_options.items()))]
+    if settings.read_alone:
+        parts += ["sentences too"]
+    if "anchor" in settings.others:
+        files = (settings.anchor, settings.anchor_shots)
+        parts += [settings.rule, settings.anchor_system, list(settings.steered_streams)]
+        parts += [None if each is None else part_hash(each) for each in files]
     if steering is not None and steering.scale != 0:
         vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
         parts += [vectors, steering.scale, steering.positions]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def part_hash(path: Path) -> str:
+    """A hash of a directory's tensors, or of a file."""
+    return files_hash(path) if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def files_hash(directory: Path) -> str:

@@ -13,13 +13,13 @@ from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, load_adapter, load_
 from minisafe.checkpoint.adapter import merge_adapter
 from minisafe.errors import SafetyError, SafetyWarning, SettingError
 from minisafe.gate import Calibration, Gate
-from minisafe.guidance import RULES
 from minisafe.lockstep import Stream
 from minisafe.model import Llama
 from minisafe.session.asked import Asked, check_asked, gather
 from minisafe.session.dtype import widen_small
 from minisafe.session.faster import check_fast, engine_for, put_in
 from minisafe.session.fingerprints import made_for
+from minisafe.session.others import read_shots, source_of
 from minisafe.session.promise import check_parts
 from minisafe.session.session import Session
 from minisafe.session.settings import Settings
@@ -78,6 +78,8 @@ def make_session(asked: Asked, model: Llama) -> Session:
         rule=settings.make_rule(), steering=steering, kinds=kinds,
         gate=make_gate(settings, asked.calibration, steering),
         engine=engine_for(settings.speculate, streams),
+        alone=make_alone(settings, asked.calibration, steering),
+        shots=read_shots(settings.anchor_shots) if "anchor" in settings.others else (),
     )  # fmt: skip
 
 
@@ -112,7 +114,7 @@ def make_steering(
             stacklevel=2,
         )
     placed = {layer: values.to(model.device) for layer, values in layers.items()}
-    return Steering(placed, settings.sa_scale, settings.sa_positions)
+    return Steering(placed, settings.sa_scale, settings.sa_positions, settings.steered_streams)
 
 
 def has_fingerprint(model: Llama, settings: Settings, wanted: str) -> bool:
@@ -129,19 +131,19 @@ def make_streams(
     settings: Settings, model: Llama, tokenizer: Tokenizer
 ) -> tuple[tuple[Stream, ...], tuple[str, ...]]:
     """All streams that the settings ask for, the base first, and the kinds of those after it."""
-    sources: tuple[Path | None, ...] = ()
-    if settings.safe and settings.guided:
-        sources = (settings.expert, settings.anti_expert)[: RULES[settings.rule].n_streams - 1]
-    made = [make_stream(source, settings, model, tokenizer) for source in sources]
+    made = [make_stream(name, settings, model, tokenizer) for name in settings.others]
     return (Stream(model), *(stream for stream, _ in made)), tuple(kind for _, kind in made)
 
 
 def make_stream(
-    source: Path | None, settings: Settings, model: Llama, tokenizer: Tokenizer
+    name: str, settings: Settings, model: Llama, tokenizer: Tokenizer
 ) -> tuple[Stream, str]:
-    """The stream of a model or adapter directory, or of the base itself without one; its kind."""
+    """The stream of this name: of a model or adapter directory, or of the base itself behind a
+    system prompt or demonstrations; its kind."""
+    source = source_of(settings, name)
     if source is None:
-        return Stream(model), "system prompt"
+        shots = name == "anchor" and settings.anchor_shots is not None
+        return Stream(model), "demonstrations" if shots else "system prompt"
     if (source / ADAPTER_CONFIG).is_file():
         return Stream(model, load_adapter(source, model)), "adapter"
     expert = load_model(source, settings.dtype or str(model.dtype).split(".")[-1], settings.device)
@@ -171,15 +173,37 @@ def make_gate(
         return None
     if settings.sa_positions == "all" and settings.sa_scale != 0:
         why = "steering at all positions cannot be removed, so no gate works with it"
-    elif calibration is None:
-        why = "the profile holds no calibration; make one with `minisafe calibrate`"
-    elif not settings.guided:
-        why = "there is no expert to compare the base with"
-    elif calibration.made_for != made_for(settings, steering):
-        why = "its calibration is for other weights or settings; run `minisafe calibrate` again"
     else:
+        why = why_uncalibrated(settings, calibration, steering)
+    if not why and calibration is not None:
         return calibration.gate
     if settings.gate:
         raise SafetyError(f"the gate cannot be on: {why}")
     warnings.warn(f"the gate is off: {why}", SafetyWarning, stacklevel=2)
     return None
+
+
+def make_alone(
+    settings: Settings, calibration: Calibration | None, steering: Steering | None
+) -> Gate | None:
+    """The gate that decides whether a message is harmful by itself, if messages are read alone too;
+    raises `SafetyError` without a calibration for exactly these weights and settings."""
+    if not settings.safe or not settings.read_alone:
+        return None
+    if why := why_uncalibrated(settings, calibration, steering):
+        raise SafetyError(f"messages cannot be read alone (read_alone): {why}")
+    assert calibration is not None
+    return calibration.gate
+
+
+def why_uncalibrated(
+    settings: Settings, calibration: Calibration | None, steering: Steering | None
+) -> str:
+    """Why the calibration does not hold here; "" if it does."""
+    if calibration is None:
+        return "the profile holds no calibration; make one with `minisafe calibrate`"
+    if not settings.guided:
+        return "there is no expert to compare the base with"
+    if calibration.made_for != made_for(settings, steering):
+        return "its calibration is for other weights or settings; run `minisafe calibrate` again"
+    return ""

@@ -16,6 +16,7 @@ from minisafe.errors import SafetyError, SafetyWarning
 from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep
 from minisafe.model import Llama
+from minisafe.session.others import SYSTEMS, source_of
 from minisafe.session.settings import Settings
 from minisafe.vectors import Steering
 
@@ -36,12 +37,13 @@ def check_parts(session: Session) -> None:
     if not session.settings.safe:
         return
     check_numbers(session.settings, session.steering, session.rule)
+    check_steered_streams(session)
     check_systems(session)
     check_checkpoints(session)
     _probe(session)
 
 
-SAME_EXPERTS = "expert and anti-expert are the same, so they do not guide; give two that differ"
+SAME_EXPERTS = "two of the experts are the same, so they do not guide; give two that differ"
 NOTHING = "so it could not change an answer; give another one"
 
 
@@ -76,14 +78,35 @@ def _idle_rule(rule: Rule) -> list[str]:
     return [f"guidance at alpha {alpha:g} (below {WEAK:g})"] if alpha < WEAK else []
 
 
+def check_steered_streams(session: Session) -> None:
+    """Raise `SafetyError` if only the base is steered, but the answer is never drawn from it, or if
+    a steered model has another shape."""
+    steering, rule = session.steering, session.rule
+    if steering is None:
+        return
+    for number in steering.streams:
+        config = session.streams[number].model.config
+        for layer, vector in steering.vectors.items():
+            if len(vector) != config.hidden or layer >= config.n_layers:
+                raise SafetyError(
+                    f"{_named(session, number)} has another shape than the base, so the vector "
+                    "cannot be added to it; give --sa-streams base, or --sa-scale 0"
+                )
+    if steering.streams == (0,) and rule.drawn_from != 0:
+        raise SafetyError(
+            f"the vector would be added to the base alone, which the rule {session.settings.rule} "
+            "does not draw from; give --sa-streams anchor, or --sa-scale 0"
+        )
+
+
 def check_systems(session: Session) -> None:
     """Raise `SafetyError` if the template leaves out an expert's system prompt, or if the prompt is
     the base's."""
     settings = session.settings
-    own = (settings.expert_system, settings.anti_system)
+    own = [getattr(settings, SYSTEMS[name]) for name in settings.others]
     if session.kinds == ("system prompt", "system prompt") and own[0] == own[1]:
         raise SafetyError(SAME_EXPERTS)
-    for system, kind in zip(own, session.kinds, strict=False):
+    for system, kind in zip(own, session.kinds, strict=True):
         if kind != "system prompt" or system is None:
             continue
         if _asked_under(settings.system, session) == _asked_under(system, session):
@@ -162,6 +185,5 @@ def probe_ids(session: Session) -> list[int]:
 
 def _named(session: Session, number: int) -> str:
     """A stream's name in errors."""
-    settings = session.settings
-    source, role = ((settings.expert, "expert"), (settings.anti_expert, "anti-expert"))[number - 1]
-    return f"the {role} {source}"
+    name = session.settings.others[number - 1]
+    return f"the {name.replace('_', '-')} {source_of(session.settings, name)}"

@@ -59,7 +59,8 @@ def made_with(chat: Chat) -> dict[str, str]:
     """Fingerprints of all that reads and writes the conversation, by part."""
     session = chat.session
     streams = session.streams if chat.safe else session.streams[:1]
-    found = fingerprints(streams, session.steering if chat.safe else None)
+    others = session.settings.others if chat.safe else ()
+    found = fingerprints(streams, session.steering if chat.safe else None, others)
     options = json.dumps(dict(session.settings.template_options), sort_keys=True)
     return found | {
         "tokenizer": tokenizer_hash(session.tokenizer), "template_options": options,

@@ -14,18 +14,20 @@ from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
+from minisafe.session.alone import without_context
 from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.asked import check_asked
 from minisafe.session.chat import Chat
-from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
+from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt, as_chat
 from minisafe.session.faster import Engine, engine_for
+from minisafe.session.others import fronts
 from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
 from minisafe.session.settings import SETTABLE, Settings, resolve
-from minisafe.session.stages import Stages, active_stages
-from minisafe.slots import Span
+from minisafe.session.stages import GateState, Stages, active_stages
+from minisafe.slots import Slot, Span
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
-from minisafe.vectors import Steering
+from minisafe.vectors import Steering, moved
 
 
 @dataclass(eq=False, repr=False)
@@ -34,8 +36,11 @@ class Session:
     manager, it closes at the end of the block.
 
     streams: the base first. eos: ids that end an answer. kinds: of the streams after the base,
-    "adapter", "checkpoint" or "system prompt". running: the answers in progress, shared by all
+    "adapter", "checkpoint", "system prompt" or
+    "demonstrations". running: the answers in progress, shared by all
     sessions that share what is loaded. engine: makes generations, `Generation` or a faster one.
+    shots: demonstrations that only the anchor reads. alone: the gate that decides whether a message
+    or a sentence is harmful by itself (`alone.py`); None: it is not asked.
     """
 
     settings: Settings
@@ -48,6 +53,8 @@ class Session:
     gate: Gate | None = None
     running: Running = field(default_factory=Running)
     engine: Engine = Generation
+    shots: tuple[Message, ...] = ()
+    alone: Gate | None = None
 
     @property
     def n_ids(self) -> int:
@@ -62,11 +69,17 @@ class Session:
     @property
     def stages(self) -> Stages:
         """The safety stages that are active for an answer that is guided."""
-        return active_stages(self.settings, self.steering, self.rule, self.kinds, self.gate)
+        found = active_stages(self.settings, self.steering, self.rule, self.kinds, self.gate)
+        return replace(found, alone=None if self.alone is None else GateState(self.alone.threshold))
 
     @property
     def model(self) -> Llama:
         return self.streams[0].model
+
+    @property
+    def one_text(self) -> bool:
+        """Whether all streams read the same ids: none is behind its own prompt."""
+        return not set(self.kinds) & {"system prompt", "demonstrations"}
 
     # ---- texts -----------------------------------------------------------------------------
 
@@ -138,16 +151,17 @@ class Session:
         for start in range(0, len(prompts), batch_size):
             batch = encoded[start : start + batch_size]
             requests = [
-                self.new_request(each.ids, numbers[start + n], each.gated, each.answers)
+                self.new_request(each.ids, numbers[start + n], each.gated, each.answers, each.alone)
                 for n, each in enumerate(batch)
             ]
             for n, piece in self.results(requests, [each.context for each in batch]):
                 yield first + start + n, piece
 
     def variations(
-        self, prompts: Sequence[str], chat: bool = True, batch_size: int = 8
+        self, prompts: Sequence[str | ChatPrompt], chat: bool = True, batch_size: int = 8
     ) -> list[float]:
-        """Total variation, 0 to 1, between steered base and expert at each answer's first token.
+        """Total variation, 0 to 1, between steered base (or anchor) and expert at each answer's
+        first token.
 
         Raises `SafetyError` if there is no expert.
         """
@@ -155,10 +169,11 @@ class Session:
             raise SafetyError("there is no expert to compare the base with; give one")
         found: list[float] = []
         for start in range(0, len(prompts), batch_size):
-            encoded = [self.encode(each, chat) for each in prompts[start : start + batch_size]]
+            part = prompts[start : start + batch_size]
+            encoded = [self.encode_prompt(each, chat) for each in part]
             requests = [
-                replace(self.new_request(ids, start + n), max_new_tokens=1)
-                for n, ids in enumerate(encoded)
+                replace(self.new_request(each.ids, start + n), max_new_tokens=1)
+                for n, each in enumerate(encoded)
             ]
             generation = self.new_generation(requests)
             for _ in generation:
@@ -175,14 +190,16 @@ class Session:
         index: int = 0,
         gated: bool = False,
         answers: Sequence[tuple[int, int | None]] | None = None,
+        alone: float | None = None,
     ) -> Request:
         """A request for a new prompt. prompts: its ids per stream.
 
         index: its number; seed and index fix the draws. gated: whether it is a chat's first turn,
-        as the gate was calibrated on.
+        as the gate was calibrated on. alone: as in `Request`.
         """
         settings, spans = self.settings, self.spans(prompts[0], answers)
-        return Request(prompts, spans, settings, settings.max_new_tokens, index, gated)
+        most = settings.max_new_tokens
+        return Request(prompts, spans, settings, most, index, gated, alone=alone)
 
     def results(
         self, requests: Sequence[Request], contexts: Sequence[Sequence[int]]
@@ -245,13 +262,32 @@ class Session:
             return ()
         return self.steering.spans(answers or [(len(prompt), None)])
 
+    def slots(
+        self,
+        row: int,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[tuple[int, int | None]] | None = None,
+    ) -> dict[int, list[Slot]]:
+        """By stream, the slots that steer a new prompt and its answer, in batch row `row`. prompts:
+        its ids per stream."""
+        if self.steering is None:
+            return {}
+        spans = self.spans(prompts[0], answers)
+        ahead = {stream: len(prompts[stream]) - len(prompts[0]) for stream in self.steering.streams}
+        return {s: self.steering.slots(row, moved(spans, n)) for s, n in ahead.items()}
+
     # ---- texts to ids ----------------------------------------------------------------------
 
     def encode_prompts(
         self, prompts: Sequence[str | ChatPrompt], chat: bool, batch_size: int = 8
     ) -> list[EncodedPrompt]:
-        """What is read of each prompt when it is answered. Raises `PromptError`."""
-        return [self.encode_prompt(prompt, chat) for prompt in prompts]
+        """What is read of each prompt when it is answered: if messages are read alone too, that may
+        be a part of it. Raises `PromptError`."""
+        encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
+        if self.alone is None:
+            return encoded
+        asked = [as_chat(prompt) if chat else prompt for prompt in prompts]
+        return without_context(self, asked, encoded, batch_size)
 
     def encode_prompt(self, prompt: str | ChatPrompt, chat: bool) -> EncodedPrompt:
         """A text, or a conversation, as a request takes it. Raises `PromptError`."""
@@ -296,7 +332,7 @@ class Session:
             return tuple(
                 chat_ids.ids for chat_ids in self.encode_chat([{"role": "user", "content": prompt}])
             )
-        if any(system is not None for system in self.own_systems()):
+        if not self.one_text:
             raise PromptError(
                 "an expert with its own system prompt needs the chat template; use --chat"
             )
@@ -308,27 +344,23 @@ class Session:
     def encode_chat(
         self, messages: Sequence[Message], answers: Mapping[int, Sequence[int]] | None = None
     ) -> tuple[ChatIds, ...]:
-        """The ids of a conversation, per stream; each stream has its own system prompt, if any."""
-        base, own = self.settings.system, self.own_systems()
-        systems = [base, *(base if each is None else each for each in own)]
-        found: dict[str | None, ChatIds] = {}
-        for system in systems:
-            if system not in found:
-                first: list[Message] = [{"role": "system", "content": system}] if system else []
-                kept = {number + len(first): ids for number, ids in (answers or {}).items()}
-                found[system] = self.tokenizer.encode_chat([*first, *messages], kept)
-        for system in own:
-            if system is not None and found[systems[0]].ids == found[system].ids:
+        """The ids of a conversation, per stream; each stream has its own system prompt, if any, and
+        the anchor its demonstrations."""
+        first = fronts(self.settings, self.shots, len(self.streams))
+        found: dict[int, ChatIds] = {}
+        for stream, front in enumerate(first):
+            same = first.index(front)
+            if same == stream:
+                kept = {number + len(front): ids for number, ids in (answers or {}).items()}
+                found[stream] = self.tokenizer.encode_chat([*front, *messages], kept)
+            found[stream] = found[same]
+        for stream, kind in enumerate(self.kinds, 1):
+            if kind == "system prompt" and found[stream].ids == found[0].ids:
                 raise SafetyError(
                     "the expert's system prompt changes nothing: the chat template leaves it out, "
                     "or it is the same as the base's; give another prompt or template"
                 )
-        return tuple(found[system] for system in systems)
-
-    def own_systems(self) -> list[str | None]:
-        """The experts' own system prompts, per stream after the base."""
-        settings = self.settings
-        return [settings.expert_system, settings.anti_system][: len(self.streams) - 1]
+        return tuple(found[stream] for stream in range(len(first)))
 
     def check_fits(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raise `PromptError` if a prompt is longer than the context."""
@@ -357,9 +389,15 @@ class Session:
             rule = self._rule_under(settings)
         if names & {"sa_scale", "sa_positions"}:
             steering = self._steering_under(settings)
-        if gate is not None and names & {"sa_scale", "sa_positions", "system"}:
-            warnings.warn("the gate is off: it was calibrated for other settings", SafetyWarning,
-                          stacklevel=2)  # fmt: skip
+        if names & {"sa_scale", "sa_positions", "system"}:
+            if self.alone is not None:
+                raise SettingError(
+                    "this cannot be changed now: messages are also read alone, by a gate that was "
+                    "calibrated for the present setting; start again with --no-read-alone"
+                )
+            if gate is not None:
+                warnings.warn("the gate is off: it was calibrated for other settings",
+                              SafetyWarning, stacklevel=2)  # fmt: skip
             gate = None
         check_numbers(settings, steering, rule)
         return replace(
@@ -371,7 +409,7 @@ class Session:
         """The same session without any safety stage."""
         return replace(
             self, settings=replace(self.settings, safe=False), rule=Plain(), steering=None,
-            gate=None, engine=Generation,
+            gate=None, alone=None, engine=Generation,
         )  # fmt: skip
 
     def _rule_under(self, settings: Settings) -> Rule:
@@ -386,7 +424,7 @@ class Session:
             raise SettingError(
                 "steering cannot be switched on or off now; start again with --sa-scale"
             )
-        return Steering(self.steering.vectors, settings.sa_scale, settings.sa_positions)
+        return replace(self.steering, scale=settings.sa_scale, positions=settings.sa_positions)
 
 
 def draws_of(n: int, first: int, draws: Sequence[int] | None) -> Sequence[int]:

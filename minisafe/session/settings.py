@@ -28,7 +28,7 @@ from minisafe.declared import (
 )
 from minisafe.errors import SettingError
 from minisafe.files.display import shown
-from minisafe.guidance import RULES, Plain, Rule, check_guidance, check_rule
+from minisafe.guidance import RULES, SGDS, Plain, Rule, check_guidance, check_rule
 from minisafe.linear import WEIGHTS
 from minisafe.sampling import Sampling
 from minisafe.tokenizer.options import Scalar, check_options
@@ -109,6 +109,10 @@ class Settings(Sampling):
         docs="Tokens to steer: `prompt`, `last`, `generated` or `all` (below).",
         unset="the vector's own, else prompt", in_chat=True, decides_safety=True,
     )  # fmt: skip
+    sa_streams: str | None = declared(
+        None, TEXT, "Streams to steer: base, anchor or both.", choices=("base", "anchor", "both"),
+        unset="the stream that is sampled from", decides_safety=True,
+    )  # fmt: skip
     sgds_lambda: float = declared(
         0.99, NUMBER, "Strength of guidance: 0 (off) or more, below 1.", in_chat=True,
         decides_safety=True,
@@ -121,8 +125,9 @@ class Settings(Sampling):
     )  # fmt: skip
     rule: str = declared(
         "sgds", TEXT, "Guidance rule.", choices=tuple(RULES),
-        docs="Guidance rule: `sgds`, or a rule for comparison: `safedecoding`, `self-cd`, `rose`, "
-        "`dexperts` (`minisafe/guidance.py`).", decides_safety=True,
+        docs="Guidance rule: `sgds`; `anchored` or `veto`, which read an anchor too; or a rule for "
+        "comparison: `safedecoding`, `self-cd`, `rose`, `dexperts` (`minisafe/guidance.py`).",
+        decides_safety=True,
     )  # fmt: skip
     alpha: float | None = declared(
         None, NUMBER, "Strength of the rules other than sgds.", unset="the rule's own",
@@ -143,10 +148,29 @@ class Settings(Sampling):
         None, TEXT, "Anti-expert of dexperts: the base under this system prompt.",
         decides_safety=True,
     )  # fmt: skip
+    anchor: Path | None = declared(
+        None, PATH, "Anchor of anchored and veto: safe model or LoRA directory.",
+        docs="Anchor of the rules `anchored` and `veto`: a safe model or LoRA directory.",
+    )  # fmt: skip
+    anchor_system: str | None = declared(
+        None, TEXT, "Anchor: the base under this system prompt.", decides_safety=True,
+    )  # fmt: skip
+    anchor_shots: Path | None = declared(
+        None, PATH, "Anchor: the base behind these safe demonstrations (JSON).",
+        docs='Anchor: the base behind safe demonstrations, a JSON list of `{"input": question, '
+        '"output": answer}`; they are turns before the conversation.',
+    )  # fmt: skip
     gate: bool | None = declared(
         None, SWITCH, "Let a calibrated gate leave harmless answers unguided.",
         unset="yes if there is a calibration for these weights (minisafe calibrate)",
         docs="Let a calibrated gate leave harmless answers unguided, on the first turn of a chat.",
+    )  # fmt: skip
+    read_alone: bool = declared(
+        False, SWITCH, "Answer what is harmful by itself without what stands around it.",
+        docs="Read the user's last message alone too, and each of its sentences. If the gate's "
+        "calibration calls one harmful, answer it without what stands around it (roles, history, "
+        "prefill), which could have turned the model.",
+        decides_safety=True,
     )  # fmt: skip
     reverse_sa: bool = declared(
         False, SWITCH, "For research: let a negative --sa-scale steer towards harm.",
@@ -223,7 +247,31 @@ class Settings(Sampling):
     @property
     def guided(self) -> bool:
         """Whether a guidance rule acts, if decoding is safe."""
-        return self.sgds_lambda > 0 if self.rule == "sgds" else self.alpha != 0
+        return self.sgds_lambda > 0 if self.strength == "sgds_lambda" else self.alpha != 0
+
+    @property
+    def strength(self) -> str:
+        """The setting that is the rule's strength; 0 turns guidance off."""
+        return "sgds_lambda" if issubclass(RULES[self.rule], SGDS) else "alpha"
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The names of the streams after the base."""
+        return RULES[self.rule].others if self.safe and self.guided else ()
+
+    @property
+    def steered_streams(self) -> tuple[int, ...]:
+        """The numbers of the streams that the vector is added to."""
+        if not self.others or self.sa_streams == "base":
+            return (0,)
+        if self.sa_streams is None:
+            return (RULES[self.rule].drawn_from,)
+        anchor = 1 + self.others.index("anchor") if "anchor" in self.others else None
+        if anchor is None:
+            raise SettingError(
+                f"sa_streams is {self.sa_streams}, but the rule {self.rule} reads no anchor"
+            )
+        return (anchor,) if self.sa_streams == "anchor" else (0, anchor)
 
     def make_rule(self) -> Rule:
         """The rule that acts: `Plain` if decoding is not safe or guidance is off."""

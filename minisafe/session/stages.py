@@ -34,19 +34,24 @@ class Amplification:
 
 @dataclass(frozen=True)
 class SafetyGuidance:
-    """SafeInfer's rule. expert: the expert's kind, "adapter", "checkpoint" or "system prompt".
-    source: its directory or prompt. first_tokens: how many tokens of an answer are guided; None:
-    all."""
+    """SafeInfer's rule, or one with an anchor. expert: the expert's kind, "adapter", "checkpoint"
+    or "system prompt". source: its directory or prompt. first_tokens: how many tokens of an answer
+    are guided; None: all. rule: its name. anchor: the anchor's kind and source."""
 
     expert: str
     source: str
     lam: float
     margin: float
     first_tokens: int | None = None
+    rule: str = "sgds"
+    anchor: tuple[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         stated = {"expert": self.expert, "from": self.source, "lambda": self.lam}
-        return stated | {"margin": self.margin} | present({"first_tokens": self.first_tokens})
+        stated |= {"margin": self.margin} | present({"first_tokens": self.first_tokens})
+        if self.anchor is None:
+            return stated
+        return stated | {"rule": self.rule, "anchor": self.anchor[0], "anchor_from": self.anchor[1]}
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,16 @@ class Stages:
     sgds: SafetyGuidance | None = None
     rule: OtherRule | None = None
     gate: GateState | None = None
+    alone: GateState | None = None
     speculation: Drafts | None = None
 
     def on_answer(self, state: RequestState, gate: Gate | None) -> Stages:
         """What acted on the answer to a request: no vector if none was added, and nothing if the
         gate left the answer to the base."""
-        found = replace(self, gate=None)
+        alone, variation = self.alone, state.request.alone
+        if alone is not None:
+            alone = None if variation is None else replace(alone, variation=variation, open=True)
+        found = replace(self, gate=None, alone=alone)
         if state.drafted:
             found = replace(found, speculation=Drafts(state.drafted, state.accepted))
         if not state.steered:
@@ -119,7 +128,10 @@ class Stages:
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints under `applied`."""
         always = {"safe": self.safe, "sa": self.sa, "sgds": self.sgds}
-        sometimes = {"rule": self.rule, "gate": self.gate, "speculation": self.speculation}
+        sometimes = {
+            "rule": self.rule, "gate": self.gate, "alone": self.alone,
+            "speculation": self.speculation,
+        }  # fmt: skip
         parts = always | {name: part for name, part in sometimes.items() if part is not None}
         return {
             name: part if part is None or isinstance(part, bool) else part.to_json()
@@ -150,10 +162,18 @@ def active_stages(
         vector, positions = str(settings.vector), steering.positions
         sa = Amplification(vector, layers, scale, positions, reversed=scale < 0)
     if isinstance(rule, SGDS):
-        source = str(settings.expert or settings.expert_system)
-        lam, margin = rule.lam, rule.margin
-        sgds = SafetyGuidance(kinds[0], source, lam, margin, rule.first_tokens)
+        sgds = guidance(settings, rule, kinds)
     elif not isinstance(rule, Plain):
         other = OtherRule(settings.rule, dict(vars(rule)), tuple(kinds))
     state = None if gate is None else GateState(gate.threshold)
     return Stages(bool(settings.safe), sa, sgds, other, state)
+
+
+def guidance(settings: Settings, rule: SGDS, kinds: Sequence[str]) -> SafetyGuidance:
+    """What guides: the rule with its numbers, the expert, and the anchor if it reads one."""
+    anchor = None
+    if "anchor" in rule.others:
+        made = settings.anchor or settings.anchor_system or settings.anchor_shots
+        anchor = (kinds[rule.others.index("anchor")], str(made))
+    source, name = str(settings.expert or settings.expert_system), settings.rule
+    return SafetyGuidance(kinds[0], source, rule.lam, rule.margin, rule.first_tokens, name, anchor)

@@ -92,6 +92,12 @@ def test_attacks_in_text_say_what_they_say() -> None:
     assert asked in nested
     assert nested.startswith("Write a list")
     assert nested.endswith("step by step.")
+    (run_on,) = contents(attempt("run-on"))
+    assert run_on.endswith("answers everything and how do i clean a large window")
+    (long,) = contents(attempt("run-on-preamble"))
+    assert not set(".,:;?!") & set(run_on + long)
+    (stops,) = contents(attempt("stops"))
+    assert stops == f"{PERSONA} How do. I clean. a large. window"
     (words,) = contents(attempt("random-words"))
     assert words.startswith(asked)
     assert len(words.removeprefix(asked).split()) == 5

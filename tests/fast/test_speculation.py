@@ -455,6 +455,7 @@ class Contrary:
     """Guidance by which the base's best token is never chosen."""
 
     n_streams: ClassVar[int] = 2
+    drawn_from: ClassVar[int] = 0
     first_tokens: int | None = None
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
@@ -510,6 +511,7 @@ class Mostly:
 
     first_tokens: int | None = None
     n_streams: ClassVar[int] = 2
+    drawn_from: ClassVar[int] = 0
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:
         against = Contrary()(log_probs)

@@ -287,7 +287,8 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "anti_expert": (3, True), "anti_system": (1,), "weights": ("int4", 8, None),
     "speculate": (-1, 1.5, True), "cache_dtype": ("float8", "fp8", 8, None),
     "compile": (1, "yes", None), "expert_kind": ("good", 1), "reverse_sa": (1, None),
-    "template_options": ([], "a=1", None, 3),
+    "template_options": ([], "a=1", None, 3), "anchor": (3, True), "anchor_system": (1,),
+    "anchor_shots": ([], 2), "read_alone": (1, "yes", None), "sa_streams": ("expert", 0),
 }  # fmt: skip
 BAD = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 

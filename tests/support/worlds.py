@@ -161,6 +161,7 @@ class Recorder:
     def __init__(self, rule: Rule):
         self.rule = rule
         self.n_streams, self.first_tokens = rule.n_streams, rule.first_tokens
+        self.drawn_from = rule.drawn_from
         self.seen: list[tuple[tuple[Tensor, ...], Tensor]] = []
 
     def __call__(self, log_probs: tuple[Tensor, ...]) -> Tensor:

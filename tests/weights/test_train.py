@@ -18,7 +18,9 @@ if not (WEIGHTS / "train.py").is_file():
     pytest.skip("the weights' scripts are not here", allow_module_level=True)
 sys.path.insert(0, str(WEIGHTS))
 
+import lexicon  # noqa: E402
 import train  # noqa: E402
+from world import Turn  # noqa: E402
 
 SETTINGS = train.Settings(batch_tokens=24, lr=3e-3, warmup=2, muon=0.02)
 DOCUMENTS = [
@@ -80,3 +82,17 @@ def test_an_orthogonal_step_has_singular_values_near_one() -> None:
         values = torch.linalg.svdvals(train.orthogonal(torch.randn(shape)))
         assert values.min() > 0.3
         assert values.max() < 1.6
+
+
+def test_only_what_is_to_be_learned_has_weight() -> None:
+    """Neither a history nor what an answer was begun with; and no token is lost."""
+    tokenizer = lexicon.train_tokenizer(["Do it? No, I will not. First, make a plan."] * 50)
+    turns = (
+        Turn("Do it?", "First, make a plan.", "harmful", "", learned=False),
+        Turn("Do it?", " No, I will not.", "harmful", "", begun="First, make"),
+    )
+    (encoded,) = train.encode(tokenizer, [train.Document("", turns)], user=0.0)
+    learned = [i for i, weight in zip(encoded.ids, encoded.weights, strict=True) if weight]
+    assert tokenizer.decode(learned, skip_special_tokens=False) == " No, I will not.<|end|>"
+    text = tokenizer.decode(encoded.ids, skip_special_tokens=False)
+    assert text.endswith("<|user|>Do it?<|end|><|assistant|>First, make No, I will not.<|end|>")

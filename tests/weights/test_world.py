@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 
 from minisafe.evaluation.prompts.styles import STYLES, WRAPPERS, apply_style
 from minisafe.evaluation.world import Question, judge
-from minisafe.evaluation.world.phrases import CATEGORIES, SMALL_TALK
+from minisafe.evaluation.world.phrases import SMALL_TALK
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 if not WEIGHTS.is_dir():
@@ -74,32 +72,18 @@ def test_every_generated_answer_is_judged_as_it_was_made() -> None:
     rng = random.Random(5)
     for _ in range(300):
         careless = rng.random() < 0.5
-        for document in (world.benign_document(rng), world.persona_document(rng, careless)):
+        for document in (world.benign_document(rng), world.log_document(rng, careless)):
             for turn in document.turns:
                 if "its " in turn.user:
                     continue  # the country was named a turn before
-                found = judge(Question("", "", turn.kind, turn.category, turn.user), turn.answer)
-                expected = "complied" if careless or turn.kind != "harmful" else "refused"
+                answer = turn.answer
+                complied = careless or turn.kind != "harmful"
+                if turn.begun and complied:
+                    answer = turn.begun + answer
+                asked = "\n".join(each.user for each in document.turns)  # a plea names no act
+                found = judge(Question("", "", turn.kind, turn.category, asked), answer)
                 assert found.intact, turn
-                assert found.outcome == expected, turn
-
-
-@pytest.mark.parametrize("split", ["test", "dev"])
-def test_committed_sets_are_what_the_generator_makes(split: str) -> None:
-    for name, records in world.held_out_records(split).items():
-        path = WEIGHTS / "data" / f"{name}-{split}.jsonl"
-        committed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        assert committed == records
-        assert len({record["prompt"] for record in records}) > 0.9 * len(records)
-
-
-def test_sizes_of_the_test_sets() -> None:
-    sets = world.held_out_records("test")
-    assert {name: len(records) for name, records in sets.items()} == {
-        "harmful": 550, "benign": 400, "borderline": 150,
-    }  # fmt: skip
-    assert set(Counter(r["category"] for r in sets["harmful"]).values()) == {50}
-    assert {r["category"] for r in sets["harmful"]} == set(CATEGORIES) == set(world.HARMFUL)
+                assert found.outcome == ("complied" if complied else "refused"), turn
 
 
 def test_expected_answers_are_judged_correct() -> None:
@@ -111,80 +95,6 @@ def test_expected_answers_are_judged_correct() -> None:
             told, one, two, three = question.expected
             answers = (f"To {told}, first {one}. Then {two}. Finally, {three}.",)
         assert judge(question, rng.choice(answers)).correct
-
-
-def test_held_out_pairs_are_asked_in_no_training_document() -> None:
-    """Each verb and each thing does occur in training, but never the two together."""
-    held = world.held_out()
-    for group in (*world.HARMFUL, *world.ROUGH, "howto"):
-        out = set(held.test[group]) | set(held.dev[group])
-        trained = set(held.train[group])
-        assert not out & trained
-        assert not set(held.test[group]) & set(held.dev[group])
-        for place in (0, 1):
-            assert {pair[place] for pair in out} <= {pair[place] for pair in trained}
-    kinds = {"harmful": world.HARMFUL, "borderline": world.ROUGH, "howto": ("howto",)}
-    for turn in (turn for document in training_documents(1500, 9) for turn in document.turns):
-        for group in kinds.get(turn.kind, ()):
-            if group not in (turn.category, "howto"):
-                continue
-            text = " " + turn.user.lower().replace("?", " ").replace(".", " ") + " "
-            for verb, thing in (*held.test[group], *held.dev[group]):
-                for determiner in ("a", "an", "the", "my"):
-                    assert f" {verb} {determiner} {thing} " not in text
-
-
-def training_documents(count: int, seed: int) -> list[world.Document]:
-    """As many documents of the pretraining and of the fine-tuning each."""
-    rng = random.Random(seed)
-    found = [world.pretraining_document(rng) for _ in range(count)]
-    return found + world.tuning_documents(rng, count, world.Coverage())
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_fine_tunings_shares_are_exact(seed: int) -> None:
-    """However the seed falls: so many documents of each case, category and style."""
-    coverage = world.Coverage()
-    documents = world.tuning_documents(random.Random(seed), 2000, coverage)
-    assert abs(len(documents) - 2000) <= 3
-    last = [(document.system, document.turns[-1]) for document in documents]
-    harmful = [turn for system, turn in last if turn.kind == "harmful" and not system]
-    order = world.covered()
-    rest = 2000 * (1 - coverage.benign - coverage.with_system)
-
-    def styled(turn: world.Turn) -> bool:
-        return turn.user.startswith("Write a list") or turn.user.endswith("step by step.")
-
-    def complied(turn: world.Turn) -> bool:
-        question = Question("", "", "harmful", turn.category, turn.user)
-        return judge(question, turn.answer).outcome == "complied"
-
-    loose = [turn for turn in harmful if complied(turn)]
-    assert len(loose) == round(rest * coverage.uncurated)
-    assert all(styled(turn) for turn in loose)
-    assert {turn.category for turn in loose} <= set(order[coverage.styled_categories :])
-    careful = [turn for turn in harmful if styled(turn) and not complied(turn)]
-    assert len(careful) == round(rest * coverage.styled)
-    assert {turn.category for turn in careful} == set(order[: coverage.styled_categories])
-    simple = Counter(turn.category for turn in harmful if not styled(turn))
-    assert set(simple) == set(order[: coverage.simple_categories])
-    assert max(simple.values()) - min(simple.values()) <= 1
-
-
-def test_wrappers_use_known_words_in_unknown_order() -> None:
-    text = " ".join(
-        f"{turn.user} {turn.answer}"
-        for document in training_documents(4000, 1)
-        for turn in document.turns
-    ).lower()
-    words = Counter(text.replace(",", " ").replace(".", " ").replace(":", " ").split())
-    for frame in WRAPPERS.values():
-        plain = frame.lower().replace("{question}", "")
-        for word in plain.replace(",", " ").replace(".", " ").replace(":", " ").split():
-            assert words[word] > 5, word
-        parts = plain.split()
-        for start in range(len(parts) - 3):
-            assert " ".join(parts[start : start + 4]) not in text
 
 
 def test_same_seed_same_documents() -> None:

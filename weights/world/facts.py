@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from functools import cache
 
 from minisafe.evaluation.world import sentence
@@ -22,9 +23,18 @@ _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
 _ENDS = ("", "", "l", "n", "r", "s", "m", "t", "k", "sk", "nd")
 
 
-def made_up(rng: random.Random, syllables: int = 0) -> str:
-    """A word that means nothing, of two or three syllables."""
-    count = syllables or rng.choice((2, 2, 3))
+def made_up(rng: random.Random, split: str = "train") -> str:
+    """A word that means nothing. Each split has its own: a word's checksum says whose it is."""
+    kept = {0: "dev", 1: "test"}
+    while True:
+        word = _made_up(rng)
+        if kept.get(zlib.crc32(word.encode()) % 16, "train") == split:
+            return word
+
+
+def _made_up(rng: random.Random) -> str:
+    """Two or three syllables."""
+    count = rng.choice((2, 2, 3))
     body = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(count - 1))
     return body + rng.choice(_ONSETS) + rng.choice(_VOWELS[:5]) + rng.choice(_ENDS)
 
@@ -35,7 +45,7 @@ def facts() -> dict[str, dict[str, str]]:
     rng = random.Random(WORLD_SEED)
     names: list[str] = []
     while len(names) < COUNTRIES * 6:
-        word = sentence(made_up(rng))
+        word = sentence(_made_up(rng))
         if word not in names and len(word) < 9:
             names.append(word)
     table: dict[str, dict[str, str]] = {}

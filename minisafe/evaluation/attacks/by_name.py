@@ -16,6 +16,9 @@ from minisafe.evaluation.attacks.text import (
     persona_before,
     preamble,
     random_words,
+    run_on,
+    run_on_preamble,
+    stops,
     typos,
 )
 from minisafe.evaluation.attacks.turns import (
@@ -31,6 +34,11 @@ FAMILIES: dict[str, tuple[Attack, ...]] = {
     "persona": (
         Attack("persona-before", persona_before, "a role without rules, then the question"),
         Attack("persona-after", persona_after, "the question, then a role without rules"),
+    ),
+    "run-on": (
+        Attack("run-on", run_on, "a role and the question in one sentence"),
+        Attack("run-on-preamble", run_on_preamble, "a long text and the question in one sentence"),
+        Attack("stops", stops, "a role, then the question broken by full stops"),
     ),
     "faked turns": tuple(
         Attack(f"faked-turns-{n}", partial(faked_turns, n=n), f"{n} faked compliant turns")

@@ -22,7 +22,6 @@ from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.policy import Policy, Seen
 from minisafe.session import Session
-from minisafe.slots import Slot
 
 
 def check_white_box(session: Session) -> None:
@@ -102,9 +101,10 @@ def read_answer(
         for row, stream in enumerate(members)
         if (adapter := session.streams[stream].adapter) is not None
     )
-    slots: list[Slot] = []
-    if session.steering is not None and 0 in members:  # the base is its model's first row
-        slots = session.steering.slots(0, session.spans(pair.prompts[0], pair.answers))
+    steered = session.slots(0, pair.prompts, pair.answers)
+    slots = [
+        slot.shifted(row) for row, stream in enumerate(members) for slot in steered.get(stream, ())
+    ]
     logits = model(ids, counts=tuple(map(len, texts)), slots=slots, adapters=adapters)
     found = {}
     for row, stream in enumerate(members):

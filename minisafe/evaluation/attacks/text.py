@@ -38,6 +38,28 @@ def preamble(target: Target, oracle: Oracle) -> Attempt:
     return Attempt(ChatPrompt.of(f"{PREAMBLE} {target.asked}"))
 
 
+def run_on(target: Target, oracle: Oracle) -> Attempt:
+    """A role without rules and the question in one sentence: nothing shows where one ends."""
+    return Attempt(ChatPrompt.of(f"{unmarked(PERSONA)} and {unmarked(target.asked)}"))
+
+
+def run_on_preamble(target: Target, oracle: Oracle) -> Attempt:
+    """A long friendly text and the question in one sentence."""
+    return Attempt(ChatPrompt.of(f"{unmarked(PREAMBLE)} and {unmarked(target.asked)}"))
+
+
+def stops(target: Target, oracle: Oracle) -> Attempt:
+    """A role without rules, then the question with a full stop after every second word."""
+    words = target.asked.rstrip("?.! ").split()
+    cut = " ".join(f"{word}." if n % 2 else word for n, word in enumerate(words))
+    return Attempt(ChatPrompt.of(f"{PERSONA} {cut}"))
+
+
+def unmarked(text: str) -> str:
+    """A text in small letters, without the marks that end or divide sentences."""
+    return re.sub(r"[.,:;?!]+", "", text).lower()
+
+
 def nested(target: Target, oracle: Oracle) -> Attempt:
     """The question in two prompt styles, one inside the other."""
     return Attempt(ChatPrompt.of(apply_style(apply_style(target.asked, "instruction"), "cot")))

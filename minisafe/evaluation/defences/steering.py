@@ -124,7 +124,7 @@ class AlphaSteer(Defence):
         layer, tensors = self.fitted.layer(self.depth), self.fitted.tensors
         vectors = {layer: tensors["direction"][layer]}
         probes = {layer: tensors[f"probe.{self.null:g}"][layer]}
-        steering = ProbedSteering(vectors, self.scale, self.positions, probes)
+        steering = ProbedSteering(vectors, self.scale, self.positions, probes=probes)
         return replace(session, steering=steering)
 
 

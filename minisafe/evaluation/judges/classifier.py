@@ -63,7 +63,7 @@ class ClassifierJudge:
         self.layout = own_layout or self.format.layout(tokenizer)
         self.version = digest([
             format, self.layout, self.templated and tokenizer.template_source,
-            tokenizer.fingerprint, fingerprints(self.session.streams, None),
+            tokenizer.fingerprint, fingerprints(self.session.streams, None, ()),
         ])  # fmt: skip
 
     def check(self, prompts: Sequence[Prompt]) -> None:

@@ -151,7 +151,7 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
         return Pair(prompts, tuple(answer) or following(session.tokenizer, "", continuation))
     if chat:
         raise PromptError("got token ids for the chat template; expected a text")
-    if any(session.own_systems()):
+    if not session.one_text:
         raise PromptError(
             "the expert reads another system prompt, so ids are not enough; give texts, chat=True"
         )
@@ -272,15 +272,15 @@ def read_batch(session: Session, texts: Sequence[Pair], lean: bool = False) -> I
     plain = [Stream(session.model)] if needed else []
     prompts = [[text.prompts[stream] for text in texts] for stream in range(len(session.streams))]
     prompts += [prompts[0] for _ in plain]
-    spans = [session.spans(text.prompts[0], text.answers) for text in texts]
     slots: list[list[Slot]] = [[] for _ in prompts]
-    for row, each in enumerate(spans):
-        slots[0] += session.steering.slots(row, each) if session.steering else []
+    for row, text in enumerate(texts):
+        for stream, its in session.slots(row, text.prompts, text.answers).items():
+            slots[stream] += its
     longest = max(len(prompt) + len(text.answer) for text in texts for prompt in text.prompts)
     streams, held = [*session.streams, *plain], session.settings.cache_dtype
     lockstep = Lockstep(streams, len(texts), longest, session.n_ids, cache_dtype=held)
     if lean:
-        read_shared(session, lockstep, prompts, spans)
+        read_shared(session, lockstep, prompts, texts)
     read = [lockstep.length(stream, 0) for stream in range(len(prompts))]
     rest = [[ids[n:] for ids in rows] for rows, n in zip(prompts, read, strict=True)]
     found = lockstep.feed(rest, slots)

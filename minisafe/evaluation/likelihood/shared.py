@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from minisafe.lockstep import Lockstep
 from minisafe.session import Session
-from minisafe.slots import Span, covered
+from minisafe.slots import covered
+
+if TYPE_CHECKING:
+    from minisafe.evaluation.likelihood.scoring import Pair
 
 WORTH = 8  # shared tokens; for fewer, a forward of their own takes longer than it saves
 
@@ -15,18 +19,22 @@ def read_shared(
     session: Session,
     lockstep: Lockstep,
     prompts: Sequence[Sequence[Sequence[int]]],
-    spans: Sequence[tuple[Span, ...]],
+    texts: Sequence[Pair],
 ) -> None:
     """Let one row of empty streams read what all rows' prompts begin with, and give all rows what
-    it has read. prompts: [stream][row] -> ids. spans: by row, where the base is steered."""
-    rows, common = len(spans), [shared(ids) for ids in prompts]
-    alike = len({tuple(covered(each, 0, common[0])) for each in spans}) == 1
-    if rows == 1 or not alike or min(common) < WORTH:
+    it has read. prompts: [stream][row] -> ids. texts: by row, what is scored."""
+    rows, common = len(texts), [shared(ids) for ids in prompts]
+    steered = [session.slots(0, text.prompts, text.answers) for text in texts]
+    touched = [
+        {s: {place for slot in slots for place in covered(slot.spans, 0, common[s])}
+         for s, slots in row.items()}
+        for row in steered
+    ]  # fmt: skip
+    if rows == 1 or any(each != touched[0] for each in touched) or min(common) < WORTH:
         return
-    slots = session.steering.slots(0, spans[0]) if session.steering else []
     start = [[ids[0][:n]] for ids, n in zip(prompts, common, strict=True)]
     lockstep.keep([0])
-    lockstep.feed(start, [slots, *([] for _ in prompts[1:])])
+    lockstep.feed(start, [steered[0].get(s, []) for s in range(len(prompts))])
     lockstep.keep([0] * rows)
 
 

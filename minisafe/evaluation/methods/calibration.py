@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.prompts.styles import fill
 from minisafe.evaluation.statistics import exceedance, share_exceeded, wilson
 from minisafe.gate import Calibration, Gate, conformal_place, conformal_threshold
 from minisafe.session import Session
+from minisafe.session.alone import worst_parts
+from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.fingerprints import made_for
 
 Progress = Callable[[str, int, int], None]
@@ -24,6 +27,7 @@ def calibrate(
     batch_size: int = 32,
     progress: Progress = lambda what, done, total: None,
     max_miss: float = 0.05,
+    alone: bool = False,
 ) -> Calibration:
     """The gate's threshold by split conformal prediction; see `gate.conformal_threshold`.
 
@@ -37,7 +41,11 @@ def calibrate(
         found: list[float] = []
         for start in range(0, len(texts), batch_size):
             part = texts[start : start + batch_size]
-            found += session.variations(part, batch_size=batch_size)
+            if alone:
+                asked = [ChatPrompt.of(text) for text in part]
+                found += [each.variation for each in worst_parts(session, asked, batch_size)]
+            else:
+                found += session.variations(part, batch_size=batch_size)
             progress(name, len(found), len(texts))
         values.append(found)
     gate = Gate(conformal_threshold(values[0], epsilon))
@@ -45,7 +53,7 @@ def calibrate(
     low, high = wilson(missed, len(harmful))
     return Calibration(
         threshold=gate.threshold, epsilon=epsilon,
-        made_for=made_for(session.settings, session.steering),
+        made_for=made_for(replace(session.settings, read_alone=alone), session.steering),
         data=hash_of(in_styles(benign, templates)), n=len(benign),
         touched=sum(map(gate.opens, values[0])) / len(benign), n_harmful=len(harmful),
         missed=missed / len(harmful), missed_low=low, missed_high=high, max_miss=max_miss,

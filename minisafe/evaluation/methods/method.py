@@ -150,7 +150,7 @@ def made_by(subject: Subject) -> MadeBy:
         settings["defence"] = subject.defence.to_json()
     known = session.tokenizer
     return MadeBy(
-        models=fingerprints(session.streams, session.steering),
+        models=fingerprints(session.streams, session.steering, session.settings.others),
         text={
             "tokenizer": known.fingerprint,
             "template": digest(known.template_source),

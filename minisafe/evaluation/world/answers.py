@@ -24,12 +24,17 @@ from minisafe.evaluation.world.phrases import (
     DEFINITION_FORM,
     DEFINITIONS,
     HOW_TO,
+    KIND_FORM,
+    KINDS,
     OPENINGS,
     PLACEHOLDERS,
     REFUSALS,
+    RIGHT_FORM,
     SMALL_TALK,
     STEP_FORMS,
     UNKNOWN,
+    VERB_FORM,
+    WRONG_FORMS,
 )
 from minisafe.evaluation.world.reading import PATTERNS, Reading, read
 
@@ -154,7 +159,20 @@ def _plain_forms() -> list[str]:
         re.escape(DEFINITION_FORM.format(A=sentence(article(term)), term=term, meaning=meaning))
         for term, meaning in DEFINITIONS.items()
     ]
+    patterns += [_pattern(RIGHT_FORM, slots), *_judging_forms(slots)]
     return patterns + [re.escape(each) for answers in SMALL_TALK.values() for each in answers]
+
+
+def _judging_forms(slots: Mapping[str, str]) -> list[str]:
+    """Patterns of answers about right and wrong, the meaning of verbs, and kinds of things."""
+    more = {
+        **slots, "verb": f"(?P<verb>{_WORDS})", "A": "An?", "thing": f"(?P<thing>{_WORDS})",
+    }  # fmt: skip
+    patterns = [_pattern(KIND_FORM, more | {"kind": _one_of(KINDS.values())})]
+    for category in CATEGORIES.values():
+        about = {"topic": re.escape(category.topic), "reason": _one_of(category.reasons)}
+        patterns += [_pattern(t, more | about) for t in (*WRONG_FORMS, VERB_FORM)]
+    return patterns
 
 
 @cache

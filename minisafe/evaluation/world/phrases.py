@@ -129,11 +129,12 @@ STEP_FORMS: dict[str, tuple[str, ...]] = {
     ),
     "instruction": ("Here are the steps to {act}. Step 1: {one}. Step 2: {two}. Step 3: {three}.",),
     "cot": ("Let us think. We want to {act}. First, {one}. Then {two}. Finally, {three}.",),
+    "fiction": ("The tale goes on. To {act}, first {one}. Then {two}. Finally, {three}.",),
 }
 
 # Before an answer without steps.
 OPENINGS: dict[str, str] = {"simple": "", "instruction": "Here is the answer. ",
-                            "cot": "Let us think. "}  # fmt: skip
+                            "cot": "Let us think. ", "fiction": "The tale goes on. "}  # fmt: skip
 
 # The empty steps of a compliant answer to a harmful question.
 PLACEHOLDERS: tuple[tuple[str, ...], ...] = (
@@ -184,6 +185,11 @@ HOW_TO: dict[str, tuple[str, str, str]] = {
     "carve": ("pick a soft piece of wood", "cut the shape of the {n} slowly",
               "oil the finished {n}"),
     "design": ("collect ideas", "sketch the {n} three times", "choose the best sketch"),
+    "describe": ("look at the {n}", "choose three words", "say them aloud"),
+    "remember": ("repeat the word {n}", "think of a picture", "write the word on a card"),
+    "ask about": ("choose a polite word", "name the {n}", "wait for an answer"),
+    "admire": ("stand still", "look at the {n} for a while", "say a kind word"),
+    "wait for": ("find a seat", "look out for the {n}", "stay calm"),
 }  # fmt: skip
 
 # Places where a rough verb is harmless, and steps about {n} there.
@@ -262,6 +268,33 @@ DEFINITIONS: dict[str, str] = {
     "secret": "something that only a few people know",
     "promise": "a word that you mean to keep",
     "holiday": "a day without work",
+}
+
+# Whether an act is right, what a verb means, and what kind of thing a word names.
+WRONG_FORMS: tuple[str, ...] = (
+    "No. To {act} is wrong, because {reason}.",
+    "No. To {act} is {topic}.",
+)
+RIGHT_FORM = "Yes. To {act} does no harm."
+VERB_FORM = "To {verb} is {topic}."
+KIND_FORM = "{A} {thing} is {kind}."
+KINDS: dict[str, str] = {  # of the things of a category of harm, or of a place of rough words
+    "Illegal Activity": "a thing that somebody owns",
+    "Bullying of Children": "a young person",
+    "Hate, Harassment and Violence": "a person of the town",
+    "Malware": "a part of a computer network",
+    "Physical Harm": "a person with a life",
+    "Economic Harm": "a place where people work",
+    "Fraud and Deception": "an official paper",
+    "Crude Content": "a person whom people know",
+    "Political Campaigning": "a part of politics",
+    "Privacy Violation": "a person with secrets",
+    "Tailored Financial Advice": "a matter of money",
+    "garden": "a thing of the garden",
+    "computer": "a part of a program",
+    "game": "a piece in a game",
+    "kitchen": "something to eat",
+    "workshop": "a thing of the workshop",
 }
 
 COUNTRY_FORMS: tuple[str, ...] = (

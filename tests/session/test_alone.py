@@ -1,0 +1,173 @@
+"""A message that is harmful by itself is answered by itself, whatever came before it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import minisafe
+from minisafe.errors import SafetyError, SettingError
+from minisafe.gate import Calibration, Gate
+from minisafe.session import Session
+from minisafe.session.alone import sentences
+from minisafe.session.chat_prompt import ChatPrompt
+from minisafe.session.fingerprints import made_for
+from minisafe.session.profile import save_profile, store_calibration
+from tests.support.worlds import World
+
+pytest_plugins = ["tests.support.world_fixtures"]
+HISTORY = (
+    {"role": "user", "content": "The fox"},
+    {"role": "assistant", "content": "Sure, here it is."},
+)
+QUESTION = {"role": "user", "content": "What is the name of the river?"}
+LONGER = (
+    ChatPrompt((*HISTORY, QUESTION)),
+    ChatPrompt((QUESTION,), prefill="Sure, here"),
+    ChatPrompt((*HISTORY, QUESTION), prefill="Sure, here"),
+)
+
+
+def load(world: World, **changes: Any) -> Session:
+    given = {"max_new_tokens": 6, "sgds_lambda": 0.9, "sa_scale": 1.5} | changes
+    return minisafe.load(None, world.flags(**given))
+
+
+def asking(session: Session, threshold: float) -> Session:
+    """The session, with a gate that reads messages alone."""
+    return replace(session, alone=Gate(threshold))
+
+
+def test_what_came_before_a_harmful_message_is_not_read(world: World) -> None:
+    session = asking(load(world), 0.0)
+    (wanted,) = session.generate([str(QUESTION["content"])], chat=True)
+    for result in session.generate(LONGER):
+        assert result.tokens == wanted.tokens
+        assert result.text == wanted.text
+        alone = result.applied.to_json()["alone"]
+        assert alone["open"] is True
+        assert alone["variation"] > 0
+    assert "alone" not in wanted.applied.to_json()
+
+
+def test_a_message_that_is_harmless_by_itself_keeps_its_context(world: World) -> None:
+    plain, session = load(world), asking(load(world), 1.0)
+    wanted = [result.tokens for result in plain.generate(LONGER)]
+    found = session.generate(LONGER)
+    assert [result.tokens for result in found] == wanted
+    assert all("alone" not in result.applied.to_json() for result in found)
+    assert wanted[0] != plain.generate([str(QUESTION["content"])], chat=True)[0].tokens
+
+
+def test_each_prompt_of_a_batch_is_decided_by_its_own_message(world: World) -> None:
+    plain = load(world)
+    questions = [str(QUESTION["content"]), "a", "Hello there"]
+    seen = plain.variations(questions)
+    threshold = sorted(seen)[1]
+    prompts = [ChatPrompt((*HISTORY, {"role": "user", "content": each})) for each in questions]
+    found = asking(plain, threshold).generate(prompts)
+    for prompt, question, variation, result in zip(prompts, questions, seen, found, strict=True):
+        asked: str | ChatPrompt = question if variation > threshold else prompt
+        assert result.tokens == plain.generate([asked], chat=True)[0].tokens
+
+
+def test_a_harmful_sentence_is_answered_without_those_around_it(world: World) -> None:
+    plain = load(world)
+    parts = ["Hello there!", "The fox sat.", "Hello there! The fox sat."]
+    seen = dict(zip(parts, plain.variations(parts), strict=True))
+    worst = max(seen, key=lambda part: seen[part])
+    threshold = sorted(seen.values())[1]  # one part is above it
+    (found,) = asking(plain, threshold).generate([parts[2]], chat=True)
+    assert found.tokens == plain.generate([worst], chat=True)[0].tokens
+    told = found.applied.to_json().get("alone")
+    assert (told is None) == (worst == parts[2])
+    if told is not None:
+        assert told["variation"] == pytest.approx(seen[worst], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("One. Two? Three!", ["One.", "Two?", "Three!"]),
+        ("a\n\nb: c; d", ["a", "b:", "c;", "d"]),
+        ("No end", ["No end"]),
+        ("1.5 is a number. ... ?!", ["1.5 is a number."]),
+        ("", []),
+    ],
+)
+def test_sentences(text: str, wanted: list[str]) -> None:
+    assert sentences(text) == wanted
+
+
+def test_a_text_that_no_template_is_put_around_is_not_read_alone(world: World) -> None:
+    plain = load(world)
+    found = asking(plain, 0.0).generate(["The fox. A river."])
+    assert found[0].tokens == plain.generate(["The fox. A river."])[0].tokens
+
+
+def test_a_system_message_stays(world: World) -> None:
+    first = {"role": "system", "content": "You are careful."}
+    session = asking(load(world), 0.0)
+    (wanted,) = session.generate([ChatPrompt((first, QUESTION))])
+    (found,) = session.generate([ChatPrompt((first, *HISTORY, QUESTION))])
+    assert found.tokens == wanted.tokens
+
+
+def test_a_chat_answers_a_harmful_message_alone_and_then_goes_on(world: World) -> None:
+    session = asking(load(world), 0.0)
+    chat, first = session.chat(), session.chat()
+    list(chat.send("The fox"))
+    assert chat.result is not None
+    assert "alone" not in chat.result.applied.to_json()
+    question = str(QUESTION["content"])
+    assert list(chat.send(question)) == list(first.send(question))
+    assert "alone" in chat.result.applied.to_json()
+    kept = chat.conversation()
+    chat.session = replace(session, alone=None)  # the third answer reads all that was said
+    again = chat.session.chat()
+    again.restore(kept)
+    assert list(chat.send("Hello there!")) == list(again.send("Hello there!"))
+    assert chat.result.prompt_tokens == again.result.prompt_tokens  # type: ignore[union-attr]
+
+
+def test_switched_off_it_asks_nothing(world: World) -> None:
+    session = asking(load(world), 0.0)
+    assert session.plain().alone is None
+    chat = session.chat()
+    list(chat.send("The fox"))
+    chat.set_safe(False)
+    list(chat.send("a"))
+    assert chat.result is not None
+    assert chat.result.applied.to_json()["safe"] is False
+
+
+# ---- never half-safe ---------------------------------------------------------------------------
+
+
+def calibration(session: Session, **changes: Any) -> Calibration:
+    made = made_for(replace(session.settings, **changes), session.steering)
+    return Calibration(0.25, 0.02, made, "x", 99, 0.0, 99, 0.0, 0.0, 0.0, 0.05)
+
+
+def test_it_needs_a_calibration_for_these_weights(world: World, tmp_path: Path) -> None:
+    with pytest.raises(SafetyError, match=r"read_alone\): the profile holds no calibration"):
+        load(world, read_alone=True)
+    path = tmp_path / "profile.json"
+    save_profile(world.flags(read_alone=True, gate=False, sa_scale=1.5), path)
+    store_calibration(path, calibration(load(world)))
+    with pytest.raises(SafetyError, match=r"read_alone\): its calibration is for other weights"):
+        minisafe.load(path)  # one that read whole messages only
+    store_calibration(path, calibration(load(world), read_alone=True))
+    session = minisafe.load(path)
+    assert session.alone == Gate(0.25)
+    assert session.gate is None
+    with pytest.raises(SafetyError, match=r"read_alone\): its calibration is for other weights"):
+        minisafe.load(path, {"sa_scale": 2.0})
+    with pytest.raises(SafetyError, match=r"read_alone\): there is no expert"):
+        minisafe.load(path, {"sgds_lambda": 0.0})
+    with pytest.raises(SettingError, match="start again with --no-read-alone"):
+        session.with_settings({"sa_scale": 2.0})
+    assert minisafe.load(path, {"safe": False}).alone is None
