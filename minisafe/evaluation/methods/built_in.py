@@ -1,5 +1,7 @@
 """The built-in methods: the settings that each changes, and the defence around the model, if any.
 
+Only `shipped`, `anchored` and `veto` read the profile's anchor; the others switch it off.
+
 A method may have settings of its own, its options, with the values that a sweep tries. Without a
 value, an option has the method's default.
 """
@@ -18,8 +20,14 @@ from minisafe.evaluation.defences.features import FEATURES
 from minisafe.evaluation.defences.guards import WINDOWS, InputGuard, OutputGuard, PerplexityFilter
 from minisafe.evaluation.defences.steering import NULL_SHARES, AlphaSteer, Conditional
 from minisafe.evaluation.methods.materials import Materials
+from minisafe.session.others import SOURCES, flags_of
 
-NO_GATE: dict[str, Any] = {"gate": False, "safe": True}
+# what a profile may say of an anchor, switched off; `sgds` is the rule of SafeInfer
+UNANCHORED: dict[str, Any] = {
+    "rule": "sgds", "anchor": None, "anchor_system": None, "anchor_shots": None,
+    "sa_streams": None, "read_alone": False,
+}  # fmt: skip
+NO_GATE: dict[str, Any] = UNANCHORED | {"gate": False, "safe": True}
 UNSTEERED: dict[str, Any] = NO_GATE | {"sa_scale": 0.0}
 PLAIN: dict[str, Any] = {"safe": False}
 MORE_SYSTEMS = (
@@ -44,10 +52,12 @@ class Made:
 @dataclass(frozen=True)
 class BuiltIn:
     """make: from the given options, the materials, and the settings that profile and flags state.
-    options: by name, the values that a sweep tries."""
+    options: by name, the values that a sweep tries. anchored: whether these settings have to name
+    an anchor."""
 
     make: Callable[[Options, Materials, Mapping[str, Any]], Made]
     options: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    anchored: bool = False
 
 
 def changing(changes: Mapping[str, Any], *kept: str) -> BuiltIn:
@@ -107,24 +117,53 @@ def system(options: Options, materials: Materials, stated: Mapping[str, Any]) ->
     return Made(PLAIN | {"system": texts[text]})
 
 
-def safe_stream(materials: Materials) -> dict[str, Any]:
-    """The settings of a safe expert."""
-    if materials.safe_expert is None:
-        return {"expert_system": materials.safe}
-    return {"expert": materials.safe_expert}
+def has_anchor(stated: Mapping[str, Any]) -> bool:
+    """Whether the settings name an anchor."""
+    return any(stated.get(name) is not None for name in SOURCES["anchor"])
+
+
+def anchored(rule: str) -> BuiltIn:
+    """The profile's anchor under a rule that reads it, without the gate."""
+
+    def make(options: Options, materials: Materials, stated: Mapping[str, Any]) -> Made:
+        if not has_anchor(stated):
+            raise SettingError(
+                "it needs an anchor; give a profile that names one, or "
+                + flags_of(SOURCES["anchor"])
+            )
+        changes: dict[str, Any] = {"rule": rule, "gate": False, "safe": True, "read_alone": False}
+        if stated.get("rule", "sgds") != rule:  # another rule may draw from another stream
+            changes |= {"sa_streams": None}
+        return Made({**changes, **options})
+
+    axes = {"margin": (0.5, 1.0, 2.0), "sgds_lambda": (0.9, 0.99), "sa_scale": (0.0, 0.3)}
+    return BuiltIn(make, axes, anchored=True)
+
+
+def safe_weights(materials: Materials, stated: Mapping[str, Any]) -> Any:
+    """The directory of the safe expert: the given one, or the profile's anchor, or None."""
+    return materials.safe_expert or stated.get("anchor")
+
+
+def safe_stream(materials: Materials, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a safe expert; without weights, a base behind a safe system prompt."""
+    weights = safe_weights(materials, stated)
+    if weights is None:
+        return {"expert_system": stated.get("anchor_system") or materials.safe}
+    return {"expert": weights}
 
 
 def safe_lora(options: Options, materials: Materials, stated: Mapping[str, Any]) -> Made:
     """The safe expert alone."""
-    if materials.safe_expert is None:
+    if safe_weights(materials, stated) is None:
         raise SettingError("it needs a safe adapter or model; give --safe-expert DIR")
-    changes = UNSTEERED | {"rule": "safedecoding", **safe_stream(materials)}
+    changes = UNSTEERED | {"rule": "safedecoding", **safe_stream(materials, stated)}
     return Made(changes, ExpertAlone())
 
 
 def safedecoding(options: Options, materials: Materials, stated: Mapping[str, Any]) -> Made:
     """SafeDecoding towards the safe expert."""
-    return Made(UNSTEERED | {"rule": "safedecoding", **safe_stream(materials), **options})
+    return Made(UNSTEERED | {"rule": "safedecoding", **safe_stream(materials, stated), **options})
 
 
 def reverse(rule: str, *alphas: float) -> BuiltIn:
@@ -144,12 +183,16 @@ def dexperts(options: Options, materials: Materials, stated: Mapping[str, Any]) 
     unsafe: dict[str, Any] = {"anti_system": materials.unsafe}
     if stated.get("expert") is not None:
         unsafe = {"anti_expert": stated["expert"]}
-    return Made(UNSTEERED | {"rule": "dexperts", **safe_stream(materials), **unsafe, **options})
+    changes = UNSTEERED | {"rule": "dexperts", **safe_stream(materials, stated), **unsafe}
+    return Made({**changes, **options})
 
 
 # `safeinfer` is the published rule; `+margin` keeps the profile's margin, `+gate` its gate.
 METHODS: dict[str, BuiltIn] = {
     "base": changing(PLAIN),
+    "shipped": changing({"safe": True}),  # the profile as it is
+    "anchored": anchored("anchored"),
+    "veto": anchored("veto"),
     "system": BuiltIn(system, {"text": (0, 1, 2)}),
     "icd": around(InContext, {"k": (1, 2, 4), "first": (0, 1, 2, 3)}),
     "self-reminder": around(SelfReminder, {"text": (0, 1, 2, 3, 4)}),
@@ -190,8 +233,8 @@ METHODS: dict[str, BuiltIn] = {
         {"sgds_lambda": (0.9, 0.99), "margin": (0.0, 0.3, 0.5), "sa_scale": (0.2, 0.3, 0.4)},
     ),
     "safeinfer+margin": changing(NO_GATE, "margin"),
-    "safeinfer+gate": changing({"gate": True, "margin": 0.0, "safe": True}),
-    "safeinfer+margin+gate": changing({"gate": True, "safe": True}, "margin"),
+    "safeinfer+gate": changing(NO_GATE | {"gate": True, "margin": 0.0}),
+    "safeinfer+margin+gate": changing(NO_GATE | {"gate": True}, "margin"),
     "safedecoding": BuiltIn(
         safedecoding,
         {"alpha": (1.0, 3.0, 5.0), "first_tokens": (2, 8), "common_tokens": (5, 10)},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.errors import SettingError
-from minisafe.evaluation.methods.built_in import METHODS
+from minisafe.evaluation.methods.built_in import METHODS, has_anchor
 from minisafe.evaluation.methods.materials import Materials
 from minisafe.evaluation.methods.method import Method, built_in, settings_in
 
@@ -33,7 +33,8 @@ def grid(
         point = dict(zip(given, values, strict=True))
         if point.get("sgds_lambda") == 0 and point.get("sa_scale") == 0:
             continue
-        changes = {**common, **point, "safe": True, "gate": False}
+        # a calibration is for the profile's own settings, so nothing that needs one is on
+        changes = {**common, **point, "safe": True, "gate": False, "read_alone": False}
         methods.append(Method(label(point), profile, changes))
     return methods
 
@@ -42,13 +43,18 @@ def points(
     names: Sequence[str], profile: Path | None, common: Mapping[str, Any], materials: Materials
 ) -> list[Method]:
     """The base, then one method per combination of the options of each of these built-in methods; a
-    method without options is one point. "all" are those with more than one point.
+    method without options is one point. "all" are those with more than one point, without those
+    that need an anchor if the profile names none.
 
     Raises `SettingError` for an unknown method, or one whose materials are missing.
     """
-    if list(names) == ["all"]:
-        names = [name for name in METHODS if n_points(name) > 1]
     stated = settings_in(profile)
+    if list(names) == ["all"]:
+        found = has_anchor({**stated, **common})
+        names = [
+            name for name in METHODS
+            if n_points(name) > 1 and (found or not METHODS[name].anchored)
+        ]  # fmt: skip
     methods = [built_in("base", {}, profile, common, materials, "base", stated)]
     for name in dict.fromkeys(names):
         if name not in METHODS or name == "base":

@@ -146,6 +146,10 @@ def made_by(subject: Subject) -> MadeBy:
     }
     if session.gate is not None:
         settings["gate_threshold"] = session.gate.threshold
+    if session.alone is not None:
+        settings["alone_threshold"] = session.alone.threshold
+    if session.shots:
+        settings["shots"] = digest(session.shots)
     if isinstance(subject, Defended):
         settings["defence"] = subject.defence.to_json()
     known = session.tokenizer

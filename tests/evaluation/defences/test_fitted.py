@@ -185,7 +185,10 @@ def test_points_are_all_combinations_of_the_options(fitted: Fitted) -> None:
     assert [each.options for each in again] == [each.options for each in some]
     assert {each.of for each in found} == {"base", "icd", "cast"}
     everything = points(["all"], default_profile(), SHORT, materials)
-    assert {each.of for each in everything[1:]} == {n for n in METHODS if n_points(n) > 1}
+    swept = {name for name in METHODS if n_points(name) > 1}
+    assert {each.of for each in everything[1:]} == swept - {"anchored", "veto"}  # without an anchor
+    anchored = points(["all"], default_profile(), SHORT | {"anchor_system": "Be good."}, materials)
+    assert {each.of for each in anchored[1:]} == swept
     with pytest.raises(SettingError, match="no method 'magic' to sweep; expected all, or some of"):
         points(["magic"], default_profile(), SHORT, materials)
 
