@@ -32,6 +32,7 @@ HOMES = {
     "report": "report",
     "calibrate": "calibrate",
     "sweep": "sweep",
+    "rivals": "rivals_command",
     "vouch": "vouch_command",
 }
 

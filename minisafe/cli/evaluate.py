@@ -16,7 +16,7 @@ from minisafe.evaluation.attacks import choose_attacks
 from minisafe.evaluation.evaluate import Evaluation, evaluate
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.by_name import make_judge
-from minisafe.evaluation.methods import SAFE_SYSTEM, UNSAFE_SYSTEM, Systems, parse_methods
+from minisafe.evaluation.methods import SAFE_SYSTEM, UNSAFE_SYSTEM, Materials, parse_methods
 from minisafe.evaluation.prompts import (
     Prompt,
     default_prompts,
@@ -73,7 +73,7 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
     "--methods",
     default=METHODS,
     show_default=True,
-    help="Names, NAME@PROFILE, PROFILE, LABEL=PROFILE; see docs/evaluation.md for all names.",
+    help="NAME, NAME:OPTION=VALUE, NAME@PROFILE, PROFILE, LABEL=PROFILE; see docs/evaluation.md.",
 )
 @click.option(
     "--judge",
@@ -89,6 +89,10 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
               help="System prompt of method system and of safe experts.")  # fmt: skip
 @click.option("--unsafe-system", default=UNSAFE_SYSTEM,
               help="Unsafe system prompt of self-cd and rose.")  # fmt: skip
+@click.option("--safe-expert", type=PATH,
+              help="Safe LoRA or model, for safe-lora, safedecoding and dexperts.")  # fmt: skip
+@click.option("--rivals", type=PATH,
+              help="Directory of minisafe rivals, for methods that are fitted.")  # fmt: skip
 @click.option("--limit", type=int, help="Most prompts of each kind, spread over the categories.")
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Prompts per batch.")
 @click.option(
@@ -106,7 +110,8 @@ def evaluate_command(
     out: Path, prompts: Files, benign: Files, borderline: Files,
     column: str | None, category_column: str | None, split: str, styles: str, benign_styles: str,
     attacks: tuple[str, ...], methods: str, judges: str, judge_layout: Path | None, choices: Files,
-    safe_system: str, unsafe_system: str,
+    safe_system: str, unsafe_system: str, safe_expert: Path | None,
+    rivals: Path | None,
     limit: int | None, batch_size: int, sample: int, against: str | None, resume: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
@@ -141,7 +146,10 @@ def evaluate_command(
         choose_attacks(attacks),
     )
     evaluation = Evaluation(
-        parse_methods(listed(methods), profile, flags, Systems(safe_system, unsafe_system)),
+        parse_methods(
+            listed(methods), profile, flags,
+            Materials.read(rivals, safe_system, unsafe_system, safe_expert),
+        ),
         chosen, plan, source, shlex.join(["minisafe", *sys.argv[1:]]), flags.get("seed", 0),
         sample, choices, against,
     )  # fmt: skip

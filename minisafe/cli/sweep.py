@@ -14,14 +14,20 @@ import click
 from minisafe.cli.evaluate import Files, files_of, gather_prompts, listed
 from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import MinisafeError, SettingError
-from minisafe.evaluation.evaluate import Evaluation, about, check_judges, write_run
+from minisafe.evaluation.attacks import choose_attacks
+from minisafe.evaluation.defences.fitted import write_chosen
+from minisafe.evaluation.evaluate import Evaluation, about, attacker_of, check_judges, write_run
+from minisafe.evaluation.fitting import halves
 from minisafe.evaluation.journal import check_directory
+from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.by_name import make_judge
 from minisafe.evaluation.judges.judgements import rule_all
-from minisafe.evaluation.methods.grid import AXES, grid
+from minisafe.evaluation.methods import Materials, Method
+from minisafe.evaluation.methods.grid import AXES, grid, points
+from minisafe.evaluation.prompts import Prompt, limit_prompts
 from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.evaluation.records import Judged, Response
-from minisafe.evaluation.report.best import Bounds, Row, choose, measured
+from minisafe.evaluation.report.best import Bounds, Row, choose, choose_each, measured
 from minisafe.evaluation.report.summary import join, write_summary
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
@@ -53,6 +59,13 @@ def axis(name: str, text: str) -> Callable[[Command], Command]:
 @click.option("--column", help="Column of the prompts, for a file of unknown layout.")
 @click.option("--styles", default="simple,instruction,cot", show_default=True,
               help="Styles of harmful prompts.")  # fmt: skip
+@click.option("--attacks", multiple=True,
+              help="Attacks on harmful prompts, as in minisafe evaluate. Repeatable.")  # fmt: skip
+@click.option("--method", "names", multiple=True,
+              help="Sweep built-in methods' own options, or all. Repeatable.")  # fmt: skip
+@click.option("--rivals", type=PATH,
+              help="With --method: directory that gets the chosen options.")  # fmt: skip
+@click.option("--safe-expert", type=PATH, help="With --method: safe LoRA or model.")
 @click.option("--judge", default="world", show_default=True, help="As in minisafe evaluate.")
 @click.option("--limit", type=int, help="Most prompts of each kind.")
 @click.option("--max-utility-loss", type=float, default=3.0, show_default=True,
@@ -80,60 +93,126 @@ def sweep(
     out: Path, sgds_lambda_axis: str, margin_axis: str, sa_scale_axis: str, sa_layer_axis: str,
     sa_positions_axis: str,
     prompts: Files, benign: Files, borderline: Files, column: str | None,
-    styles: str, judge: str, limit: int | None, max_utility_loss: float, max_over_refusal: float,
-    max_borderline: float, write: Path | None, batch_size: int, resume: bool, as_json: bool,
+    styles: str, attacks: tuple[str, ...], names: tuple[str, ...], rivals: Path | None,
+    safe_expert: Path | None, judge: str, limit: int | None,
+    max_utility_loss: float, max_over_refusal: float, max_borderline: float,
+    write: Path | None, batch_size: int, resume: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a grid of settings, and choose the lowest attack success within bounds on the cost.
 
     If no point is within the bounds, the exit code is 1 and no profile is written.
 
+    With --method, each method's own options are swept, on the development prompts that
+    minisafe rivals does not fit on, and the best options are stored in the directory --rivals,
+    where minisafe evaluate --rivals finds them.
+
     \b
-    Example:
+    Examples:
       minisafe sweep --out sweep --margins 0,0.3 --sa-scales 0.2,0.3 --write better.json
+      minisafe sweep --out sweep2 --method icd,input-guard --rivals rivals --attacks prefill-5
     """
     axes = (sgds_lambda_axis, margin_axis, sa_scale_axis, sa_layer_axis, sa_positions_axis)
     texts = dict(zip(AXES, axes, strict=True))
-    flags = common_flags()
-    profile = flags.pop("profile", None) or default_profile()
     if batch_size < 1:
         raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
     bounds = Bounds(max_utility_loss, max_over_refusal, max_borderline)
+    swept = [each for text in names for each in listed(text)]
+    check_flags(swept, write, rivals, safe_expert)
+    flags = common_flags()
+    profile = flags.pop("profile", None) or default_profile()
     load_profile(profile)
-    if write is not None:
-        check_directory(write.parent)
-    methods = grid({name: values_of(name, text) for name, text in texts.items()}, profile, flags)
+    if swept:
+        methods = points(swept, profile, flags, Materials.read(rivals, safe_expert=safe_expert))
+    else:
+        given = {name: values_of(name, text) for name, text in texts.items()}
+        methods = grid(given, profile, flags)
     files = {"harmful": prompts, "benign": benign, "borderline": borderline}
-    chosen, source = gather_prompts(files, column, None, "dev", limit)
-    templates = load_styles(listed(styles))
-    plan = Plan.make(chosen, templates, load_styles(["simple"]), batch_size)
+    chosen, source = prompts_of(files, column, limit, bool(swept))
+    plan = Plan.make(
+        chosen, load_styles(listed(styles)), load_styles(["simple"]), batch_size,
+        choose_attacks(attacks),
+    )  # fmt: skip
     ruling = make_judge(judge, out, flags.get("device", "cpu"))
-    check_judges([ruling], chosen, out)
-    line = ProgressLine()
-    answers = run(out, methods, plan, Processes(), line.show, resume)
-    by_id = {prompt.id: prompt for prompt in chosen}
-    judgements = rule_all(out, answers, by_id, [ruling], line.show)
-    line.close()
     command = shlex.join(["minisafe", *sys.argv[1:]])
     evaluation = Evaluation(methods, chosen, plan, source, command, flags.get("seed", 0))
-    rows, best = report(out, evaluation, answers, judgements, bounds)
-    show(rows, best, as_json)
+    rows = answer_and_rule(evaluation, ruling, out, resume, bounds)
+    if swept:
+        each_best = choose_each(rows, methods, bounds)
+        show(rows, list(each_best.values()), as_json)
+        store(rivals, each_best, methods)
+        return
+    best = choose(rows, bounds)
+    show(rows, [best], as_json)
     if best is None:
         raise MinisafeError("no point of the grid is within the bounds; widen one of them")
     if write is not None:
         write_best(write, profile, best)
 
 
+def prompts_of(
+    files: Mapping[str, Files], column: str | None, limit: int | None, for_rivals: bool
+) -> tuple[list[Prompt], str]:
+    """The prompts to choose settings on, and their source; for rivals, those of them that nothing
+    is fitted on."""
+    if not for_rivals:
+        return gather_prompts(files, column, None, "dev", limit)
+    chosen, source = gather_prompts(files, column, None, "dev", None)
+    _, left = halves(chosen)
+    source += ", the half that nothing is fitted on"
+    return left if limit is None else limit_prompts(left, limit), source
+
+
+def check_flags(
+    names: Sequence[str], write: Path | None, rivals: Path | None, safe_expert: Path | None
+) -> None:
+    """Raise `SettingError` for flags that do not go together, or a directory that cannot be."""
+    if names and write is not None:
+        raise SettingError("--write is for a sweep without --method; give --rivals DIR instead")
+    if not names and (rivals is not None or safe_expert is not None):
+        raise SettingError("--rivals and --safe-expert are for --method; give that too")
+    if write is not None:
+        check_directory(write.parent)
+
+
+def answer_and_rule(
+    evaluation: Evaluation, ruling: Judge, out: Path, resume: bool, bounds: Bounds
+) -> list[Row]:
+    """Run the sweep and write its summary and report; returns one row per point."""
+    check_judges([ruling], evaluation.prompts, out)
+    line = ProgressLine()
+    attacker = attacker_of(evaluation, [ruling]) if evaluation.attacked else None
+    answers = run(out, evaluation.methods, evaluation.plan, Processes(), line.show, resume,
+                  attacker=attacker)  # fmt: skip
+    by_id = {prompt.id: prompt for prompt in evaluation.prompts}
+    judgements = rule_all(out, answers, by_id, [ruling], line.show)
+    line.close()
+    return report(out, evaluation, answers, judgements, bounds)
+
+
 def report(
     out: Path, evaluation: Evaluation, answers: Sequence[Response], judgements: Sequence[Judged],
     bounds: Bounds,
-) -> tuple[list[Row], Row | None]:  # fmt: skip
-    """Write summary and report of a sweep; returns one row per point, and the chosen row."""
+) -> list[Row]:  # fmt: skip
+    """Write summary and report of a sweep; returns one row per point."""
     rows = measured(join(answers, judgements), evaluation.methods)
-    best = choose(rows, bounds)
+    best: Any = choose(rows, bounds)
+    if any(method.of for method in evaluation.methods[1:]):
+        best = choose_each(rows, evaluation.methods, bounds)
     made = Stored(about(evaluation, answers), answers, judgements, Measured(sweep=rows[1:]))
     summary = write_run(out, made, None)
     write_summary(out, summary | {"chosen": best})
-    return rows, best
+    return rows
+
+
+def store(rivals: Path | None, best: Mapping[str, Row | None], methods: Sequence[Method]) -> None:
+    """Store each method's chosen options; say which method has no point within the bounds."""
+    options = {method.name: method.options for method in methods}
+    found = {name: options[row["method"]] for name, row in best.items() if row is not None}
+    for name in best:
+        if name not in found:
+            click.echo(f"{name}: no point is within the bounds", err=True)
+    if rivals is not None:
+        write_chosen(rivals, found)
 
 
 def values_of(name: str, text: str) -> list[Any]:
@@ -161,14 +240,14 @@ def write_best(path: Path, profile: Path, best: Mapping[str, Any]) -> None:
     click.echo(f"{path}: {best['method']}", err=True)
 
 
-def show(rows: Sequence[Row], best: Row | None, as_json: bool) -> None:
-    """Print all points and mark the chosen one."""
+def show(rows: Sequence[Row], best: Sequence[Row | None], as_json: bool) -> None:
+    """Print all points and mark the chosen ones; as JSON, the one alone or a list."""
     if as_json:
-        click.echo(json.dumps({"points": rows, "chosen": best}))
+        click.echo(json.dumps({"points": rows, "chosen": best[0] if len(best) == 1 else best}))
         return
     names = ("asr", "utility", "over_refusal", "borderline")
     click.echo("  " + f"{'point':56}" + "".join(f"{name:>14}" for name in names))
     for row in rows:
-        mark = "* " if row is best else "  "
+        mark = "* " if any(row is each for each in best) else "  "
         cells = ("" if row[name] is None else f"{row[name]:.1f}" for name in names)
         click.echo(mark + f"{row['method']:56}" + "".join(f"{cell:>14}" for cell in cells))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minisafe.errors import SettingError
+from minisafe.evaluation.defences import Defended, Subject
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.judgements import JUDGEMENTS, read_known, rule_all
 from minisafe.evaluation.likelihood.choices import (
@@ -29,7 +30,6 @@ from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import Progress, run, silent
 from minisafe.evaluation.stored import Measured, Stored
-from minisafe.session import Session
 from minisafe.session.profile import load_profile
 from minisafe.session.settings import Settings
 
@@ -77,8 +77,9 @@ def evaluate(
     check_judges(judges, evaluation.prompts, directory)
     chosen_method([each.name for each in evaluation.methods], evaluation.against)
 
-    def check(session: Session) -> None:
-        check_choices(session, questions)
+    def check(session: Subject) -> None:
+        if not isinstance(session, Defended):
+            check_choices(session, questions)
 
     methods, plan = evaluation.methods, evaluation.plan
     attacker = attacker_of(evaluation, judges) if evaluation.attacked else None
@@ -126,6 +127,11 @@ def check_judges(judges: Sequence[Judge], prompts: Sequence[Prompt], directory: 
 def about(evaluation: Evaluation, answers: Sequence[Response]) -> dict[str, Any]:
     """A description of the run, for the first lines of the report."""
     made_by = {answer.method: answer.made_by for answer in answers}
+    options = {
+        method.name: {"options": dict(method.options)}
+        for method in evaluation.methods
+        if method.options
+    }
     kinds = [prompt.kind for prompt in evaluation.prompts]
     counts = {kind: kinds.count(kind) for kind in ("harmful", "benign", "borderline")}
     return {
@@ -135,7 +141,7 @@ def about(evaluation: Evaluation, answers: Sequence[Response]) -> dict[str, Any]
         "prompts": {"source": evaluation.source, **counts},
         "versions": next((made.versions for made in made_by.values()), {}),
         "models": {
-            name: {**made.models, "settings": unusual(made.settings)}
+            name: {**made.models, "settings": unusual(made.settings), **options.get(name, {})}
             for name, made in made_by.items()
         },
         "calibrations": calibrations(evaluation.methods, answers),
@@ -168,13 +174,19 @@ def measure_models(
     answers: Sequence[Response],
     progress: Progress,
 ) -> Measured:
-    """The measurements that need the models again: changes to the base, multiple choice."""
+    """The measurements that need the models again: changes to the base, multiple choice.
+
+    A method with a defence around the model has neither: what it does to prompts and whole answers
+    shows at no token.
+    """
     if not evaluation.sample and not questions:
         return Measured()
     changed: dict[str, Mapping[str, float]] = {}
     choices: list[Mapping[str, Any]] = []
     for number, method in enumerate(evaluation.methods, 1):
         session = load_method(method)
+        if isinstance(session, Defended):
+            continue
         own = [
             each
             for each in answers

@@ -95,14 +95,12 @@ class Session:
         chat: bool = False,
         batch_size: int = 8,
         first: int = 0,
+        draws: Sequence[int] | None = None,
     ) -> list[Result]:
         """Answers to several prompts, in prompt order; the prompts of a batch may differ in length.
-        See `run`.
-
-        first: the number of the first prompt; seed and number fix a prompt's draws.
-        """
+        See `run`."""
         found: dict[int, Result] = {}
-        for index, piece in self.run(prompts, chat=chat, batch_size=batch_size, first=first):
+        for index, piece in self.run(prompts, chat, batch_size, first, draws):
             if isinstance(piece, Result):
                 found[index] = piece
         return [found[index] for index in range(first, first + len(prompts))]
@@ -132,11 +130,13 @@ class Session:
         chat: bool = False,
         batch_size: int = 8,
         first: int = 0,
+        draws: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, str | Result]]:
         """Yields (prompt's number, text piece) as they come, and each prompt's `Result` at its end.
 
         prompts: texts, which `chat` puts into the chat template, and conversations. An answer that
-        begins with a prefill is what follows it. Numbers count from `first`.
+        begins with a prefill is what follows it. Numbers count from `first`. draws: for each
+        prompt, the number that fixes its draws, with the seed; by default its own number.
 
         Raises `PromptError` if a prompt cannot be answered, before any is.
         """
@@ -144,22 +144,18 @@ class Session:
             raise SettingError(f"batch_size is {batch_size}; expected 1 or more")
         if isinstance(prompts, str):
             raise PromptError("prompts is a single text; expected a list of texts")
-        encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
-        if self.alone is not None:
-            asked = [as_chat(prompt) if chat else prompt for prompt in prompts]
-            encoded = without_context(self, asked, encoded, batch_size)
+        numbers = draws_of(len(prompts), first, draws)
+        encoded = self.encode_prompts(prompts, chat, batch_size)
         for each in encoded:
             self.check_fits(each.ids)
         for start in range(0, len(prompts), batch_size):
             batch = encoded[start : start + batch_size]
             requests = [
-                replace(
-                    self.new_request(each.ids, first + start + n, each.gated, each.answers),
-                    alone=each.alone,
-                )
+                self.new_request(each.ids, numbers[start + n], each.gated, each.answers, each.alone)
                 for n, each in enumerate(batch)
             ]
-            yield from self.results(requests, [each.context for each in batch])
+            for n, piece in self.results(requests, [each.context for each in batch]):
+                yield first + start + n, piece
 
     def variations(
         self, prompts: Sequence[str | ChatPrompt], chat: bool = True, batch_size: int = 8
@@ -194,19 +190,21 @@ class Session:
         index: int = 0,
         gated: bool = False,
         answers: Sequence[tuple[int, int | None]] | None = None,
+        alone: float | None = None,
     ) -> Request:
         """A request for a new prompt. prompts: its ids per stream.
 
         index: its number; seed and index fix the draws. gated: whether it is a chat's first turn,
-        as the gate was calibrated on.
+        as the gate was calibrated on. alone: as in `Request`.
         """
         settings, spans = self.settings, self.spans(prompts[0], answers)
-        return Request(prompts, spans, settings, settings.max_new_tokens, index, gated)
+        most = settings.max_new_tokens
+        return Request(prompts, spans, settings, most, index, gated, alone=alone)
 
     def results(
         self, requests: Sequence[Request], contexts: Sequence[Sequence[int]]
     ) -> Iterator[tuple[int, str | Result]]:
-        """Yields (request's index, text piece) as they come, and each one's `Result` at its end.
+        """Yields (request's place, text piece) as they come, and each one's `Result` at its end.
 
         contexts: per request, the ids of the text that the answer continues; empty in a chat.
         """
@@ -215,10 +213,10 @@ class Session:
         for number, piece in self.grow(generation, answers):
             request, answer = requests[number], answers[number]
             if piece:
-                yield request.index, piece
+                yield number, piece
             if answer.ended:
                 acted = self.stages.on_answer(generation.states[number], self.gate)
-                yield request.index, answer.result(len(request.prompts[0]), acted)
+                yield number, answer.result(len(request.prompts[0]), acted)
 
     def new_generation(
         self, requests: Sequence[Request], lockstep: Lockstep | None = None
@@ -279,6 +277,17 @@ class Session:
         return {s: self.steering.slots(row, moved(spans, n)) for s, n in ahead.items()}
 
     # ---- texts to ids ----------------------------------------------------------------------
+
+    def encode_prompts(
+        self, prompts: Sequence[str | ChatPrompt], chat: bool, batch_size: int = 8
+    ) -> list[EncodedPrompt]:
+        """What is read of each prompt when it is answered: if messages are read alone too, that may
+        be a part of it. Raises `PromptError`."""
+        encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
+        if self.alone is None:
+            return encoded
+        asked = [as_chat(prompt) if chat else prompt for prompt in prompts]
+        return without_context(self, asked, encoded, batch_size)
 
     def encode_prompt(self, prompt: str | ChatPrompt, chat: bool) -> EncodedPrompt:
         """A text, or a conversation, as a request takes it. Raises `PromptError`."""
@@ -415,3 +424,11 @@ class Session:
                 "steering cannot be switched on or off now; start again with --sa-scale"
             )
         return replace(self.steering, scale=settings.sa_scale, positions=settings.sa_positions)
+
+
+def draws_of(n: int, first: int, draws: Sequence[int] | None) -> Sequence[int]:
+    """The numbers that fix the draws of n prompts; raises `SettingError` if they are not n."""
+    found = range(first, first + n) if draws is None else draws
+    if len(found) != n:
+        raise SettingError(f"{len(found)} numbers of draws for {n} prompts; expected as many")
+    return found

@@ -40,6 +40,7 @@ from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.resume import read_all
 from minisafe.evaluation.runner.run import run
 from minisafe.evaluation.statistics import wilson
+from minisafe.session import Session
 from minisafe.session.profile import default_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,10 +111,27 @@ def test_styles_that_cannot_be(tmp_path: Path) -> None:
 # ---- methods -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if "gate" not in name])
+AROUND = (
+    "icd",
+    "self-reminder",
+    "safe-lora",
+    "input-guard",
+    "output-guard",
+    "perplexity",
+    "refusal-direction",
+    "cast",
+    "alphasteer",
+)  # tests/evaluation/defences
+ANCHORED = ("shipped", "anchored", "veto")  # test_methods.py
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in METHODS if "gate" not in name and name not in AROUND + ANCHORED]
+)
 def test_every_built_in_method_answers_on_the_shipped_profile(name: str) -> None:
     (method,) = methods(name)
     session = load_method(method)
+    assert isinstance(session, Session)
     assert session.generate(["How do I wash a table?"], chat=True)[0].text
     applied = session.stages.to_json()
     assert (applied["sa"] is not None) == (name == "sa" or name.startswith("safeinfer"))

@@ -19,7 +19,7 @@ from minisafe.evaluation.attacks.gradient import embedded, place_of, word_gradie
 from minisafe.evaluation.attacks.oracle import SessionOracle, compliant_answers
 from minisafe.evaluation.attacks.search import coordinate, gcg
 from minisafe.evaluation.judges.world import WorldJudge
-from minisafe.evaluation.likelihood.scoring import Pair
+from minisafe.evaluation.likelihood.scoring import Pair, begun_pairs
 from minisafe.evaluation.prompts import default_prompts
 from minisafe.evaluation.runner.attacker import Attacker
 from minisafe.guidance import SGDS, DExperts, SafeDecoding
@@ -44,11 +44,12 @@ def oracle_of(session: Session) -> SessionOracle:
     return SessionOracle(session, WorldJudge(), {}, {})
 
 
-def asked(oracle: SessionOracle) -> tuple[Pair, list[int], list[int]]:
+def asked(session: Session) -> tuple[Pair, list[int], list[int]]:
     """A question with words after it, the words' ids, and the ids to put in their place."""
-    prompt = ChatPrompt.of(f"Who knows? {' '.join(WORDS)}")
+    oracle, prompt = oracle_of(session), ChatPrompt.of(f"Who knows? {' '.join(WORDS)}")
     ids = [oracle.ids[word] for word in WORDS]
-    return oracle.pair(prompt, BEGINNING), ids, list(oracle.ids.values())
+    (pair,) = begun_pairs(session, [prompt], BEGINNING)
+    return pair, ids, list(oracle.ids.values())
 
 
 # ---- the reference: one-hot rows times the embedding, each stream alone, in float64 --------------
@@ -109,7 +110,7 @@ def reference(session: Session, pair: Pair, words: list[int], others: list[int])
 @pytest.mark.parametrize("positions", ["prompt", "last", "all"])
 def test_the_gradient_is_the_references(world: World, expert: str, positions: str) -> None:
     session = load(world, expert, sa_positions=positions, margin=0.2)
-    pair, words, others = asked(oracle_of(session))
+    pair, words, others = asked(session)
     found, wanted = (
         way(session, pair, words, others).double() for way in (word_gradient, reference)
     )
@@ -124,7 +125,7 @@ def test_the_gradient_is_the_references(world: World, expert: str, positions: st
 
 def test_the_reference_is_what_differences_say(world: World) -> None:
     session = load(world, margin=0.2)
-    pair, words, others = asked(oracle_of(session))
+    pair, words, others = asked(session)
     wanted, hot = reference(session, pair, words, others), one_hot(session, words)
     places, width = [place_of(words, prompt) for prompt in pair.prompts], 1e-6
     for word in range(len(WORDS)):
@@ -142,7 +143,7 @@ def test_three_streams_and_a_rule_of_three(world: World) -> None:
     third = replace(session.streams[1], adapter=None)
     streams: Any = (*session.streams, third)
     three = replace(session, streams=streams, rule=DExperts(alpha=0.5))
-    pair, words, others = asked(oracle_of(session))
+    pair, words, others = asked(session)
     pair = replace(pair, prompts=(*pair.prompts, pair.prompts[0]))
     wanted = reference(three, pair, words, others)
     found = word_gradient(three, pair, words, others).double()
@@ -151,7 +152,7 @@ def test_three_streams_and_a_rule_of_three(world: World) -> None:
 
 def test_a_rule_that_forbids_tokens_leaves_the_steered_bases_gradient(world: World) -> None:
     session = replace(load(world), rule=SafeDecoding(first_tokens=None))
-    pair, words, others = asked(oracle_of(session))
+    pair, words, others = asked(session)
     found = word_gradient(session, pair, words, others)
     assert found.isfinite().all()
     alone = replace(session.plain(), steering=session.steering)
@@ -160,7 +161,7 @@ def test_a_rule_that_forbids_tokens_leaves_the_steered_bases_gradient(world: Wor
 
 def test_a_session_stays_as_it_was(world: World) -> None:
     session = load(world)
-    pair, words, others = asked(oracle_of(session))
+    pair, words, others = asked(session)
     parameters = list(session.model.parameters())
     parameters[0].requires_grad_(True)
     flags, values = (
@@ -188,7 +189,7 @@ def test_a_session_stays_as_it_was(world: World) -> None:
 
 def test_other_weights_are_refused(world: World) -> None:
     session = load(world, weights="int8")
-    pair, words, others = asked(oracle_of(session))
+    pair, words, others = asked(session)
     with pytest.raises(SettingError, match="the weights are int8; use --weights plain"):
         word_gradient(session, pair, words, others)
 

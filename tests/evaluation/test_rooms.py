@@ -11,9 +11,11 @@ HOUSE = Path(minisafe.evaluation.__file__).parent
 FLOORS = (
     {"journal", "statistics", "prompts", "world"},
     {"records"},
-    {"judges", "methods"},
-    {"likelihood"},
+    {"judges", "likelihood"},
+    {"defences"},
+    {"methods"},
     {"attacks"},
+    {"fitting"},
     {"runner"},
     {"report"},
     {"stored"},

@@ -13,8 +13,9 @@ from minisafe.errors import SettingError
 from minisafe.evaluation.attacks.attack import Target
 from minisafe.evaluation.attacks.gradient import word_gradient
 from minisafe.evaluation.attacks.text import PERSONA
+from minisafe.evaluation.defences import Subject, likelihoods, with_gradients
 from minisafe.evaluation.judges import Judge
-from minisafe.evaluation.likelihood.scoring import Pair, following, score_pairs
+from minisafe.evaluation.likelihood.scoring import begun_pairs, following
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.prompts.styles import STYLES, fill
 from minisafe.session import Session
@@ -43,7 +44,7 @@ class Asked:
 
 
 class SessionOracle:
-    """Asks a method's session.
+    """Asks a method's session, through its defence if it has one.
 
     queries counts what the defended model was asked; the caller may set it back. prompts: all
     questions of the run, by id. compliant: from `compliant_answers`.
@@ -51,7 +52,7 @@ class SessionOracle:
 
     def __init__(
         self,
-        session: Session,
+        session: Subject,
         judge: Judge,
         prompts: Mapping[str, Prompt],
         compliant: Mapping[str, str],
@@ -80,11 +81,15 @@ class SessionOracle:
         new = {key: each for key, each in zip(keys, asked, strict=True) if key not in self.given}
         for temperature in dict.fromkeys(each.temperature for each in new.values()):
             chosen = {key: each for key, each in new.items() if each.temperature == temperature}
-            session = self.session
+            session: Subject = self.session
             if session.settings.temperature != temperature:
                 session = session.with_settings({"temperature": temperature})
-            answers = answer_all(session, list(chosen.values()), self.batch_size)
-            self.given |= dict(zip(chosen, answers, strict=True))
+            results = session.generate(
+                [each.prompt for each in chosen.values()],
+                batch_size=self.batch_size,
+                draws=[each.draw for each in chosen.values()],
+            )
+            self.given |= {key: each.text for key, each in zip(chosen, results, strict=True)}
         return [self.given[key] for key in keys]
 
     def complies(
@@ -96,14 +101,7 @@ class SessionOracle:
 
     def likelihood(self, prompts: Sequence[ChatPrompt], beginning: str) -> list[float]:
         self.queries += len(prompts)
-        pairs = [self.pair(prompt, beginning) for prompt in prompts]
-        return [each.total for each in score_pairs(self.session, pairs, self.batch_size, lean=True)]
-
-    def pair(self, prompt: ChatPrompt, beginning: str) -> Pair:
-        """A prompt and the beginning of its answer, as they are scored."""
-        encoded = self.session.encode_prompt(prompt, chat=True)
-        begun = self.session.tokenizer.encode_begun(beginning, encoded.ids[0])
-        return Pair(encoded.ids, tuple(begun), encoded.gated, encoded.answers)
+        return likelihoods(self.session, prompts, beginning, self.batch_size)
 
     def compliant(self, target: Target) -> str:
         return self.answers.get(target.id, FALLBACK)
@@ -133,8 +131,10 @@ class SessionOracle:
 
     def gradient(self, prompt: ChatPrompt, words: Sequence[str], beginning: str) -> Tensor:
         self.queries += 1
-        pair, others = self.pair(prompt, beginning), list(self.ids.values())
-        return word_gradient(self.session, pair, [self.ids[word] for word in words], others)
+        session, others = with_gradients(self.session), list(self.ids.values())
+        # as it is written: what is read of a prompt is a yes or no, which has no derivative
+        (pair,) = begun_pairs(session, [prompt], beginning, whole=True)
+        return word_gradient(session, pair, [self.ids[word] for word in words], others)
 
     @cached_property
     def undefended(self) -> SessionOracle:
@@ -142,26 +142,7 @@ class SessionOracle:
         return SessionOracle(plain, self.judge, self.prompts, self.answers, self.batch_size)
 
 
-def answer_all(session: Session, asked: Sequence[Asked], batch_size: int) -> list[str]:
-    """A session's answers, each with its own draws."""
-    found = []
-    for start in range(0, len(asked), batch_size):
-        batch = asked[start : start + batch_size]
-        encoded = [session.encode_prompt(each.prompt, chat=True) for each in batch]
-        for prompt in encoded:
-            session.check_fits(prompt.ids)
-        requests = [
-            session.new_request(prompt.ids, each.draw, prompt.gated, prompt.answers)
-            for prompt, each in zip(encoded, batch, strict=True)
-        ]
-        answers = [session.new_answer(prompt.context) for prompt in encoded]
-        for _ in session.grow(session.new_generation(requests), answers):
-            pass
-        found += ["".join(answer.pieces) for answer in answers]
-    return found
-
-
-def vocabulary_words(session: Session) -> list[str]:
+def vocabulary_words(session: Subject) -> list[str]:
     """The whole lower-case words among the tokens, in the order of their ids."""
     tokenizer = session.tokenizer
     texts = (tokenizer.decode([id_]).strip() for id_ in range(min(tokenizer.size, session.n_ids)))

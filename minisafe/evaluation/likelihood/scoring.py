@@ -19,6 +19,7 @@ from minisafe.lockstep import Lockstep, Stream, log_probs_of
 from minisafe.lora import AdaptedRows
 from minisafe.policy import Policy, Seen
 from minisafe.session import Session
+from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.slots import Slot
 from minisafe.tokenizer import Message, Tokenizer
 
@@ -157,6 +158,26 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
     if isinstance(continuation, str):
         continuation = following(session.tokenizer, "", continuation)
     return Pair((tuple(context),) * len(session.streams), tuple(continuation))
+
+
+def begun_pairs(
+    session: Session,
+    prompts: Sequence[ChatPrompt],
+    beginning: str,
+    batch_size: int = 8,
+    whole: bool = False,
+) -> list[Pair]:
+    """Conversations and the beginning of each one's answer, as they are scored. whole: as they are
+    written; otherwise as they are answered (`Session.encode_prompts`)."""
+    if whole:
+        found = [session.encode_prompt(prompt, chat=True) for prompt in prompts]
+    else:
+        found = session.encode_prompts(prompts, chat=True, batch_size=batch_size)
+    pairs = []
+    for encoded in found:
+        begun = session.tokenizer.encode_begun(beginning, encoded.ids[0])
+        pairs.append(Pair(encoded.ids, tuple(begun), encoded.gated, encoded.answers))
+    return pairs
 
 
 def following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:

@@ -10,12 +10,12 @@ from pathlib import Path
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks import Target
 from minisafe.evaluation.attacks.oracle import SessionOracle, compliant_answers
+from minisafe.evaluation.defences import Subject
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.methods import Method, load_method
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.runner.distributed import Processes
 from minisafe.files import parse_json, read_text, write_text
-from minisafe.session import Session
 
 COMPLIANT = "compliant.json"  # in a run's directory: material that attacks are made of
 MOST_BYTES = 256 << 20
@@ -43,7 +43,7 @@ class Attacker:
         """A question as an attack takes it."""
         return Target(prompt.id, prompt.text, self.numbers[prompt.id], self.seed)
 
-    def oracle(self, session: Session) -> SessionOracle:
+    def oracle(self, session: Subject) -> SessionOracle:
         """What an attack may ask of a method."""
         return SessionOracle(session, self.judge, self.by_id, self.compliant, self.batch_size)
 

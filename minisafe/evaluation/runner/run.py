@@ -19,6 +19,7 @@ from minisafe.evaluation.attacks import Attempt
 from minisafe.evaluation.attacks.gradient import check_white_box
 from minisafe.evaluation.attacks.oracle import SessionOracle
 from minisafe.evaluation.attacks.together import together
+from minisafe.evaluation.defences import Subject, with_gradients
 from minisafe.evaluation.journal import Journal, check_directory, write_journal
 from minisafe.evaluation.methods import Method, load_method, made_by
 from minisafe.evaluation.records import Gated, Key, MadeBy, Response
@@ -33,11 +34,10 @@ from minisafe.evaluation.runner.resume import (
     parts_of,
     read_all,
 )
-from minisafe.session import Session
 from minisafe.session.answer import Result
 
 Progress = Callable[[str, int, int], None]
-Check = Callable[[Session], None]
+Check = Callable[[Subject], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -89,7 +89,7 @@ def answer_all(
     plan: Plan,
     processes: Processes,
     found: Mapping[Key, Response],
-    loaded: dict[str, Session],
+    loaded: dict[str, Subject],
     journal: Journal,
     progress: Progress,
     attacker: Attacker | None,
@@ -134,7 +134,7 @@ def share_of(
 
 
 def answer(
-    session: Session,
+    session: Subject,
     method: Method,
     batch: Sequence[Job],
     about: MadeBy,
@@ -216,13 +216,13 @@ def check_methods(
     plan: Plan,
     found: Mapping[Key, Response],
     check: Check,
-) -> dict[str, Session]:
+) -> dict[str, Subject]:
     """Load every method and raise its errors; returns the session that answers first.
 
     Methods are loaded from the last to the first, one at a time. So an error in any of them comes
     before the first answer.
     """
-    session: Session | None = None
+    session: Subject | None = None
     used = {name for name, _, _ in found}
     for method in reversed(methods):
         session = None
@@ -232,13 +232,12 @@ def check_methods(
         session = load_method(method)
         check_same(directory, method, made_by(session), found)
         check_prompts(session, batches)
-        if any(job.attack and job.attack.white_box for batch in batches for job in batch):
-            check_white_box(session)
+        check_attacks(method, session, batches)
         check(session)
     return {} if session is None else {methods[0].name: session}
 
 
-def check_prompts(session: Session, batches: Iterable[Sequence[Job]]) -> None:
+def check_prompts(session: Subject, batches: Iterable[Sequence[Job]]) -> None:
     """Raise a `PromptError` that names the prompt if one does not fit the session."""
     for batch in batches:
         for job in batch:
@@ -246,6 +245,18 @@ def check_prompts(session: Session, batches: Iterable[Sequence[Job]]) -> None:
                 session.check_fits(session.encode_prompt(job.chat, chat=True).ids)
             except PromptError as error:
                 raise PromptError(f"prompt {job.prompt.id}, style {job.style}: {error}") from None
+
+
+def check_attacks(method: Method, session: Subject, batches: Iterable[Sequence[Job]]) -> None:
+    """Raise `SettingError` for an attack that needs gradients where there are none."""
+    attacks = {job.attack for batch in batches for job in batch if job.attack is not None}
+    try:
+        for attack in attacks:
+            if attack.white_box:  # without searching, it asks the undefended base alone
+                asked = with_gradients(session) if attack.is_searching else session.plain()
+                check_white_box(asked)
+    except SettingError as error:
+        raise SettingError(f"method {method.name}: {error}") from None
 
 
 # ---- files -------------------------------------------------------------------------------------
