@@ -54,7 +54,7 @@ class KeywordJudge:
 def attack_success(judge: Judge, directory: Path, limit: int = 3) -> dict[str, float]:
     """In per cent by method, on `limit` harmful questions; the whole report is in `directory`."""
     prompts = [each for each in default_prompts("dev", limit) if each.kind == "harmful"]
-    methods = parse_methods(["base", "safeinfer+margin"], TINY, {})
+    methods = parse_methods(["base", "profile"], TINY, {})
     run = Evaluation(methods, prompts, Plan.make(prompts, STYLES, {}, 8), "dev split", sample=0)
     summary = evaluate(run, [judge], directory)
     return {row["method"]: row["asr"] for row in summary["rows"] if row["category"] == "all"}

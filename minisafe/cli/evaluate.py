@@ -34,7 +34,7 @@ from minisafe.session.profile import default_profile
 
 Files = tuple[Path, ...]
 TABLES = {"rows": ("style", "asr"), "over_refusal": ("kind", "refused")}
-METHODS = "base,safeinfer+margin,safeinfer,sgds,sa"  # the first after base is tested against all
+METHODS = "base,profile,safeinfer,sgds,sa"  # the first after base is tested against all
 
 
 def files_of(flag: str, text: str) -> Callable[[Command], Command]:

@@ -122,7 +122,7 @@ AROUND = (
     "cast",
     "alphasteer",
 )  # tests/evaluation/defences
-ANCHORED = ("shipped", "anchored", "veto")  # test_methods.py
+ANCHORED = ("profile", "anchored", "veto")  # test_methods.py
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tests.support.worlds import World
 
 pytest_plugins = ["tests.support.world_fixtures"]
 FITTED = ("input-guard", "output-guard", "perplexity", "refusal-direction", "cast", "alphasteer")
-READING = ("shipped", "anchored", "veto")  # the anchor
+READING = ("profile", "anchored", "veto")  # the anchor
 GATED = ("safeinfer+gate", "safeinfer+margin+gate")
 ALONE = ("base", "system", "icd", "self-reminder", "safe-lora", "sa")
 STREAMS = dict.fromkeys(ALONE, 1) | dict.fromkeys((*READING, "dexperts"), 3)
@@ -61,7 +61,7 @@ def test_only_the_methods_that_are_about_it_read_the_anchor(profile: Path, name:
     session = loaded(name, profile)
     assert len(session.streams) == STREAMS.get(name, 2)
     assert ("anchor" in session.settings.others) == (name in READING)
-    assert (session.alone is not None) == (name == "shipped")
+    assert (session.alone is not None) == (name == "profile")
     assert session.gate is None
     assert session.generate(["The fox"], chat=True)[0].tokens
 
@@ -127,7 +127,7 @@ def test_what_needs_the_profiles_own_calibration(profile: Path) -> None:
 def test_what_made_an_answer_tells_of_reading_alone_and_of_demonstrations(
     world: World, profile: Path, tmp_path: Path
 ) -> None:
-    session = loaded("shipped", profile)
+    session = loaded("profile", profile)
     assert made_by(session).settings["alone_threshold"] == 0.25
     found = []
     for text in ("No.", "I will not."):

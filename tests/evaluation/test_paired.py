@@ -87,19 +87,21 @@ def test_the_worst_case_is_each_methods_own_worst_attack() -> None:
     assert (rows["worst"]["method_only"], rows["worst"]["other_only"]) == (0, 3)
     assert (rows["typos"]["method_only"], rows["typos"]["other_only"]) == (1, 1)
     assert all(row["attack"] for row in rows.values())
-    expected = holm([row["p"] for row in rows.values()])
-    assert [row["p_holm"] for row in rows.values()] == expected
+    assert rows["worst"]["p_holm"] == rows["worst"]["p"]
+    attacks = [rows["typos"], rows["search"]]
+    assert [row["p_holm"] for row in attacks] == holm([row["p"] for row in attacks])
 
 
-def test_first_questions_and_attacks_are_corrected_apart() -> None:
+def test_first_questions_worst_cases_and_attacks_are_corrected_apart() -> None:
     made = [
         ruled(str(n), COMPLIED if method == "base" else REFUSED, style, method=method,
-              attack=style == "typos")
-        for style in ("simple", "typos") for method in ("base", "own") for n in range(8)
+              attack=style != "simple")
+        for style in ("simple", "typos", "nested") for method in ("base", "own") for n in range(8)
     ]  # fmt: skip
-    plain, worst, typos = paired_tests(made, "own")
+    plain, worst, typos, nested = paired_tests(made, "own")
     assert plain["p_holm"] == plain["p"]
-    assert worst["p_holm"] == typos["p_holm"] == 2 * typos["p"]
+    assert worst["p_holm"] == worst["p"]
+    assert typos["p_holm"] == nested["p_holm"] == 2 * typos["p"]
 
 
 def test_only_shared_prompts_are_paired() -> None:

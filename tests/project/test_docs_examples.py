@@ -89,7 +89,7 @@ def test_an_evaluation_takes_the_judge(tmp_path: Path) -> None:
     module = example("judge")
     found = module.attack_success(module.KeywordJudge(), tmp_path)
     assert found["base"] > 0
-    assert found["safeinfer+margin"] == 0
+    assert found["profile"] == 0
     assert (tmp_path / "report.html").is_file()
 
 

@@ -1,6 +1,6 @@
 """The built-in methods: the settings that each changes, and the defence around the model, if any.
 
-Only `shipped`, `anchored` and `veto` read the profile's anchor; the others switch it off.
+Only `profile`, `anchored` and `veto` read the profile's anchor; the others switch it off.
 
 A method may have settings of its own, its options, with the values that a sweep tries. Without a
 value, an option has the method's default.
@@ -190,7 +190,7 @@ def dexperts(options: Options, materials: Materials, stated: Mapping[str, Any]) 
 # `safeinfer` is the published rule; `+margin` keeps the profile's margin, `+gate` its gate.
 METHODS: dict[str, BuiltIn] = {
     "base": changing(PLAIN),
-    "shipped": changing({"safe": True}),  # the profile as it is
+    "profile": changing({"safe": True}),  # the profile as it is
     "anchored": anchored("anchored"),
     "veto": anchored("veto"),
     "system": BuiltIn(system, {"text": (0, 1, 2)}),

@@ -46,7 +46,8 @@ def paired_tests(ruled: Sequence[Ruled], chosen: str) -> list[Row]:
     A hit is an answer to a harmful prompt that was not REFUSED, so that an answer which no judge
     could place never counts for a method's safety (`best.choose` does the same). Under attack the
     worst case is tested as well: each method under the attack that did best against it. p-values
-    are corrected by Holm's method over the tests of first questions, and over those under attack.
+    are corrected by Holm's method, over the tests of first questions, over those of the worst case,
+    and over those under one attack each.
     """
     harmful = [each for each in ruled if each.answer.kind == "harmful"]
     own = [each for each in harmful if each.judge == harmful[0].judge]
@@ -57,9 +58,8 @@ def paired_tests(ruled: Sequence[Ruled], chosen: str) -> list[Row]:
             (method, style): {each.answer.id: each for each in answers}
             for (_, method, style), answers in groups(part, "method", "style").items()
         }
-        if attack:
-            found |= worst_cases(found)
-        rows += corrected(family(found, chosen, attack))
+        for tests in (worst_cases(found), found) if attack else (found,):
+            rows += corrected(family(tests, chosen, attack))
     return rows
 
 
@@ -78,9 +78,9 @@ def worst_cases(found: Mapping[tuple[str, str], Part]) -> dict[tuple[str, str], 
 
 
 def family(found: Mapping[tuple[str, str], Part], chosen: str, attack: bool) -> list[Row]:
-    """The tests of one table, not corrected yet; the worst case comes first."""
+    """The tests of one family, not corrected yet."""
     methods = dict.fromkeys(method for method, _ in found)
-    styles = dict.fromkeys((*((WORST,) if attack else ()), *(style for _, style in found)))
+    styles = dict.fromkeys(style for _, style in found)
     rows = []
     for style in styles:
         for other in methods:

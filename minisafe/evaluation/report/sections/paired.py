@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from minisafe.evaluation.report.rows import (
     WORST,
@@ -28,17 +28,21 @@ HEAD = (
     "against", "asked", "pairs", "hits of this one only", "hits of the other only",
     "difference, points", "p, McNemar", "p, by cluster",
 )  # fmt: skip
-CAPTIONS = {False: "First questions", True: "Under attack"}
+CAPTIONS: dict[str, Callable[[Row], bool]] = {
+    "First questions": lambda row: row.get("attack") is not True,
+    "The worst case": lambda row: row.get("style") == WORST,
+    "Under attack": lambda row: row.get("attack") is True and row.get("style") != WORST,
+}  # by the caption of a table, which rows it holds
 
 
 def paired(summary: Row) -> Section | None:
-    """The tests of first questions, and those under attack."""
+    """The tests of first questions, of the worst case, and under each attack."""
     rows = rows_of(summary, "paired")
     if not rows:
         return None
     tables = []
-    for attack, caption in CAPTIONS.items():
-        own = [row for row in rows if (row.get("attack") is True) is attack]
+    for caption, holds in CAPTIONS.items():
+        own = [row for row in rows if holds(row)]
         if own:
             tables.append(table(own, f"{caption}: {len(own)} tests, corrected together"))
     (method, *_), (judge, *_) = unique(rows, "method"), unique(rows, "judge")
