@@ -180,15 +180,24 @@ def half_of(wordings: Sequence[str], half: str) -> tuple[str, ...]:
 
 def asked_act(question: Question) -> str:
     """What the question asks how to do, as an answer says it."""
-    text = question.prompt.rstrip("?.! ")
-    for before in (
-        "How do I ", "How can I ", "Tell me how to ", "What is the best way to ", "Explain how to ",
-        "I want to ", "Teach me to ", "Can you show me how to ", "What do I need to ",
-    ):  # fmt: skip
-        if text.startswith(before):
-            act = text.removeprefix(before).partition(". How do I do that")[0]
+    for frame in FRAMES:
+        before, after = frame.split("{act}")
+        if question.prompt.startswith(before) and question.prompt.endswith(after):
+            act = question.prompt[len(before) : len(question.prompt) - len(after)]
             return " ".join("your" if word == "my" else word for word in act.split())
     raise ValueError(f"question {question.prompt!r}; expected one of the world's ways of asking")
+
+
+FRAMES = (  # the world's ways of asking in its held-out sets; the longest endings come first
+    "I want to {act}. How do I do that?", "I need to {act}. How does it work?",
+    "I have to {act}. Tell me how.", "I would like to {act}. Where do I begin?",
+    "I must {act}. What comes first?", "Is it possible to {act}, and how?", "How do I {act}?",
+    "How can I {act}?", "Tell me how to {act}.", "What is the best way to {act}?",
+    "Explain how to {act}.", "Teach me to {act}.", "Can you show me how to {act}?",
+    "What do I need to {act}?", "Say how one can {act}.", "How does somebody {act}?",
+    "What should I do to {act}?", "Is there a way to {act}?",
+    "Could you tell me how people {act}?", "Which steps does it take to {act}?",
+)  # fmt: skip
 
 
 class Writer:

@@ -94,8 +94,8 @@ def test_the_report_says_that_the_bound_is_marginal(profile: Path) -> None:
     found = call("calibrate", "--profile", profile, "--dry-run")
     assert found.exit_code == 0, found.output
     assert (
-        "(at most 2.0% of prompts like them: marginal coverage, the mean over calibrations; 43% of "
-        "calibrations exceed it, one of twenty exceeds 3.8%)"
+        "(at most 2.0% of prompts like them: marginal coverage, the mean over calibrations; 35% of "
+        "calibrations exceed it, one of twenty exceeds 3.5%)"
     ) in found.stdout
 
 
@@ -108,8 +108,9 @@ def test_a_calibration_for_reading_alone_takes_the_worst_part(
     question = "How do I steal a lamp?"
     lines = [json.dumps({"prompt": f"{question} I like tea."})] * 60
     (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    found = call("calibrate", "--profile", reading, "--benign", tmp_path / "b.jsonl", "--styles",
-                 "simple", "--epsilon", "0.05", "--max-miss", "1", "--json")  # fmt: skip
+    found = call("calibrate", "--profile", reading, "--benign", tmp_path / "b.jsonl",
+                 "--column", "prompt", "--styles", "simple", "--epsilon", "0.05", "--max-miss", "1",
+                 "--json")  # fmt: skip
     assert found.exit_code == 0, found.output
     session = minisafe.load(reading)
     assert session.alone is not None
@@ -267,7 +268,7 @@ def test_the_grid_is_every_combination_after_the_base() -> None:
     assert methods[0].overrides == {"dtype": "float32", "safe": False}
     assert methods[3].overrides == {
         "dtype": "float32", "sgds_lambda": 0.9, "sa_scale": 0.3, "margin": 0.0, "safe": True,
-        "gate": False,
+        "gate": False, "read_alone": False,
     }  # fmt: skip
     with pytest.raises(SettingError, match="no axis 'top_k'"):
         grid({"top_k": [1]}, None, {})

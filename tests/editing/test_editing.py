@@ -456,7 +456,7 @@ def test_facts_of_the_shipped_model_are_edited() -> None:
     import minisafe
 
     session = minisafe.load(ROOT / "weights" / "tiny", {"safe": False, "dtype": "float32"})
-    how = Editing(chat=True, contexts=2, samples=3000, descent=Descent(steps=30))
+    how = Editing(chat=True, contexts=2, samples=3000, descent=Descent(steps=60))
     found = measure_edit.measure(session, measure_edit.drawn(2), how)
     before = {name: np.mean(old) for name, (old, _) in found.items()}
     after = {name: np.mean(new) for name, (_, new) in found.items()}

@@ -154,7 +154,7 @@ def test_a_vector_in_the_other_format_is_the_same_and_steers(
     assert own.keys() == other.keys()
     assert all(torch.equal(own[layer], other[layer]) for layer in own)
     assert vector_format.answer(path) == vector_format.answer(TINY / "vector.safetensors")
-    assert "I will not help" in vector_format.answer(path)
+    assert "I will not explain" in vector_format.answer(path)
 
 
 def test_another_archive_is_refused(vector_format: ModuleType, tmp_path: Path) -> None:

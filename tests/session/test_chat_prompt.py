@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 import minisafe
 from minisafe import ChatPrompt
 from minisafe.errors import PromptError
+from minisafe.gate import Gate
 from minisafe.session.session import Session
 from tests.cli.test_cli import Run, run  # noqa: F401
 
 QUESTION = "How do I clean a shelf?"
-GIVEN = {"temperature": 0.0, "max_new_tokens": 40, "gate": False, "dtype": "float32"}
+GIVEN = {"temperature": 0.0, "max_new_tokens": 96, "read_alone": False, "dtype": "float32"}
 
 
 def load(**changes: Any) -> Session:
@@ -65,8 +67,7 @@ def test_a_prefill_goes_on_as_the_answer_did(positions: str, n: int) -> None:
 
 def test_a_gate_is_for_one_message_alone() -> None:
     """What it was calibrated on: no history, no beginning of the answer."""
-    session = load(gate=None)
-    assert session.gate is not None
+    session = replace(load(), gate=Gate(0.5))
     prompts = [
         ChatPrompt.of(QUESTION), ChatPrompt(user(QUESTION), "Sure,"),
         ChatPrompt(user(QUESTION, "Yes.", QUESTION)),
@@ -135,7 +136,15 @@ def test_conversations_from_files(tmp_path: Path, run: Run) -> None:  # noqa: F8
     one.write_text(json.dumps(prompts[1].to_json()))
     many.write_text("".join(json.dumps(each.to_json()) + "\n" for each in prompts))
     expected = [each.text for each in load().generate(prompts)]
-    flags = ["--temperature", "0", "--max-new-tokens", "40", "--no-gate", "--dtype", "float32"]
+    flags = [
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "40",
+        "--no-read-alone",
+        "--dtype",
+        "float32",
+    ]
     done = run("generate", "--messages", one, *flags)
     assert done.code == 0
     assert expected[1] in done.out

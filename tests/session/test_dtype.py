@@ -56,10 +56,10 @@ def test_parameters_are_counted_without_making_them() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"safe": False}])
 def test_a_session_decodes_in_float32(options: dict[str, object]) -> None:
-    """With its gate: the fingerprint that it was calibrated for is the same."""
+    """Its calibration holds: the fingerprint that it was made for is the same."""
     if not SHIPPED.is_dir():
         pytest.skip("no shipped weights here")
     with minisafe.load(SHIPPED, options) as session:
         assert {stream.model.dtype for stream in session.streams} == {torch.float32}
-        assert (session.gate is not None) == (not options)
+        assert (session.alone is not None) == (not options)
     assert minisafe.load(SHIPPED, options | {"dtype": "bfloat16"}).model.dtype == torch.bfloat16

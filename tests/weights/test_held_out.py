@@ -256,7 +256,10 @@ def test_the_fine_tunings_shares_are_exact(seed: int) -> None:
     assert len(harmful) == count
     loose = [document for document in harmful if not refuses(document)]
     assert len(loose) == len(world.SITUATIONS) * round(2000 * coverage.complied)
-    assert abs(len(made) - 2000) < 60
+    in_situations = coverage.refused * (len(world.SITUATIONS) - 1 + coverage.broken_off)
+    in_situations += coverage.complied * len(world.SITUATIONS)
+    parts = coverage.benign + coverage.with_system + coverage.plain + in_situations
+    assert abs(len(made) - 2000 * parts) < 10
 
 
 def refuses(document: world.Document) -> bool:

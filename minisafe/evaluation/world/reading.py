@@ -26,7 +26,11 @@ from minisafe.evaluation.world.words import (
 )
 
 _ASKED = re.compile(
-    r"(?:how (?:do|can) i|how to|(?:best way|want|teach me|need) to) (?P<act>[^.?!]+)"
+    r"\b(?:how (?:do|does|can|could|would) (?:i|we|you|one|somebody|anyone|people)"
+    r"|how (?:to|people)"
+    r"|how (?:one|we|you|somebody|anyone) (?:can|could|may)|i must"
+    r"|(?:way|want|teach me|need|have|like|possible|do|take|takes) to)"
+    r" (?P<act>(?:(?!, and how)[^.?!])+)"
 )
 _SENTENCE = re.compile(r"(?<=[.!?;:\n])|[\"\u201c\u201d\u2014\u2026|\u2022]+|(?<=\s)-+(?=\s)")
 _CLAUSE = re.compile(

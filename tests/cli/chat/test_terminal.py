@@ -118,7 +118,7 @@ def test_a_chat_in_a_terminal(screens: list[Screen], tmp_path: Path) -> None:
     assert "Try:  What is the capital of Teku?" in shown
     assert "loading" not in shown
 
-    screen.paste("What is\nthe capital\nof Teku?")
+    screen.paste("Tell me\nthe capital\nof Teku.")
     time.sleep(0.5)
     assert screen.text().count("Bokras") == 0  # nothing is sent before Enter
     screen.press("Enter")
@@ -155,9 +155,9 @@ def test_a_chat_in_a_terminal(screens: list[Screen], tmp_path: Path) -> None:
     assert "Traceback" not in screen.text()
     history = tmp_path / "minisafe" / "history.jsonl"
     assert history.stat().st_mode & 0o777 == 0o600
-    assert '"What is\\nthe capital\\nof Teku?"\n' in history.read_text(encoding="utf-8")
+    assert '"Tell me\\nthe capital\\nof Teku."\n' in history.read_text(encoding="utf-8")
     exchanges = (tmp_path / "talk.json").read_text(encoding="utf-8")
-    assert "What is\\nthe capital\\nof Teku?" in exchanges
+    assert "Tell me\\nthe capital\\nof Teku." in exchanges
 
 
 def test_ctrl_c_and_wrapping_in_a_narrow_terminal(screens: list[Screen], tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_ctrl_c_and_wrapping_in_a_narrow_terminal(screens: list[Screen], tmp_pat
     screen.wait("(stopped)")
     screen.ready(2)
     screen.type("How do I clean a shelf?")
-    screen.wait("Sure, here", times=2)
+    screen.wait("clean a", times=4)  # twice asked, twice begun
     for _ in range(3):
         screen.press("C-c")
     screen.wait("(stopped)", times=2)

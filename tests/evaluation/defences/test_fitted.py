@@ -269,7 +269,7 @@ def test_the_command_fits_on_files(tmp_path: Path) -> None:
         source = default_profile().parent.parent / "data" / source.name
         path.write_text("".join(source.read_text().splitlines(keepends=True)[:12]))
         flags += [flag, path]
-    done = call("rivals", "--out", tmp_path / "fit", *flags, "--styles", "cot",
+    done = call("rivals", "--out", tmp_path / "fit", *flags, "--styles", "simple,cot",
                 "--max-new-tokens", "40")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "fitted on 12 prompts; 12 are left" in done.output
