@@ -39,9 +39,12 @@ def entered(run: Callable[[], Any]) -> list[tuple[str, str]]:
     return list(found)
 
 
-def first_token() -> list[tuple[str, str]]:
-    """The functions that a chat enters from a message to its answer's first token."""
-    session = minisafe.load(overrides=SETTINGS)
+def first_token(read_alone: bool = True) -> list[tuple[str, str]]:
+    """The functions that a chat enters from a message to its answer's first token.
+
+    read_alone: as the shipped profile does, which reads the message's parts first.
+    """
+    session = minisafe.load(overrides=SETTINGS | {"read_alone": read_alone})
     session.tokenizer.template.check()  # as the chat command does when it starts
     pieces = minisafe.Chat(session).send("How do I clean a shelf?")
     return entered(lambda: next(pieces))

@@ -140,7 +140,7 @@ def test_conversations_from_files(tmp_path: Path, run: Run) -> None:  # noqa: F8
         "--temperature",
         "0",
         "--max-new-tokens",
-        "40",
+        "96",
         "--no-read-alone",
         "--dtype",
         "float32",
