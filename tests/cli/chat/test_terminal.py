@@ -139,7 +139,7 @@ def test_a_chat_in_a_terminal(screens: list[Screen], tmp_path: Path) -> None:
     screen.wait("> /help")
     screen.press("Enter")
     shown = screen.wait("Now: safe decoding: SA (layer 4")
-    assert "margin 0.5" in shown
+    assert "margin 1" in shown
     screen.type("/reset")
     screen.wait("the conversation is deleted")
     screen.type("/undo")
