@@ -149,7 +149,7 @@ def test_a_chat_in_a_terminal(screens: list[Screen], tmp_path: Path) -> None:
     screen.type("/why")
     screen.wait("no answer yet")
     screen.type("/undo")
-    screen.wait("removed: What is")
+    screen.wait("removed: Tell me")
     screen.press("C-d")
     assert screen.code() == 0
     assert "Traceback" not in screen.text()
