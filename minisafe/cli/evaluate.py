@@ -129,39 +129,48 @@ def evaluate_command(
       minisafe evaluate --out run4 --attacks persona-before,prefill-5 --attacks search
       torchrun --nproc-per-node 2 -m minisafe evaluate --out run3
     """
-    for name, value, least in (("--batch-size", batch_size, 1), ("--sample", sample, 0)):
-        if value < least:
-            raise SettingError(f"{name} is {value}; expected {least} or more")
+    check_least(("--batch-size", batch_size, 1), ("--sample", sample, 0))
     chosen, source = gather_prompts(
         {"harmful": prompts, "benign": benign, "borderline": borderline},
         column, category_column, split, limit,
     )  # fmt: skip
     processes = Processes.from_environment()
     profile, flags = profile_and_flags(processes)
-    plan = Plan.make(
-        chosen,
-        load_styles(listed(styles)),
-        load_styles(listed(benign_styles)),
-        batch_size,
-        choose_attacks(attacks),
-    )
+    asked, harmless = load_styles(listed(styles)), load_styles(listed(benign_styles))
+    plan = Plan.make(chosen, asked, harmless, batch_size, choose_attacks(attacks))
     evaluation = Evaluation(
         parse_methods(
             listed(methods), profile, flags,
             Materials.read(rivals, safe_system, unsafe_system, safe_expert),
         ),
-        chosen, plan, source, shlex.join(["minisafe", *sys.argv[1:]]), flags.get("seed", 0),
-        sample, choices, against,
+        chosen, plan, source, typed(), flags.get("seed", 0), sample, choices, against,
     )  # fmt: skip
     if processes.rank == 0 and not plots.available():
         click.echo(f"the report will have no pictures, for want of {plots.INSTALL}", err=True)
-    device = flags.get("device", "cpu")
-    everywhere = processes.rank == 0 or evaluation.attacked
+    everywhere, device = processes.rank == 0 or evaluation.attacked, flags.get("device", "cpu")
     chosen_judges = make_judges(listed(judges), out, device, judge_layout, everywhere)
     summary = together(evaluation, chosen_judges, out, processes, resume)
-    if summary and as_json:
+    if summary:
+        tell(summary, out, as_json)
+
+
+def typed() -> str:
+    """The command as it was typed."""
+    return shlex.join(["minisafe", *sys.argv[1:]])
+
+
+def check_least(*limits: tuple[str, int, int]) -> None:
+    """Raise `SettingError` for a flag's value below its least."""
+    for name, value, least in limits:
+        if value < least:
+            raise SettingError(f"{name} is {value}; expected {least} or more")
+
+
+def tell(summary: dict[str, Any], out: Path, as_json: bool) -> None:
+    """Print a run's summary: as it stands in its directory, or as a table for people."""
+    if as_json:
         click.echo((out / "summary.json").read_text(encoding="utf-8"), nl=False)
-    elif summary:
+    else:
         show(summary)
         click.echo(str(out / "report.html"))
 

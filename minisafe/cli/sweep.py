@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from minisafe.cli.evaluate import Files, files_of, gather_prompts, listed
+from minisafe.cli.evaluate import Files, check_least, files_of, gather_prompts, listed, typed
 from minisafe.cli.options import PATH, Command, ProgressLine, common_flags, common_options
 from minisafe.errors import MinisafeError, SettingError
 from minisafe.evaluation.attacks import choose_attacks
@@ -113,8 +111,7 @@ def sweep(
     """
     axes = (sgds_lambda_axis, margin_axis, sa_scale_axis, sa_layer_axis, sa_positions_axis)
     texts = dict(zip(AXES, axes, strict=True))
-    if batch_size < 1:
-        raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
+    check_least(("--batch-size", batch_size, 1))
     bounds = Bounds(max_utility_loss, max_over_refusal, max_borderline)
     swept = [each for text in names for each in listed(text)]
     check_flags(swept, write, rivals, safe_expert)
@@ -124,8 +121,7 @@ def sweep(
     if swept:
         methods = points(swept, profile, flags, Materials.read(rivals, safe_expert=safe_expert))
     else:
-        given = {name: values_of(name, text) for name, text in texts.items()}
-        methods = grid(given, profile, flags)
+        methods = grid_of(texts, profile, flags)
     files = {"harmful": prompts, "benign": benign, "borderline": borderline}
     chosen, source = prompts_of(files, column, limit, bool(swept))
     plan = Plan.make(
@@ -133,14 +129,25 @@ def sweep(
         choose_attacks(attacks),
     )  # fmt: skip
     ruling = make_judge(judge, out, flags.get("device", "cpu"))
-    command = shlex.join(["minisafe", *sys.argv[1:]])
-    evaluation = Evaluation(methods, chosen, plan, source, command, flags.get("seed", 0))
+    evaluation = Evaluation(methods, chosen, plan, source, typed(), flags.get("seed", 0))
     rows = answer_and_rule(evaluation, ruling, out, resume, bounds)
     if swept:
         each_best = choose_each(rows, methods, bounds)
         show(rows, list(each_best.values()), as_json)
         store(rivals, each_best, methods)
-        return
+    else:
+        settle(rows, bounds, profile, write, as_json)
+
+
+def grid_of(texts: Mapping[str, str], profile: Path, flags: Mapping[str, Any]) -> list[Method]:
+    """The points of a grid of settings, from each axis's values as text."""
+    return grid({name: values_of(name, text) for name, text in texts.items()}, profile, flags)
+
+
+def settle(
+    rows: Sequence[Row], bounds: Bounds, profile: Path, write: Path | None, as_json: bool
+) -> None:
+    """Show and write the best point of a grid; raises `MinisafeError` if none is within bounds."""
     best = choose(rows, bounds)
     show(rows, [best], as_json)
     if best is None:

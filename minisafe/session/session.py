@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minisafe.engine import Generation, Request
-from minisafe.errors import PromptError, SafetyError, SafetyWarning, SettingError
+from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.gate import Gate
-from minisafe.guidance import SGDS, Plain, Rule
+from minisafe.guidance import Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
 from minisafe.session.alone import without_context
 from minisafe.session.answer import Answer, Result, StopFilter
-from minisafe.session.asked import check_asked
+from minisafe.session.changing import changed
 from minisafe.session.chat import Chat
 from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt, as_chat
-from minisafe.session.faster import Engine, engine_for
+from minisafe.session.faster import Engine
 from minisafe.session.others import fronts
-from minisafe.session.promise import check_numbers
 from minisafe.session.running import Running
-from minisafe.session.settings import SETTABLE, Settings, resolve
+from minisafe.session.settings import Settings
 from minisafe.session.stages import GateState, Stages, active_stages
 from minisafe.slots import Slot, Span
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
@@ -377,32 +375,7 @@ class Session:
 
         Raises `SettingError` for a name that needs a new load, or a value out of range.
         """
-        for name in changes:
-            if name not in SETTABLE:
-                raise SettingError(
-                    f"{name!r} cannot be changed now; expected one of {', '.join(SETTABLE)}"
-                )
-        settings, names = resolve(changes, vars(self.settings)), set(changes)
-        check_asked(settings, dict.fromkeys(changes, "flag"))
-        rule, steering, gate = self.rule, self.steering, self.gate
-        if names & {"sgds_lambda", "margin"}:
-            rule = self._rule_under(settings)
-        if names & {"sa_scale", "sa_positions"}:
-            steering = self._steering_under(settings)
-        if self.alone is not None and names & {"sa_scale", "sa_positions"}:
-            raise SettingError(
-                "this cannot be changed now: messages are also read alone, by a gate that was "
-                "calibrated for the present setting; start again with --no-read-alone"
-            )
-        if gate is not None and names & {"sa_scale", "sa_positions", "system"}:
-            warnings.warn("the gate is off: it was calibrated for other settings", SafetyWarning,
-                          stacklevel=2)  # fmt: skip
-            gate = None
-        check_numbers(settings, steering, rule)
-        return replace(
-            self, settings=settings, rule=rule, steering=steering, gate=gate,
-            engine=engine_for(settings.speculate, self.streams),
-        )  # fmt: skip
+        return changed(self, changes)
 
     def plain(self) -> Session:
         """The same session without any safety stage."""
@@ -410,20 +383,6 @@ class Session:
             self, settings=replace(self.settings, safe=False), rule=Plain(), steering=None,
             gate=None, alone=None, engine=Generation,
         )  # fmt: skip
-
-    def _rule_under(self, settings: Settings) -> Rule:
-        if not isinstance(self.rule, SGDS) or settings.sgds_lambda == 0:
-            raise SettingError(
-                "guidance cannot be switched on or off now; start again with --sgds-lambda"
-            )
-        return settings.make_rule()
-
-    def _steering_under(self, settings: Settings) -> Steering:
-        if self.steering is None or settings.sa_scale == 0:
-            raise SettingError(
-                "steering cannot be switched on or off now; start again with --sa-scale"
-            )
-        return replace(self.steering, scale=settings.sa_scale, positions=settings.sa_positions)
 
 
 def draws_of(n: int, first: int, draws: Sequence[int] | None) -> Sequence[int]:
