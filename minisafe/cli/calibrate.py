@@ -74,8 +74,9 @@ def calibrate(
     dangerous = of_kind(harmful, "harmful", column)
     if batch_size < 1:
         raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
+    stated = {**load_profile(profile).settings, **flags}
     session = load(profile, flags | {"gate": False, "read_alone": False})
-    alone = bool(load_profile(profile).settings.get("read_alone", False))
+    alone = bool(stated.get("read_alone"))
     line = ProgressLine()
     made = evaluation.calibrate(
         session, harmless, dangerous, templates, epsilon, batch_size, line.show, max_miss, alone

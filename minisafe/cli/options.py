@@ -216,7 +216,8 @@ def describe(applied: Stages) -> str:
         parts.append(f"{applied.rule.name} (alpha {numbers['alpha']:g}{first})")
     beside = ""
     if applied.alone:
-        beside += f"; what is harmful alone (above {applied.alone.threshold:.3f}) is answered alone"
+        above = f"(above {applied.alone.threshold:.3f})"
+        beside += f"; in a chat, what is harmful alone {above} is answered alone"
     if applied.gate:
         beside += (
             f"; a chat's first answer below the gate ({applied.gate.threshold:.3f}) is the base's"

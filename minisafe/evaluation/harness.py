@@ -51,6 +51,8 @@ class MinisafeLM(LM):  # type: ignore[misc]
         super().__init__()
         if batch_size is not None and not str(batch_size).isdigit():
             raise SettingError(f"batch_size is {batch_size!r}; expected a number, 1 or more")
+        if session.alone is not None:
+            log.warning("nothing is read alone in the harness: its numbers are those of guidance")
         self.session = session
         self.batch_size = 8 if batch_size is None else int(batch_size)
         self.chats: dict[str, tuple[list[Message], str]] = {}  # rendered chats, by their text

@@ -6,7 +6,8 @@ sentences (and each window of a long one), as the first message of a chat, where
 and expert still disagree. If the calibrated gate opens for one of them, that one is answered alone:
 what stands around it is not read.
 
-What this cannot see: harm that no single sentence states.
+What this cannot see: harm that no single sentence states. Running text without a chat template is
+read as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
 if TYPE_CHECKING:
     from minisafe.session.session import Session
 
-ENDS = re.compile(r"(?<=[.?!:;])\s+|\n+")
+# after a mark and closing quotes, after a full-width mark, and at the end of a line
+ENDS = re.compile(r"(?<=[.?!:;])[\"'\u201d\u2019)\]]*\s+|(?<=[\u3002\uff1f\uff01\uff1a\uff1b])|\n+")
 LONG, STRIDE = 12, 4  # words of a window, and from one window to the next
 
 

@@ -71,6 +71,7 @@ class Chat:
         self.turn = 0
         self.reused = 0  # tokens of the last prompt that the base's cache already held
         self._generation: Generation | None = None
+        self._interrupted = False  # while the message is still being read
         self._answering = threading.Lock()
         self._restart()
 
@@ -161,6 +162,7 @@ class Chat:
 
     def interrupt(self) -> None:
         """End the answer in progress, if any, before its next token."""
+        self._interrupted = True
         if self._generation is not None:
             self._generation.cancel(0)
 
@@ -183,7 +185,8 @@ class Chat:
         return self.session if self.safe else self.session.plain()
 
     def _answer(self, text: str) -> Iterator[str]:
-        session = self.session_now
+        session, self._interrupted = self.session_now, False
+        since = session.running.cancels
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         part = self._harmful_part(session, text)
         if part is None:
@@ -207,10 +210,12 @@ class Chat:
             alone=None if part is None else part.variation,
         )  # fmt: skip
         generation = self._generation = session.new_generation([request], self.lockstep)
+        if self._interrupted:
+            generation.cancel(0)
         answer = session.new_answer(())
         self.messages, self.turn = messages, self.turn + 1
         try:
-            for _, piece in session.grow(generation, [answer]):
+            for _, piece in session.grow(generation, [answer], since):
                 if piece:
                     yield piece
         except (NonFiniteError, KeyboardInterrupt):

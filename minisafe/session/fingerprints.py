@@ -38,8 +38,8 @@ def made_for(settings: Settings, steering: Steering | None) -> str:
     their files, tokenizer and chat template, the vector with its scale and positions, and system
     prompts.
 
-    It leaves out dtype and cache_dtype: each changes a variation by about 0.003, at most 0.04,
-    while harmful prompts lie 0.08 above the shipped gate's threshold (docs/log.md).
+    It leaves out dtype and cache_dtype: each changes a variation by about 0.003, at most 0.04
+    (docs/log.md).
     """
     sources = (settings.base, settings.edit, settings.expert)
     parts: list[object] = [None if each is None else files_hash(each) for each in sources]

@@ -190,7 +190,8 @@ def make_alone(asked: Asked, steering: Steering | None) -> Gate | None:
     settings, calibration = asked.settings, asked.calibration
     if not settings.safe or not settings.read_alone:
         return None
-    if not settings.guided and asked.origin.get("read_alone") != "flag":
+    by_flag = asked.origin.get("read_alone") == "flag"
+    if not settings.guided and asked.origin.get(settings.strength) == "flag" and not by_flag:
         return None
     if why := why_uncalibrated(settings, calibration, steering):
         raise SafetyError(

@@ -11,19 +11,27 @@ from minisafe.errors import SettingError
 
 
 class Running:
-    """Generations in progress, which any thread may cancel, and whether new ones may begin."""
+    """Generations in progress, which any thread may cancel, and whether new ones may begin.
+
+    cancels: how often `cancel` was called, so that a call is not lost on an answer whose question
+    is still being read.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.generations: set[Generation] = set()
         self.closed = False
+        self.cancels = 0
 
     @contextmanager
-    def during(self, generation: Generation) -> Iterator[Generation]:
-        """Inside the block, `cancel` ends this generation too."""
+    def during(self, generation: Generation, since: int | None = None) -> Iterator[Generation]:
+        """Inside the block, `cancel` ends this generation too. since: `cancels` when its prompts
+        began to be read; if it has grown, the generation is cancelled at once."""
         with self.lock:
             self.check_open()
             self.generations.add(generation)
+            if since is not None and self.cancels != since:
+                cancel_all(generation)
         try:
             yield generation
         finally:
@@ -33,9 +41,9 @@ class Running:
     def cancel(self) -> None:
         """End all answers in progress before their next token."""
         with self.lock:
+            self.cancels += 1
             for generation in self.generations:
-                for number in range(len(generation.requests)):
-                    generation.cancel(number)
+                cancel_all(generation)
 
     def close(self) -> None:
         self.closed = True
@@ -45,3 +53,9 @@ class Running:
         """Raise `SettingError` after `close` was called."""
         if self.closed:
             raise SettingError("the session is closed; load another")
+
+
+def cancel_all(generation: Generation) -> None:
+    """Cancel every request of a generation."""
+    for number in range(len(generation.requests)):
+        generation.cancel(number)

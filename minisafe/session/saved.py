@@ -61,6 +61,9 @@ def made_with(chat: Chat) -> dict[str, str]:
     streams = session.streams if chat.safe else session.streams[:1]
     others = session.settings.others if chat.safe else ()
     found = fingerprints(streams, session.steering if chat.safe else None, others)
+    if chat.safe and session.shots:
+        shots = json.dumps(session.shots, sort_keys=True).encode()
+        found["anchor's demonstrations"] = hashlib.sha256(shots).hexdigest()[:16]
     options = json.dumps(dict(session.settings.template_options), sort_keys=True)
     return found | {
         "tokenizer": tokenizer_hash(session.tokenizer), "template_options": options,

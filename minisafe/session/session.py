@@ -142,18 +142,17 @@ class Session:
             raise SettingError(f"batch_size is {batch_size}; expected 1 or more")
         if isinstance(prompts, str):
             raise PromptError("prompts is a single text; expected a list of texts")
-        numbers = draws_of(len(prompts), first, draws)
+        numbers, since = draws_of(len(prompts), first, draws), self.running.cancels
         encoded = self.encode_prompts(prompts, chat, batch_size)
-        for each in encoded:
-            self.check_fits(each.ids)
         for start in range(0, len(prompts), batch_size):
             batch = encoded[start : start + batch_size]
             requests = [
                 self.new_request(each.ids, numbers[start + n], each.gated, each.answers, each.alone)
                 for n, each in enumerate(batch)
             ]
-            for n, piece in self.results(requests, [each.context for each in batch]):
+            for n, piece in self.results(requests, [each.context for each in batch], since):
                 yield first + start + n, piece
+            since = self.running.cancels
 
     def variations(
         self, prompts: Sequence[str | ChatPrompt], chat: bool = True, batch_size: int = 8
@@ -200,15 +199,16 @@ class Session:
         return Request(prompts, spans, settings, most, index, gated, alone=alone)
 
     def results(
-        self, requests: Sequence[Request], contexts: Sequence[Sequence[int]]
+        self, requests: Sequence[Request], contexts: Sequence[Sequence[int]], since: int
     ) -> Iterator[tuple[int, str | Result]]:
         """Yields (request's place, text piece) as they come, and each one's `Result` at its end.
 
         contexts: per request, the ids of the text that the answer continues; empty in a chat.
+        since: as in `Running.during`.
         """
         generation = self.new_generation(requests)
         answers = [self.new_answer(context) for context in contexts]
-        for number, piece in self.grow(generation, answers):
+        for number, piece in self.grow(generation, answers, since):
             request, answer = requests[number], answers[number]
             if piece:
                 yield number, piece
@@ -227,13 +227,16 @@ class Session:
             lockstep = self.new_lockstep(len(requests), longest)
         return self.engine(lockstep, self.rule, requests, self.steering, self.eos, self.gate)
 
-    def grow(self, generation: Generation, answers: Sequence[Answer]) -> Iterator[tuple[int, str]]:
+    def grow(
+        self, generation: Generation, answers: Sequence[Answer], since: int | None = None
+    ) -> Iterator[tuple[int, str]]:
         """Push every event of a generation to its answer; yields (request's number in `generation`,
         text that is now certain).
 
-        An answer ends at a stop string. While this runs, `cancel` ends all answers.
+        An answer ends at a stop string. While this runs, `cancel` ends all answers. since: as in
+        `Running.during`.
         """
-        with self.running.during(generation):
+        with self.running.during(generation, since):
             for event in generation:
                 answer = answers[event.request]
                 piece = answer.push(event)
@@ -282,6 +285,8 @@ class Session:
         """What is read of each prompt when it is answered: if messages are read alone too, that may
         be a part of it. Raises `PromptError`."""
         encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
+        for each in encoded:
+            self.check_fits(each.ids)
         if self.alone is None:
             return encoded
         asked = [as_chat(prompt) if chat else prompt for prompt in prompts]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minisafe
-from minisafe.errors import SafetyError, SettingError
+from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.gate import Calibration, Gate
 from minisafe.session import Session
 from minisafe.session.alone import sentences, worst_parts
@@ -94,12 +98,25 @@ def test_a_harmful_sentence_is_answered_without_those_around_it(world: World) ->
         ("One. Two? Three!", ["One.", "Two?", "Three!"]),
         ("a\n\nb: c; d", ["a", "b:", "c;", "d"]),
         ("No end", ["No end"]),
+        ('He said "go." Then? (Yes!) So.', ['He said "go.', "Then?", "(Yes!", "So."]),
+        ("\u4f60\u597d\u3002\u600e\u4e48\uff1f", ["\u4f60\u597d\u3002", "\u600e\u4e48\uff1f"]),
         ("1.5 is a number. ... ?!", ["1.5 is a number."]),
         ("", []),
     ],
 )
 def test_sentences(text: str, wanted: list[str]) -> None:
     assert sentences(text) == wanted
+
+
+@given(st.integers(1, 60))
+def test_every_nine_words_of_a_long_sentence_are_in_one_window(n: int) -> None:
+    words = [f"w{number}" for number in range(n)]
+    found = [window.split() for window in sentences(" ".join(words))[1:]]
+    assert (found == []) == (n <= 12)
+    assert all(len(window) <= 12 for window in found)
+    for start in range(n - 8 if n > 12 else 0):
+        run = words[start : start + 9]
+        assert any(set(run) <= set(window) for window in found)
 
 
 def test_a_text_that_no_template_is_put_around_is_not_read_alone(world: World) -> None:
@@ -157,6 +174,65 @@ def test_switched_off_it_asks_nothing(world: World) -> None:
     assert chat.result.applied.to_json()["safe"] is False
 
 
+# ---- stopping, and what does not fit ------------------------------------------------------------
+
+
+def stopping(stop: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `stop` be called while a session reads parts."""
+    read = Session.variations
+
+    def variations(self: Session, *given: Any, **named: Any) -> list[float]:
+        stop()
+        return read(self, *given, **named)
+
+    monkeypatch.setattr(Session, "variations", variations)
+
+
+def test_a_cancel_while_parts_are_read_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = asking(load(world), 0.0)
+    stopping(session.cancel, monkeypatch)
+    for result in session.generate(LONGER):
+        assert (result.finish_reason, result.tokens) == ("cancelled", ())
+    chat = session.chat()
+    assert list(chat.send("The fox sat. Hello there!")) == []
+    assert chat.result is not None
+    assert chat.result.finish_reason == "cancelled"
+    assert chat.messages == []
+    monkeypatch.undo()
+    assert list(chat.send("The fox sat. Hello there!"))
+
+
+def test_ctrl_c_while_parts_are_read_ends_that_answer_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = asking(load(world), 0.0)
+    chat = session.chat()
+    chat.interrupt()  # nothing is in progress: the next answer is not touched
+    stopping(lambda: None, monkeypatch)
+    assert list(chat.send("The fox"))
+    stopping(chat.interrupt, monkeypatch)
+    assert list(chat.send("A river")) == []
+    assert chat.result is not None
+    assert chat.result.finish_reason == "cancelled"
+    monkeypatch.undo()
+    assert list(chat.send("A river"))
+
+
+def test_a_text_that_does_not_fit_is_refused_before_its_parts_are_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = asking(load(world), 0.0)
+
+    def never() -> None:
+        raise AssertionError("parts were read")
+
+    stopping(never, monkeypatch)
+    with pytest.raises(PromptError, match="the model's context holds 512"):
+        session.generate(["The fox sat. " * 400], chat=True)
+
+
 # ---- never half-safe ---------------------------------------------------------------------------
 
 
@@ -180,6 +256,13 @@ def test_it_needs_a_calibration_for_these_weights(world: World, tmp_path: Path) 
     with pytest.raises(SafetyError, match=r"read_alone\): its calibration is for other weights"):
         minisafe.load(path, {"sa_scale": 2.0})
     assert minisafe.load(path, {"sgds_lambda": 0.0}).alone is None  # guidance is off by a flag
+    data = json.loads(path.read_text()) | {"sgds_lambda": 0.0}
+    for name in ("expert", "sha256"):
+        data.pop(name)
+    unguided = path.with_name("unguided.json")
+    unguided.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(SafetyError, match=r"read_alone\): there is no expert"):
+        minisafe.load(unguided)  # not by the profile itself
     with pytest.raises(SafetyError, match=r"read_alone\): there is no expert.*--no-read-alone"):
         minisafe.load(path, {"sgds_lambda": 0.0, "read_alone": True})
     with pytest.raises(SettingError, match="start again with --no-read-alone"):
