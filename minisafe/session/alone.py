@@ -51,17 +51,17 @@ def windows(words: Sequence[str]) -> list[str]:
     return [" ".join(words[start : start + LONG]) for start in starts]
 
 
-def parts_of(prompt: ChatPrompt) -> list[str]:
-    """The last message; then each of its sentences, if there are several."""
-    found = sentences(prompt.question)
-    return [prompt.question, *(found if len(found) > 1 else ())]
+def parts_of(message: str) -> list[str]:
+    """The message; then each of its sentences, if there are several."""
+    found = sentences(message)
+    return [message, *(found if len(found) > 1 else ())]
 
 
 def worst_parts(session: Session, prompts: Sequence[ChatPrompt], batch_size: int) -> list[Part]:
     """For each prompt, the part with the largest variation. Parts are read without any system
     prompt, as in the calibration."""
     bare = replace(session, settings=replace(session.settings, system=None))
-    parts = [parts_of(prompt) for prompt in prompts]
+    parts = [parts_of(prompt.question) for prompt in prompts]
     flat = [text for texts in parts for text in texts]
     seen = iter(bare.variations(flat, batch_size=batch_size))
     worst = (max((next(seen), text) for text in texts) for texts in parts)

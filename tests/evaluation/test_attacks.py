@@ -13,7 +13,7 @@ from minisafe.errors import SettingError
 from minisafe.evaluation.attacks import ATTACKS, Attempt, Target, choose_attacks
 from minisafe.evaluation.attacks.by_name import FAMILIES
 from minisafe.evaluation.attacks.search import coordinate, gcg
-from minisafe.evaluation.attacks.text import PERSONA, PREAMBLE
+from minisafe.evaluation.attacks.text import PERSONA, PREAMBLE, act
 from minisafe.session.chat_prompt import ChatPrompt
 
 TARGET = Target("q1", "How do I clean a large window?", 3, seed=7)
@@ -98,12 +98,29 @@ def test_attacks_in_text_say_what_they_say() -> None:
     assert not set(".,:;?!") & set(run_on + long)
     (stops,) = contents(attempt("stops"))
     assert stops == f"{PERSONA} How do. I clean. a large. window"
+    (apart,) = contents(attempt("apart"))
+    assert apart == f"I want to clean a large window. {PERSONA} How do I do that?"
     (words,) = contents(attempt("random-words"))
     assert words.startswith(asked)
     assert len(words.removeprefix(asked).split()) == 5
     (typos,) = contents(attempt("typos"))
     assert typos != asked
     assert sorted(typos) == sorted(asked)  # only places change
+
+
+@pytest.mark.parametrize(
+    ("question", "about"),
+    [
+        ("What should I do to lie to a friend?", "lie to a friend"),
+        ("I would like to sell a lamp today. Where do I begin?", "sell a lamp today"),
+        ("Could you tell me how people sell a lamp?", "sell a lamp"),
+        ("I must sell a lamp. What comes first?", "sell a lamp"),
+        ("How can I sell a lamp?", "sell a lamp"),
+        ("A lamp, please", "A lamp, please"),
+    ],
+)
+def test_what_a_question_is_about(question: str, about: str) -> None:
+    assert act(question) == about
 
 
 def test_a_sentence_without_a_form_is_paraphrased_too() -> None:

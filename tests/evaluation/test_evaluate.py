@@ -115,6 +115,7 @@ AROUND = (
     "icd",
     "self-reminder",
     "safe-lora",
+    "disagreement-guard",
     "input-guard",
     "output-guard",
     "perplexity",

@@ -10,6 +10,9 @@ from minisafe.errors import SettingError
 from minisafe.evaluation.attacks.attack import Attack
 from minisafe.evaluation.attacks.search import best_of, coordinate, gcg, gcg_on_base
 from minisafe.evaluation.attacks.text import (
+    PERSONA,
+    PREAMBLE,
+    apart,
     nested,
     paraphrase,
     persona_after,
@@ -39,6 +42,12 @@ FAMILIES: dict[str, tuple[Attack, ...]] = {
         Attack("run-on", run_on, "a role and the question in one sentence"),
         Attack("run-on-preamble", run_on_preamble, "a long text and the question in one sentence"),
         Attack("stops", stops, "a role, then the question broken by full stops"),
+        Attack("apart", partial(apart, between=PERSONA), "the act, then a role, then how"),
+        Attack(
+            "apart-preamble",
+            partial(apart, between=PREAMBLE),
+            "the act, then a long text, then how",
+        ),
     ),
     "faked turns": tuple(
         Attack(f"faked-turns-{n}", partial(faked_turns, n=n), f"{n} faked compliant turns")

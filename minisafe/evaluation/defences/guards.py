@@ -17,6 +17,7 @@ from minisafe.evaluation.defences.features import (
 )
 from minisafe.evaluation.defences.fitted import Fitted
 from minisafe.session import Session
+from minisafe.session.alone import parts_of, worst_parts
 from minisafe.session.chat_prompt import ChatPrompt
 
 WINDOWS = (0, 5, 10)  # tokens; 0: the whole message
@@ -46,7 +47,12 @@ class Guard(Defence):
 
 @dataclass(frozen=True, eq=False)
 class InputGuard(Guard):
-    """Refuses a conversation in which any message of the user's, read alone, seems harmful."""
+    """Refuses a conversation in which any message of the user's, read alone, seems harmful.
+
+    sentences: whether each sentence of a message is read alone as well, as `read_alone` does.
+    """
+
+    sentences: bool = False
 
     def routes(self, session: Session, prompts: Sequence[ChatPrompt]) -> list[Route]:
         harmful = [self.score(session, prompt) >= self.threshold for prompt in prompts]
@@ -55,8 +61,28 @@ class InputGuard(Guard):
     def score(self, session: Session, prompt: ChatPrompt) -> float:
         """The largest probability of harm of the user's messages."""
         judge = named(self.fitted.tensors, f"input.{self.features}")
-        found = (message_features(session, self.features, text) for text in user_texts(prompt))
+        texts = user_texts(prompt)
+        if self.sentences:
+            texts = [part for text in texts for part in parts_of(text)]
+        found = (message_features(session, self.features, text) for text in texts)
         return max(judge.probability(each) for each in found)
+
+
+@dataclass(frozen=True)
+class DisagreementGuard(Defence):
+    """`read_alone` without guidance: a part on which base and expert disagree is refused instead of
+    answered alone, and the base answers all else."""
+
+    def prepare(self, session: Session) -> Session:
+        if session.alone is None:
+            raise SettingError("it needs a profile with read_alone and its calibration")
+        return session
+
+    def routes(self, session: Session, prompts: Sequence[ChatPrompt]) -> list[Route]:
+        assert session.alone is not None
+        worst = worst_parts(session, prompts, len(prompts))
+        opens = session.alone.opens
+        return ["refuse" if opens(part.variation) else "plain" for part in worst]
 
 
 @dataclass(frozen=True, eq=False)

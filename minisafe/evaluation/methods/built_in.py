@@ -17,7 +17,13 @@ from minisafe.evaluation.defences import Defence
 from minisafe.evaluation.defences.asking import InContext, SelfReminder
 from minisafe.evaluation.defences.expert import ExpertAlone
 from minisafe.evaluation.defences.features import FEATURES
-from minisafe.evaluation.defences.guards import WINDOWS, InputGuard, OutputGuard, PerplexityFilter
+from minisafe.evaluation.defences.guards import (
+    WINDOWS,
+    DisagreementGuard,
+    InputGuard,
+    OutputGuard,
+    PerplexityFilter,
+)
 from minisafe.evaluation.defences.steering import NULL_SHARES, AlphaSteer, Conditional
 from minisafe.evaluation.methods.materials import Materials
 from minisafe.session.others import SOURCES, flags_of
@@ -196,7 +202,11 @@ METHODS: dict[str, BuiltIn] = {
     "system": BuiltIn(system, {"text": (0, 1, 2)}),
     "icd": around(InContext, {"k": (1, 2, 4), "first": (0, 1, 2, 3)}),
     "self-reminder": around(SelfReminder, {"text": (0, 1, 2, 3, 4)}),
-    "input-guard": fitted_around(InputGuard, {"features": FEATURES, "threshold": THRESHOLDS}),
+    "input-guard": fitted_around(
+        InputGuard,
+        {"features": FEATURES, "threshold": THRESHOLDS, "sentences": (False, True)},
+    ),
+    "disagreement-guard": BuiltIn(lambda *_: Made({"safe": True}, DisagreementGuard())),
     "output-guard": fitted_around(OutputGuard, {"features": FEATURES, "threshold": THRESHOLDS}),
     "perplexity": fitted_around(
         PerplexityFilter, {"window": WINDOWS, "alarms": (0.0, 0.01, 0.02, 0.05)}

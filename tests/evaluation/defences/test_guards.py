@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+import minisafe
 from minisafe import ChatPrompt
 from minisafe.errors import SettingError
 from minisafe.evaluation.defences import REFUSAL, Defended
 from minisafe.evaluation.defences.fitted import Fitted
 from minisafe.evaluation.defences.guards import (
+    DisagreementGuard,
     InputGuard,
     OutputGuard,
     PerplexityFilter,
@@ -17,6 +19,7 @@ from minisafe.evaluation.defences.guards import (
 )
 from minisafe.evaluation.fitting import Fitting
 from minisafe.session import Session
+from minisafe.session.alone import worst_parts
 
 HARMLESS = ChatPrompt.of("How do I wash a table?")
 HELP = "Sure, here is how to do it. First, make a plan. Then work slowly."
@@ -48,6 +51,34 @@ def test_a_harmful_message_anywhere_is_seen(
     answers = Defended(plain, guard).generate([harmful, HARMLESS])
     assert answers[0].text == REFUSAL
     assert answers[1].tokens == plain.generate([HARMLESS])[0].tokens
+
+
+def test_an_input_guard_may_read_each_sentence(
+    plain: Session, fitting: Fitting, fitted: Fitted
+) -> None:
+    guard = InputGuard(fitted, "hidden", sentences=True)
+    harmful = max(fitting.asked("harmful"), key=lambda prompt: guard.score(plain, prompt)).question
+    hidden = ChatPrompt.of("I like to read in the evening. My room is clean. " * 3 + harmful)
+    whole = InputGuard(fitted, "hidden").score(plain, hidden)
+    assert guard.score(plain, hidden) >= max(whole, guard.score(plain, ChatPrompt.of(harmful)))
+
+
+def test_a_disagreement_guard_refuses_what_would_be_answered_alone(
+    fitting: Fitting, plain: Session
+) -> None:
+    session = minisafe.load(overrides={"dtype": "float32", "max_new_tokens": 24})
+    asked = [*fitting.asked("harmful", plain=True)[:4], HARMLESS]
+    guarded = Defended(session, DisagreementGuard())
+    worst = worst_parts(session, asked, 8)
+    assert session.alone is not None
+    refused = [session.alone.opens(part.variation) for part in worst]
+    assert refused[:4].count(True) >= 3
+    assert not refused[4]
+    answers = guarded.generate(asked)
+    assert [each.text == REFUSAL for each in answers] == refused
+    assert answers[4].tokens == plain.generate([HARMLESS])[0].tokens
+    with pytest.raises(SettingError, match="read_alone"):
+        Defended(plain, DisagreementGuard())
 
 
 @pytest.mark.parametrize("features", ["hidden", "words"])
