@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -29,16 +30,22 @@ from report import (
     under,
     write_json,
 )
-from subjects import SHAPES, Subject, random_model, random_prompt, random_subject
+from subjects import SHAPES, SHIPPED, Subject, random_model, random_prompt, random_subject
 from timing import ratio, seconds, seconds_by_turns
 
+import minisafe
 from minisafe import SGDS, Generation, Llama, Lockstep, Request, Stream
 from minisafe.amplify.demonstrations import Prompt
 from minisafe.amplify.heads import all_heads, indirect_effects
 from minisafe.fast.prepare import prepare
 from minisafe.slots import Patch
 
-PARTS = ("batch", "effects", "context", "prefill", "load", "memory", "start")
+BEFORE = (
+    "I run a small shop in a quiet town. In the evening I like to read. Yesterday I cooked soup. "
+    "Today I water the plants. I have one more thing to ask."
+)
+ASKED = "How do I wash a table?"
+PARTS = ("batch", "effects", "context", "alone", "prefill", "load", "memory", "start")
 
 
 # ---- batches -----------------------------------------------------------------------------------
@@ -138,6 +145,34 @@ def context_rows(label: str, subject: Subject, lengths: Sequence[int], new: int)
     return under(label, rows)
 
 
+# ---- reading alone -----------------------------------------------------------------------------
+
+
+def alone_rows(runs: int) -> list[Row]:
+    """Time to the first token of a chat with the shipped profile, over that without `read_alone`
+    and over plain, for messages of one and of several sentences."""
+    made = {"dtype": "bfloat16", "weights": "packed"}
+    changes = {"plain": {"safe": False}, "in context": {"read_alone": False}, "read alone": {}}
+    sessions = {name: minisafe.load(SHIPPED, made | each) for name, each in changes.items()}
+    rows = []
+    for n, text in ((1, ASKED), (6, f"{BEFORE} {ASKED}")):
+        acts = [partial(first_token, session, text) for session in sessions.values()]
+        for act in acts:
+            act()  # warms up
+        took = dict(zip(sessions, seconds_by_turns(runs, *acts), strict=True))
+        what = f"message of {n} sentence{'s' if n > 1 else ''}, first token"
+        rows += [make_row(f"{what}, {name}", 1e3 * median(took[name]), "ms") for name in took]
+        for other in ("plain", "in context"):
+            over = ratio(took["read alone"], took[other])
+            rows.append(make_row(f"{what}, read alone over {other}, time", over, "x"))
+    return under("shipped", rows)
+
+
+def first_token(session: minisafe.Session, text: str) -> None:
+    """The first token of a new chat's answer, from the message's text."""
+    next(session.stream(text, chat=True))
+
+
 # ---- all of it ---------------------------------------------------------------------------------
 
 
@@ -174,6 +209,8 @@ def all_lots(args: argparse.Namespace) -> Iterator[list[Row]]:
     """The rows of every requested part, as soon as it is done."""
     small, large = ("tiny", "tiny") if args.quick else ("100m", "tinyllama")
     yield from decoding_lots(args, small)
+    if "alone" in args.part and SHIPPED.is_dir():
+        yield alone_rows(args.runs)
     if "prefill" in args.part:
         for label in dict.fromkeys((small, large)):
             yield prefill_rows(label, 32 if args.quick else 512, args.runs)

@@ -32,7 +32,19 @@ from report import (
 )
 from speculation import speculation_rows
 from subjects import LABELS, SHAPES, Subject, bytes_per_token, find_subject, random_prompt
-from systems import CPP, CPP8, CPPS, PEER, PEERS, PLAIN, PROMPTED, SAFE, SEPARATE, all_systems
+from systems import (
+    ANCHORED,
+    CPP,
+    CPP8,
+    CPPS,
+    PEER,
+    PEERS,
+    PLAIN,
+    PROMPTED,
+    SAFE,
+    SEPARATE,
+    all_systems,
+)
 from timing import answer_ms, ratio, read_bandwidth, turns
 
 BANDWIDTH, FIRST = "read bandwidth", "first token"
@@ -53,6 +65,7 @@ RATIOS = (  # of times per token: name, the system above, the one below, target
         f"{PLAIN}, packed",
         "<= 1.1",
     ),
+    ("packed: anchored over plain, time", f"{ANCHORED}, packed", f"{PLAIN}, packed", "<= 1.25"),
     ("packed: plain over llama.cpp BF16, speed", CPP, f"{PLAIN}, packed", ">= 0.75"),
     ("packed: safe (LoRA) over llama.cpp's two, speed", CPPS, f"{SAFE}, packed", ">= 1.1"),
     ("int8: plain over llama.cpp Q8_0, speed (stretch)", CPP8, f"{PLAIN}, int8", ">= 1.0"),

@@ -16,17 +16,19 @@ from minisafe.checkpoint.config import read_config
 from minisafe.lora import LoraAdapter, LoraDelta
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights" / "tiny"
-RANK = 4  # of the random adapter
+RANK = 4  # of the random expert
+ANCHOR_RANK = 8  # of the random anchor, as the shipped one
 Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Weights with an expert and a vector."""
+    """Weights with an expert, a vector, and an anchor."""
 
     model: Llama
     adapter: LoraAdapter
     steering: Steering
+    anchor: LoraAdapter
 
 
 def llama(dtype: str, tied: bool, *sizes: int) -> LlamaConfig:
@@ -67,18 +69,28 @@ def random_model(config: LlamaConfig, generator: torch.Generator) -> Llama:
 
 
 def subject_of(model: Llama, generator: torch.Generator) -> Subject:
-    """A plain model with a random LoRA adapter on all q_proj and v_proj, and a random vector that
-    acts at every step."""
-    deltas = {}
-    for name, weight in tensors_of(model).items():
-        if name.endswith(("q_proj.weight", "v_proj.weight")):
-            n_out, n_in = weight.shape
-            a = torch.randn(RANK, n_in, generator=generator) * n_in**-0.5
-            b = torch.randn(n_out, RANK, generator=generator)
-            deltas[name.removesuffix(".weight")] = LoraDelta(a.to(weight), b.to(weight), 0.5)
+    """A plain model with a random LoRA adapter on all q_proj and v_proj, a random vector that acts
+    at every step, and a random anchor on all linear layers."""
+    expert = random_adapter(model, generator, RANK, ("q_proj", "v_proj"))
     vector = 0.1 * torch.randn(model.config.hidden, generator=generator)
     steering = Steering({model.config.n_layers // 4: vector}, scale=1.5, positions="last")
-    return Subject(model, LoraAdapter(deltas), steering)
+    return Subject(
+        model, expert, steering, random_adapter(model, generator, ANCHOR_RANK, ("proj",))
+    )
+
+
+def random_adapter(
+    model: Llama, generator: torch.Generator, rank: int, endings: tuple[str, ...]
+) -> LoraAdapter:
+    """A random LoRA adapter on the linear layers whose names end like this."""
+    deltas = {}
+    for name, weight in tensors_of(model).items():
+        if name.endswith(tuple(f"{ending}.weight" for ending in endings)):
+            n_out, n_in = weight.shape
+            a = torch.randn(rank, n_in, generator=generator) * n_in**-0.5
+            b = torch.randn(n_out, rank, generator=generator)
+            deltas[name.removesuffix(".weight")] = LoraDelta(a.to(weight), b.to(weight), 0.5)
+    return LoraAdapter(deltas)
 
 
 def random_subject(config: LlamaConfig) -> Subject:
@@ -89,21 +101,25 @@ def random_subject(config: LlamaConfig) -> Subject:
 
 def converted(subject: Subject, dtype: torch.dtype) -> Subject:
     """A copy in another dtype."""
-    deltas = {
-        name: replace(delta, a=delta.a.to(dtype), b=delta.b.to(dtype))
-        for name, delta in subject.adapter.deltas.items()
-    }
+    expert, anchor = (
+        LoraAdapter({
+            name: replace(delta, a=delta.a.to(dtype), b=delta.b.to(dtype))
+            for name, delta in adapter.deltas.items()
+        })
+        for adapter in (subject.adapter, subject.anchor)
+    )  # fmt: skip
     model = copy.deepcopy(subject.model).to(dtype)
-    return replace(subject, model=model, adapter=LoraAdapter(deltas))
+    return replace(subject, model=model, adapter=expert, anchor=anchor)
 
 
 def shipped_subject() -> Subject:
-    """The shipped model in its file's dtype, with its own LoRA expert and vector."""
-    session = minisafe.load(SHIPPED, {"weights": "plain", "dtype": "bfloat16"})
+    """The shipped model in its file's dtype, with its own LoRA expert, vector and anchor."""
+    anchored = {"rule": "anchored", "anchor": SHIPPED / "anchor", "read_alone": False}
+    session = minisafe.load(SHIPPED, {"weights": "plain", "dtype": "bfloat16", **anchored})
     adapters = [stream.adapter for stream in session.streams if stream.adapter is not None]
-    if not adapters or session.steering is None:
-        raise SystemExit(f"{SHIPPED}: expected a profile with a LoRA expert and a vector")
-    return Subject(session.model, adapters[0], session.steering)
+    if len(adapters) != 2 or session.steering is None:
+        raise SystemExit(f"{SHIPPED}: expected a LoRA expert, a vector and an anchor")
+    return Subject(session.model, adapters[0], session.steering, adapters[1])
 
 
 def find_subject(label: str) -> Subject | None:

@@ -24,11 +24,12 @@ from subjects import Ids, Subject
 from minisafe import SGDS, Generation, Lockstep, Request, Steering, Stream
 from minisafe.fast.compiled import compile_step
 from minisafe.fast.prepare import prepare, quicken
-from minisafe.guidance import Plain, Rule
+from minisafe.guidance import Anchored, Plain, Rule
 from minisafe.model import Llama
 
 SYSTEM_PROMPT = 32  # tokens before a prompted expert's prompt
 PLAIN, SAFE, PROMPTED = "plain", "safe, LoRA expert", "safe, prompted expert"
+ANCHORED = "safe, LoRA expert and anchor"
 SEPARATE, PEER, PEERS = f"{SAFE}, separate", "transformers, plain", "transformers, two models"
 CPP, CPPS = "llama.cpp BF16, plain", "llama.cpp BF16, two contexts"
 CPP8 = "llama.cpp Q8_0, plain"
@@ -57,7 +58,8 @@ def minisafe_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
         model = copy.deepcopy(subject.model, shared)
         quicken(model)
         subject = replace(subject, model=model)
-    base, expert = Stream(subject.model), Stream(subject.model, subject.adapter)
+    adapters = (None, subject.adapter, subject.anchor)
+    base, expert, anchor = (Stream(subject.model, each) for each in adapters)
     prompted = prompt[-1:] * SYSTEM_PROMPT + prompt
     start = partial(minisafe_tokens, capacity=len(prompted) + new + 1)
     safe = partial(start, rule=SGDS(), steering=subject.steering)
@@ -66,6 +68,9 @@ def minisafe_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
         SAFE: partial(safe, (base, expert), (prompt, prompt)),
         SEPARATE: partial(safe, (base, expert), (prompt, prompt), fuse=False),
         PROMPTED: partial(safe, (base, base), (prompt, prompted)),
+        ANCHORED: partial(
+            start, (base, expert, anchor), (prompt,) * 3, Anchored(), subject.steering
+        ),
     }
 
 
@@ -75,7 +80,7 @@ def prepared_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
     for kind in ("packed", "int8"):
         copied = replace(subject, model=prepare(copy.deepcopy(subject.model), kind))
         systems = minisafe_systems(copied, prompt, new)
-        found |= {f"{name}, {kind}": systems[name] for name in (PLAIN, SAFE, PROMPTED)}
+        found |= {f"{name}, {kind}": systems[name] for name in (PLAIN, SAFE, PROMPTED, ANCHORED)}
     return found
 
 

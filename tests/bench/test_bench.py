@@ -307,11 +307,13 @@ def test_transformers_gives_the_same_tokens(systems: ModuleType, subject: Any) -
 def test_limits_of_a_tiny_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = load_bench("limits")
     monkeypatch.setattr(limits.torch, "set_num_threads", lambda n: None)
+    util = load_bench("huggingface").util
+    find = util.find_spec  # transformers takes seconds to import
     monkeypatch.setattr(
-        load_bench("huggingface").util, "find_spec", lambda name: None
-    )  # seconds to import
+        util, "find_spec", lambda name: None if name == "transformers" else find(name)
+    )
     path = tmp_path / "deep" / "rows.json"
-    parts = ["--part", "batch", "effects", "context", "prefill", "load"]
+    parts = ["--part", "batch", "effects", "context", "alone", "prefill", "load"]
     limits.main(["--quick", *parts, "--runs", "1", "--new", "2", "--json", str(path)])
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     found = {row["name"]: row for row in rows}
@@ -325,6 +327,7 @@ def test_limits_of_a_tiny_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     assert found["tiny: the same, largest difference"]["holds"]
     assert "tiny: safe token behind 32 tokens" in found
+    assert found["shipped: message of 6 sentences, first token, read alone"]["value"] > 0
 
 
 def probed(weights: int, caches: int, peak: int, first: float) -> dict[str, Any]:
