@@ -331,4 +331,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except minisafe.MinisafeError as error:
+        sys.exit(f"make.py: {error}")
