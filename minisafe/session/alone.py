@@ -83,9 +83,15 @@ def without_context(
     encoded: Sequence[EncodedPrompt],
     batch_size: int,
 ) -> list[EncodedPrompt]:
-    """The encoded prompts; those with a part that is harmful by itself hold it alone."""
+    """The encoded prompts; those with a part that is harmful by itself hold it alone. Where nothing
+    stands around a part, nothing is read: it would be answered as it is."""
     found, gate = list(encoded), session.alone
-    asked = [(n, each) for n, each in enumerate(prompts) if isinstance(each, ChatPrompt)]
+    asked = [
+        (n, each)
+        for n, each in enumerate(prompts)
+        if isinstance(each, ChatPrompt)
+        and any(alone(each, part) != each for part in parts_of(each.question))
+    ]
     if gate is None or not asked:
         return found
     worst = worst_parts(session, [prompt for _, prompt in asked], batch_size)
