@@ -43,6 +43,7 @@ HOUSE = {
     "lockstep": (7, "**several streams** read the same answer and advance together"),
     "checkpoint/": (7, "directories to values and back: models, adapters, vectors"),
     "engine": (8, "**the sampling loop**: requests in, events out"),
+    "convert/": (9, "a model in GGUF to a directory"),
     "fast/": (9, "the same answers sooner: packed, int8, compiled, drafted ahead"),
     "amplify/": (9, "makes a vector: head activations, causal effect"),
     "finetune/": (9, "makes an expert"),

@@ -57,3 +57,12 @@ HEADER_BYTES = 16 * 2**20  # of one safetensors file; the library reads up to 10
 TENSORS = 2**16  # of one safetensors file; 512 layers with every bias have 7,171
 SHARDS = 4096
 VECTOR_BYTES = 2**30  # of a safety vector's file; 512 layers of 131,072 float32 take a quarter
+
+GGUF_HEADER_BYTES = (
+    2**26
+)  # metadata and table of tensors; 262,144 tokens and their merges take 10 MB
+GGUF_KEYS = 4096  # of a model's metadata; published files have 20 to 60
+GGUF_ITEMS = 2**22  # of one list in the metadata, such as tokens or merges
+GGUF_NAME_BYTES = 1024  # of a key or a tensor's name; the format allows 65,535 and 64
+GGUF_ALIGNMENT = 2**16  # bytes; 32 is usual
+MERGE_WORK = 2**28  # characters compared to find the merges of a vocabulary with scores

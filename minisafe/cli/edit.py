@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +24,8 @@ from minisafe.cli.options import (
 )
 from minisafe.editing import Edit, Edited, Editing, edit
 from minisafe.editing.rome import Descent
-from minisafe.errors import OutputError, PromptError, SettingError
-from minisafe.files import json_lines, read_text, write_bytes, write_text
-from minisafe.files.whole import reason
+from minisafe.errors import PromptError, SettingError
+from minisafe.files import json_lines, read_text, whole_directory, write_bytes, write_text
 from minisafe.model import Llama
 from minisafe.session.profile import default_profile
 from minisafe.tokenizer import load_tokenizer
@@ -180,24 +176,10 @@ def read_lines(path: Path | None, flags: dict[str, Any]) -> list[str]:
 
 
 def write_model(model: Llama, base: Path, out: Path, record: dict[str, Any]) -> None:
-    """Write the model directory under a temporary name, and rename it when it is complete."""
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({reason(error)})") from None
-    try:
+    """Write the model directory whole or not at all."""
+    with whole_directory(out) as part:
         save_model(model.to(as_dtype(model.config.dtype)), part, extra_keys(base))
         for name in BESIDE:
             if (base / name).is_file():
                 write_bytes(part / name, (base / name).read_bytes())
         write_text(part / "edit.json", json.dumps(record, indent=2) + "\n")
-        mask = os.umask(0)
-        os.umask(mask)
-        part.chmod(0o777 & ~mask)  # mkdtemp makes it private
-        part.replace(out)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"{out}: cannot be written ({reason(error)})") from None
-        raise

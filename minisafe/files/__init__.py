@@ -10,7 +10,7 @@ from minisafe.files.untrusted import (
     read_json,
     read_text,
 )
-from minisafe.files.whole import whole_file, write_bytes, write_text
+from minisafe.files.whole import whole_directory, whole_file, write_bytes, write_text
 
 __all__ = [
     "MAX_DEPTH",
@@ -21,6 +21,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_text",
+    "whole_directory",
     "whole_file",
     "write_bytes",
     "write_text",

@@ -17,6 +17,8 @@ MOST_NAMES = 5  # listed in a message
 
 def no_model(path: Path) -> str:
     """Why `path` is not a model directory, and what to do."""
+    if path.suffix == ".gguf" and path.is_file():
+        return f"{path}: {to_convert(path)}; expected a Hugging Face model directory"
     if path.is_file():
         return f"{path}: a file{_kind(path)}; expected a Hugging Face model directory"
     said = f"{path}: no such directory; expected a Hugging Face model directory"
@@ -28,10 +30,17 @@ def no_model(path: Path) -> str:
     return said
 
 
+def to_convert(path: Path) -> str:
+    """What a GGUF file is, and the command that makes a model directory of it."""
+    return (
+        f"a file in GGUF, llama.cpp's format; convert it once with `minisafe convert {path} --out "
+        f"{path.stem}` and give {path.stem}"
+    )
+
+
 def _kind(path: Path) -> str:
     """What a file's suffix says about it, or ""."""
     return {
-        ".gguf": " in GGUF, llama.cpp's format, which minisafe does not read as a model",
         ".safetensors": " of weights; give its directory, which also holds config.json and "
         "tokenizer.json",
         ".json": ", perhaps a profile (--profile)",
@@ -49,6 +58,7 @@ def no_config(directory: Path) -> str:
         if inner:
             more = ", ..." if len(inner) > MOST_NAMES else ""
             return f"it holds {what}, give one of them: {', '.join(inner[:MOST_NAMES])}{more}"
-    if list(directory.glob("*.gguf")):
-        return "it holds GGUF, llama.cpp's format; expected a Hugging Face model directory"
+    files = sorted(directory.glob("*.gguf"))
+    if files:
+        return f"it holds {to_convert(files[0])}"
     return HAS_ONE

@@ -1,10 +1,12 @@
-"""The only way to write a file: whole or not at all."""
+"""The only way to write a file or a directory: whole or not at all."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,6 +51,34 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_directory(path: str | Path) -> Iterator[Path]:
+    """A new directory beside `path`, to be filled; it gets that name if the body succeeds.
+
+    If anything fails, also Ctrl-C, nothing remains of it. `path` must not exist, or be an empty
+    directory.
+
+    Raises `OutputError` if the directory or a file in it cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=path.absolute().parent))
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({reason(error)})") from None
+    try:
+        yield part
+        mask = os.umask(0)
+        os.umask(mask)
+        part.chmod(0o777 & ~mask)  # mkdtemp makes it private
+        part.replace(path)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(f"{path}: cannot be written ({reason(error)})") from None
+        raise
 
 
 def flush(path: Path) -> None:

@@ -1,17 +1,39 @@
-"""`minisafe convert`: what it refuses before it writes."""
+"""`minisafe convert`: models and vectors, told apart by file and flags; refusals, warnings."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from minisafe.checkpoint.vectors import load_vector, save_vector
+from minisafe.checkpoint import load_model
+from minisafe.checkpoint.vectors import load_vector, save_gguf, save_vector
 from minisafe.cli import cli
-from minisafe.errors import VectorError
+from minisafe.cli.convert import default_dtype
+from minisafe.convert import plan_conversion
+from minisafe.errors import CheckpointError, SettingError, VectorError
 from minisafe.vectors import SafetyVector
+from tests.support.gguf_files import GOLDENS
+
+SMALL = GOLDENS / "gguf" / "llama_smollm_q4_1.gguf"
+SPLIT_BY_GPT_2 = "the file names no pre-tokenizer"
+
+
+def ran(*words: Any) -> Result:
+    return CliRunner().invoke(cli, ["convert", *map(str, words)])
+
+
+def refused(error: type[Exception], word: str, *words: Any) -> None:
+    found = ran(*words)
+    assert isinstance(found.exception, error), found.output
+    assert word in str(found.exception)
+    assert getattr(found.exception, "exit_code", 0) == 2
 
 
 @pytest.mark.parametrize("layer", [-1, 512, 10**12])
@@ -30,3 +52,104 @@ def test_the_last_layer_that_can_be_named(tmp_path: Path) -> None:
     source, target = str(tmp_path / "v.safetensors"), tmp_path / "w.safetensors"
     CliRunner().invoke(cli, ["convert", source, str(target), "--sa-layer=511"])
     assert list(load_vector(target).layers) == [511]
+
+
+# ---- models ------------------------------------------------------------------------------------
+
+
+def test_a_model_is_converted_and_answers(tmp_path: Path) -> None:
+    found = ran(SMALL, "--out", tmp_path / "out", "--json")
+    assert found.exit_code == 0, found.output
+    done = json.loads(found.stdout)
+    assert done["out"] == str(tmp_path / "out")
+    assert done["types"] == {"Q4_1": 15, "F32": 5}
+    assert done["dtype"] == "float32", "as small models decode"
+    assert "a llama model of 0.1 million parameters, 0.00 GB in float32" in found.stderr
+    assert (
+        json.loads((tmp_path / "out" / "convert.json").read_text()) | {"out": done["out"]} == done
+    )
+    answer = CliRunner().invoke(
+        cli, ["generate", "--base", str(tmp_path / "out"), "--no-safe", "--chat", "--json",
+              "--max-new-tokens", "3", "Hello"],
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    assert len(json.loads(answer.stdout)["tokens"]) <= 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_dtype_that_is_asked_for(tmp_path: Path, dtype: str) -> None:
+    assert ran(SMALL, "--out", tmp_path / "out", "--dtype", dtype).exit_code == 0
+    assert load_model(tmp_path / "out").dtype == getattr(torch, dtype)
+
+
+def test_the_dtype_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file's own; of a quantised file the one that a 16-bit model of its size decodes in."""
+    plain = plan_conversion(GOLDENS / "gguf" / "llama_sentencepiece_f16.gguf")
+    quantised = plan_conversion(SMALL)
+    assert (default_dtype(plain), default_dtype(quantised)) == ("float16", "float32")
+    monkeypatch.setattr("minisafe.session.dtype.SMALL_MODEL", 10_000)
+    assert (default_dtype(plain), default_dtype(quantised)) == ("float16", "bfloat16")
+
+
+def test_what_is_lost_is_said(tmp_path: Path) -> None:
+    content = SMALL.read_bytes().replace(b"tokenizer.ggml.pre", b"tokenizer.ggml.new")
+    (tmp_path / "m.gguf").write_bytes(content)
+    found = ran(tmp_path / "m.gguf", "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    lines = found.stderr.splitlines()
+    assert lines[0] == (
+        "minisafe: warning: 'tokenizer.ggml.new' has no place in a Hugging Face directory"
+    )
+    assert lines[1].startswith(f"minisafe: warning: {SPLIT_BY_GPT_2}")
+
+
+def test_flags_that_do_not_go_together(tmp_path: Path) -> None:
+    save_vector(SafetyVector({1: torch.ones(2)}), tmp_path / "v.safetensors")
+    save_gguf(SafetyVector({1: torch.ones(2)}), tmp_path / "v.gguf")
+    out, vector = tmp_path / "out", tmp_path / "v.safetensors"
+    refused(SettingError, "--out is for a model; TARGET", SMALL, tmp_path / "x.npy", "--out", out)
+    refused(SettingError, "--out is for a model", SMALL, "--sa-layer", "1", "--out", out)
+    refused(SettingError, "--dtype is for a model", vector, tmp_path / "x.npy", "--dtype=float16")
+    refused(SettingError, "a model in GGUF, not a vector", SMALL)
+    refused(SettingError, "directory to write with --out DIR", SMALL, tmp_path / "x.safetensors")
+    refused(CheckpointError, "a control vector, not a model", tmp_path / "v.gguf", "--out", out)
+    refused(CheckpointError, "not a GGUF file; expected a model", vector, "--out", out)
+    alone = ran(tmp_path / "v.gguf")
+    assert (alone.exit_code, "Missing argument 'TARGET'" in alone.output) == (2, True)
+    refused(VectorError, "unknown format", vector, tmp_path / "x.bin")
+    refused(VectorError, "no such file", tmp_path / "none.gguf", tmp_path / "x.npy")
+    (tmp_path / "out").mkdir()
+    refused(SettingError, "already exists; expected a new directory", SMALL, "--out", out)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    refused(CheckpointError, "pip install 'minisafe[gguf]'", SMALL, "--out", tmp_path / "out")
+
+
+def test_vectors_as_before(tmp_path: Path) -> None:
+    """To llama.cpp's format and back, by suffix."""
+    save_vector(SafetyVector({1: torch.ones(2)}), tmp_path / "v.safetensors")
+    assert ran(tmp_path / "v.safetensors", tmp_path / "v.gguf").exit_code == 0
+    found = ran(tmp_path / "v.gguf", tmp_path / "w.safetensors", "--json")
+    assert json.loads(found.stdout) == {
+        "out": str(tmp_path / "w.safetensors"), "layers": [1], "hidden": 2,
+    }  # fmt: skip
+    assert torch.equal(load_vector(tmp_path / "w.safetensors").at(None)[1], torch.ones(2))
+
+
+@pytest.mark.slow
+def test_one_line_and_the_exit_code(tmp_path: Path) -> None:
+    """A damaged file, at the command line."""
+    (tmp_path / "m.gguf").write_bytes(SMALL.read_bytes()[:20000])
+    run = subprocess.run(
+        [sys.executable, "-m", "minisafe", "convert", "m.gguf", "--out", "out"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.splitlines() == [run.stderr.strip()]
+    assert run.stderr.startswith("minisafe: m.gguf: not a complete GGUF file")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]

@@ -21,7 +21,7 @@ def refused(path: Path | str, *words: str) -> None:
 
 def test_a_file_as_a_model(tmp_path: Path) -> None:
     for name, word in (
-        ("m.gguf", "GGUF, llama.cpp's"),
+        ("m.gguf", "GGUF, llama.cpp's format; convert it once with `minisafe convert"),
         ("m.safetensors", "its directory"),
         ("x", "a file;"),
     ):
@@ -49,7 +49,7 @@ def test_a_directory_that_holds_something_else(tmp_path: Path) -> None:
     refused(tmp_path / "p", "--profile")
     (tmp_path / "g").mkdir()
     (tmp_path / "g" / "m.gguf").write_bytes(b"")
-    refused(tmp_path / "g", "GGUF")
+    refused(tmp_path / "g", "GGUF", f"`minisafe convert {tmp_path / 'g' / 'm.gguf'} --out m`")
 
 
 def test_pointers_of_git_lfs(directory: Path) -> None:

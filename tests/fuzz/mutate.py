@@ -101,6 +101,8 @@ def byte_level(data: bytes, other: bytes, random: Random) -> bytes:
 def _stretch(data: bytes, random: Random) -> tuple[int, int]:
     """Where to act: anywhere, or near the front, where formats keep their header."""
     reach = min(len(data), 120) if data[:4] in (b"\x93NUM", b"GGUF") else len(data)
+    if data[:4] == b"GGUF" and len(data) > 4096 and random.random() < 0.7:
+        reach = min(len(data), 24_000)  # the vocabulary of a model
     reach = reach if random.random() < 0.8 else len(data)
     start = random.randint(0, max(0, reach))
     return start, min(len(data), start + random.choice((1, 2, 4, 16, 200)))

@@ -29,8 +29,10 @@ from minisafe.checkpoint import (
     save_adapter,
     save_model,
 )
+from minisafe.checkpoint.config import load_config
 from minisafe.checkpoint.vectors import load_vector, save_npy, save_vector
 from minisafe.cli.inspect import as_lines, describe_path
+from minisafe.convert import convert, plan_conversion
 from minisafe.errors import SettingError
 from minisafe.files import read_json
 from minisafe.files.display import CONTROLS
@@ -197,6 +199,25 @@ def vector_gguf() -> Target:
     return Target("vector.gguf", seeds, ".gguf", load_vector)
 
 
+# ---- models in GGUF ----------------------------------------------------------------------------
+
+
+def model_gguf() -> Target:
+    """A file that is converted gives a directory that chats."""
+    goldens = Path(__file__).resolve().parent.parent / "goldens" / "gguf"
+    names = ("llama_smollm_q4_1", "qwen2_q8_0", "llama_sentencepiece_f16")
+    seeds = tuple((goldens / f"{name}.gguf").read_bytes() for name in names)
+
+    def read(path: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=ROOT) as place:
+            out = Path(place) / "out"
+            convert(plan_conversion(path), out, "float32", lambda done, total: None)
+            load_config(out)
+            load_tokenizer(out).encode("Hello there")
+
+    return Target("model.gguf", (*seeds, LFS), ".gguf", read)
+
+
 # ---- profiles ----------------------------------------------------------------------------------
 
 CALIBRATION = Calibration(
@@ -299,7 +320,7 @@ TARGETS = tuple(
     make()
     for make in (
         config, generation_config, weights, index, adapter_config, adapter_weights,
-        vector_safetensors, vector_npy, vector_gguf, profile, calibration, tokenizer_json,
-        tokenizer_config, chat_template, inspected,
+        vector_safetensors, vector_npy, vector_gguf, model_gguf, profile, calibration,
+        tokenizer_json, tokenizer_config, chat_template, inspected,
     )
 )  # fmt: skip
