@@ -75,8 +75,8 @@ def convert_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     if out.exists():
         raise SettingError(f"{out}: already exists; expected a new directory for --out")
     plan = plan_conversion(source)
-    for line in plan.lost:
-        click.echo(one_line(f"minisafe: warning: {line}"), err=True)
+    for each in plan.lost:
+        click.echo(one_line(f"minisafe: warning: {each}"), err=True)
     line, chosen = ProgressLine(), dtype or default_dtype(plan)
     try:
         done = write_directory(

@@ -29,6 +29,7 @@ from minisafe.convert.vocabulary import Vocabulary, read_vocabulary
 from minisafe.convert.writer import Entry, Report, write_weights
 from minisafe.errors import TokenizerError
 from minisafe.files import whole_directory, write_text
+from minisafe.files.display import shown
 from minisafe.tokenizer import load_tokenizer
 
 RECORD = "convert.json"
@@ -113,6 +114,7 @@ def write_small_files(plan: Conversion, config: LlamaConfig, directory: Path) ->
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write indented JSON; raises `OutputError`."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -128,10 +130,11 @@ def check_tokenizer(plan: Conversion, directory: Path) -> None:
     read = backend.get_vocab(with_added_tokens=True)
     stated = {token: id_ for id_, token in enumerate(vocabulary.tokens[: vocabulary.size])}
     if read != stated:
-        differing = sorted(key for key in stated if read.get(key) != stated[key])
+        both = read.keys() | stated.keys()
+        differing = sorted(key for key in both if read.get(key) != stated.get(key))
         raise TokenizerError(
             f"{source}: the tokenizers library gives {len(differing)} tokens other ids, such as "
-            f"{differing[:1]}; the vocabulary cannot be rebuilt"
+            f"{shown(differing[0])}; the vocabulary cannot be rebuilt"
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minisafe.errors import OutputError
-from minisafe.files import whole_file, write_text
+from minisafe.files import whole_directory, whole_file, write_text
 
 
 def test_a_file_is_written(tmp_path: Path) -> None:
@@ -102,3 +102,29 @@ except OutputError as error:
     )  # fmt: skip
     assert "the disk is full" in run.stdout, run.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), OSError(5, "broken")])
+def test_a_directory_is_there_whole_or_not_at_all(tmp_path: Path, error: BaseException) -> None:
+    kind = OutputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(kind), whole_directory(tmp_path / "sub" / "out") as part:
+        (part / "a").write_text("half")
+        raise error
+    assert list((tmp_path / "sub").iterdir()) == []
+    with whole_directory(tmp_path / "sub" / "out") as part:
+        (part / "a").write_text("all")
+        assert not (tmp_path / "sub" / "out").exists()
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["out"]
+    assert (tmp_path / "sub" / "out" / "a").read_text() == "all"
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "sub" / "out").stat().st_mode) == 0o777 & ~mask
+
+
+def test_a_directory_never_replaces_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("before")
+    with pytest.raises(OutputError), whole_directory(tmp_path / "out") as part:
+        (part / "a").write_text("after")
+    assert (tmp_path / "out" / "a").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
