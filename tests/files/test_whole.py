@@ -107,9 +107,14 @@ except OutputError as error:
 @pytest.mark.parametrize("error", [ValueError("a bug"), KeyboardInterrupt(), OSError(5, "broken")])
 def test_a_directory_is_there_whole_or_not_at_all(tmp_path: Path, error: BaseException) -> None:
     kind = OutputError if isinstance(error, OSError) else type(error)
-    with pytest.raises(kind), whole_directory(tmp_path / "sub" / "out") as part:
-        (part / "a").write_text("half")
-        raise error
+
+    def stop_halfway() -> None:
+        with whole_directory(tmp_path / "sub" / "out") as part:
+            (part / "a").write_text("half")
+            raise error
+
+    with pytest.raises(kind):
+        stop_halfway()
     assert list((tmp_path / "sub").iterdir()) == []
     with whole_directory(tmp_path / "sub" / "out") as part:
         (part / "a").write_text("all")
