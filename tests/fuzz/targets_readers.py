@@ -33,6 +33,7 @@ from minisafe.checkpoint.config import load_config
 from minisafe.checkpoint.vectors import load_vector, save_npy, save_vector
 from minisafe.cli.inspect import as_lines, describe_path
 from minisafe.convert import convert, plan_conversion
+from minisafe.convert.values import library
 from minisafe.errors import SettingError
 from minisafe.files import read_json
 from minisafe.files.display import CONTROLS
@@ -207,6 +208,7 @@ def model_gguf() -> Target:
     goldens = Path(__file__).resolve().parent.parent / "goldens" / "gguf"
     names = ("llama_smollm_q4_1", "qwen2_q8_0", "llama_sentencepiece_f16")
     seeds = tuple((goldens / f"{name}.gguf").read_bytes() for name in names)
+    library()  # importing it takes seconds on a busy machine, which are not the first input's
 
     def read(path: Path) -> None:
         with tempfile.TemporaryDirectory(dir=ROOT) as place:
