@@ -62,9 +62,9 @@ def worst_parts(session: Session, prompts: Sequence[ChatPrompt], batch_size: int
     prompt, as in the calibration."""
     bare = replace(session, settings=replace(session.settings, system=None))
     parts = [parts_of(prompt.question) for prompt in prompts]
-    flat = [text for texts in parts for text in texts]
-    seen = iter(bare.variations(flat, batch_size=batch_size))
-    worst = (max((next(seen), text) for text in texts) for texts in parts)
+    once = list(dict.fromkeys(text for texts in parts for text in texts))
+    seen = dict(zip(once, bare.variations(once, batch_size=batch_size), strict=True))
+    worst = (max((seen[text], text) for text in texts) for texts in parts)
     return [
         Part(alone(prompt, text), variation)
         for prompt, (variation, text) in zip(prompts, worst, strict=True)

@@ -175,27 +175,28 @@ def test_switched_off_it_asks_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "parts"),
+    ("prompts", "parts"),
     [
-        (ChatPrompt.of("The fox sat."), 0),
-        (ChatPrompt.of("Hello there! The fox sat."), 3),
-        (ChatPrompt((QUESTION,), prefill="Sure, here"), 1),
-        (ChatPrompt(({"role": "system", "content": "The end."}, QUESTION)), 0),
-        (LONGER[0], 1),
+        ([ChatPrompt.of("The fox sat.")], 0),
+        ([ChatPrompt.of("Hello there! The fox sat.")], 3),
+        ([ChatPrompt.of("Hello there! The fox sat."), ChatPrompt.of("Hello there! No.")], 5),
+        ([ChatPrompt((QUESTION,), prefill="Sure, here")], 1),
+        ([ChatPrompt(({"role": "system", "content": "The end."}, QUESTION))], 0),
+        ([LONGER[0]], 1),
     ],
 )
-def test_parts_are_read_only_where_something_stands_around_them(
-    world: World, monkeypatch: pytest.MonkeyPatch, prompt: ChatPrompt, parts: int
+def test_parts_are_read_once_and_only_where_something_stands_around_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, prompts: list[ChatPrompt], parts: int
 ) -> None:
     asked: list[str] = []
     read = Session.variations
 
-    def variations(self: Session, prompts: list[str], **named: Any) -> list[float]:
-        asked.extend(prompts)
-        return read(self, prompts, **named)
+    def variations(self: Session, texts: list[str], **named: Any) -> list[float]:
+        asked.extend(texts)
+        return read(self, texts, **named)
 
     monkeypatch.setattr(Session, "variations", variations)
-    asking(load(world), 1.0).generate([prompt])
+    asking(load(world), 1.0).generate(prompts)
     assert len(asked) == parts
 
 
