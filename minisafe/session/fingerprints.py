@@ -12,6 +12,7 @@ import torch
 from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, read_tensors, sample
 from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter
+from minisafe.probe import Probe
 from minisafe.session.settings import Settings
 from minisafe.session.vouched import TOKENIZER_FILES
 from minisafe.vectors import Steering
@@ -33,10 +34,10 @@ def fingerprints(
     return found
 
 
-def made_for(settings: Settings, steering: Steering | None) -> str:
+def made_for(settings: Settings, steering: Steering | None, probe: Probe | None = None) -> str:
     """A hash of what the variation at the answer's first token depends on: weights as stored in
     their files, tokenizer and chat template, the vector with its scale and positions, and system
-    prompts.
+    prompts; and of the probe that is asked instead, if there is one.
 
     It leaves out dtype and cache_dtype: each changes a variation by about 0.003, at most 0.04
     (docs/log.md).
@@ -51,6 +52,8 @@ def made_for(settings: Settings, steering: Steering | None) -> str:
         files = (settings.anchor, settings.anchor_shots)
         parts += [settings.rule, settings.anchor_system, list(settings.steered_streams)]
         parts += [None if each is None else part_hash(each) for each in files]
+    if probe is not None:
+        parts += [digest(probe.weight), digest(probe.bias)]
     if steering is not None and steering.scale != 0:
         vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
         parts += [vectors, steering.scale, steering.positions]

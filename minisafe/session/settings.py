@@ -172,6 +172,12 @@ class Settings(Sampling):
         "prefill), which could have turned the model.",
         decides_safety=True,
     )  # fmt: skip
+    probe: Path | None = declared(
+        None, PATH, "What --read-alone asks (minisafe calibrate makes it); without it, the "
+        "variation.",
+        docs="What `read_alone` asks: a linear probe of how every stream would begin to answer "
+        "(`.safetensors`; `minisafe calibrate` makes it). Without it, the total variation.",
+    )  # fmt: skip
     reverse_sa: bool = declared(
         False, SWITCH, "For research: let a negative --sa-scale steer towards harm.",
         docs="For research: let a negative `sa_scale` steer towards harm. Only a flag sets it, "

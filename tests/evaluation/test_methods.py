@@ -23,7 +23,7 @@ from tests.support.worlds import World
 
 pytest_plugins = ["tests.support.world_fixtures"]
 FITTED = ("input-guard", "output-guard", "perplexity", "refusal-direction", "cast", "alphasteer")
-READING = ("profile", "anchored", "veto", "disagreement-guard")  # the anchor
+READING = ("profile", "anchored", "veto", "alone-guard")  # the anchor
 GATED = ("safeinfer+gate", "safeinfer+margin+gate")
 ALONE = ("base", "system", "icd", "self-reminder", "safe-lora", "sa")
 STREAMS = dict.fromkeys(ALONE, 1) | dict.fromkeys((*READING, "dexperts"), 3)
@@ -61,7 +61,7 @@ def test_only_the_methods_that_are_about_it_read_the_anchor(profile: Path, name:
     session = loaded(name, profile)
     assert len(session.streams) == STREAMS.get(name, 2)
     assert ("anchor" in session.settings.others) == (name in READING)
-    assert (session.alone is not None) == (name in ("profile", "disagreement-guard"))
+    assert (session.alone is not None) == (name in ("profile", "alone-guard"))
     assert session.gate is None
     assert session.generate(["The fox"], chat=True)[0].tokens
 
