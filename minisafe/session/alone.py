@@ -1,13 +1,12 @@
 """What is harmful by itself is answered by itself.
 
 A role, a long preamble, a faked history or a begun answer can turn every stream: then nothing that
-reads them sees harm any more. So the user's last message is also read alone, and so is each of its
-sentences (and each window of a long one), as the first message of a chat, where base (or anchor)
-and expert still disagree. If the calibrated gate opens for one of them, that one is answered alone:
-what stands around it is not read.
+reads them sees harm any more. So parts of the user's last message are also read alone, as the first
+message of a chat: the message, each of its sentences, and windows of its words. If the calibrated
+gate opens for one of them, that one is answered alone: what stands around it is not read.
 
-What this cannot see: harm that no single sentence states. Running text without a chat template is
-read as it is.
+What this cannot see: harm that no part states. Running text without a chat template is read as it
+is.
 """
 
 from __future__ import annotations
