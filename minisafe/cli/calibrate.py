@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -66,12 +68,7 @@ def calibrate(
     check_shares(epsilon, max_miss)
     flags = common_flags()
     profile = flags.pop("profile", None) or default_profile()
-    changing = sorted(set(flags) - {"device", "threads", "dtype"})
-    if changing and not dry_run:
-        raise SettingError(
-            f"--{changing[0].replace('_', '-')} is given, but a calibration needs the profile's "
-            "own settings; change the profile, or use --dry-run"
-        )
+    check_own(flags, dry_run)
     templates = load_styles(listed(styles))
     stated = {**load_profile(profile).settings, **flags}
     alone = bool(stated.get("read_alone"))
@@ -99,6 +96,16 @@ def calibrate(
     if not dry_run:
         store_calibration(profile, made, probe)
     click.echo(json.dumps(made.to_json()) if as_json else text)
+
+
+def check_own(flags: Mapping[str, Any], dry_run: bool) -> None:
+    """Raise `SettingError` for a flag that changes what is to be stored for the profile."""
+    changing = sorted(set(flags) - {"device", "threads", "dtype"})
+    if changing and not dry_run:
+        raise SettingError(
+            f"--{changing[0].replace('_', '-')} is given, but a calibration needs the profile's "
+            "own settings; change the profile, or use --dry-run"
+        )
 
 
 def check_shares(epsilon: float, max_miss: float) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from minisafe.gate import Gate
+from minisafe.session.beginnings import harm as harmful
 from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ LONG, STRIDE = 12, 4  # words of a window, and from one window to the next
 @dataclass(frozen=True)
 class Part:
     """What of a prompt is harmful by itself. prompt: what is answered then, behind the
-    conversation's system message if it has one. harm: that of its worst part by `Session.harm`."""
+    conversation's system message if it has one. harm: of its worst part (`beginnings.harm`)."""
 
     prompt: ChatPrompt
     harm: float
@@ -64,7 +65,7 @@ def worst_parts(session: Session, prompts: Sequence[ChatPrompt], batch_size: int
     bare = replace(session, settings=replace(session.settings, system=None))
     texts = [parts_of(prompt.question) for prompt in prompts]
     once = list(dict.fromkeys(text for own in texts for text in own))
-    seen = dict(zip(once, bare.harm(once, batch_size), strict=True))
+    seen = dict(zip(once, harmful(bare, once, batch_size), strict=True))
     return [
         Part(
             alone(prompt, to_answer(prompt.question, own, seen, session.alone)),

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
 from minisafe.divergence import total_variation
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SettingError
@@ -16,9 +14,10 @@ from minisafe.gate import Gate
 from minisafe.guidance import Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
-from minisafe.probe import Probe, stacked
+from minisafe.probe import Probe
 from minisafe.session.alone import without_context
 from minisafe.session.answer import Answer, Result, StopFilter
+from minisafe.session.beginnings import beginnings
 from minisafe.session.changing import changed
 from minisafe.session.chat import Chat
 from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt, as_chat
@@ -162,19 +161,6 @@ class Session:
                 yield first + start + n, piece
             since = self.running.cancels
 
-    def beginnings(
-        self, prompts: Sequence[str | ChatPrompt], chat: bool = True, batch_size: int = 8
-    ) -> Iterator[Tensor]:
-        """How every stream would begin to answer each prompt: batch by batch, log-probabilities of
-        the first token, (rows, streams, vocab)."""
-        for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            requests = [self.new_request(self.encode_prompt(each, chat).ids) for each in part]
-            longest = max(len(ids) for request in requests for ids in request.prompts)
-            lockstep = self.new_lockstep(len(requests), longest)
-            generation = Generation(lockstep, self.rule, requests, self.steering)
-            yield stacked(generation.feed(list(range(len(part))), generation.prompts()))
-
     def variations(
         self, prompts: Sequence[str | ChatPrompt], chat: bool = True, batch_size: int = 8
     ) -> list[float]:
@@ -187,18 +173,8 @@ class Session:
             raise SafetyError("there is no expert to compare the base with; give one")
         chosen = self.rule.drawn_from
         found: list[float] = []
-        for first in self.beginnings(prompts, chat, batch_size):
+        for first in beginnings(self, prompts, chat, batch_size):
             found += total_variation(first[:, chosen], first[:, 1]).tolist()
-        return found
-
-    def harm(self, texts: Sequence[str], batch_size: int = 8) -> list[float]:
-        """How harmful each text is as a chat's first message, 0 to 1: the probability that the
-        probe gives, or without one the variation."""
-        if self.probe is None:
-            return self.variations(texts, batch_size=batch_size)
-        found: list[float] = []
-        for first in self.beginnings(texts, batch_size=batch_size):
-            found += self.probe.harm(first).tolist()
         return found
 
     # ---- answers ---------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from minisafe.gate import Calibration, Gate, conformal_place, conformal_threshol
 from minisafe.probe import Probe, fit_probe
 from minisafe.session import Session
 from minisafe.session.alone import parts_of, worst_parts
+from minisafe.session.beginnings import beginnings
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.fingerprints import made_for
 
@@ -88,7 +89,7 @@ def calibrate_alone(
 
     def read(what: str, texts: Sequence[str]) -> Tensor:
         once, found = list(dict.fromkeys(texts)), []
-        for first in bare.beginnings(once, batch_size=batch_size):
+        for first in beginnings(bare, once, batch_size=batch_size):
             found.append(first.cpu())
             progress(what, sum(map(len, found)), len(once))
         place = {text: n for n, text in enumerate(once)}
