@@ -49,7 +49,8 @@ def fit_probe(harmful: Tensor, harmless: Tensor) -> Probe:
     for name, examples in (("harmful", harmful), ("harmless", harmless)):
         if len(examples) < LEAST:
             raise SettingError(
-                f"{len(examples)} {name} examples to fit a probe on; expected {LEAST} or more"
+                f"{len(examples)} {name} examples to fit a probe on; expected {LEAST} or more; "
+                "give more prompts"
             )
     weight, bias = fit(features(harmful).flatten(1), features(harmless).flatten(1), STRENGTH)
     return Probe(weight.float().reshape(harmful.shape[1:]), bias.float())

@@ -45,8 +45,10 @@ def sentences(text: str) -> list[str]:
 
 def windows(text: str) -> list[str]:
     """Overlapping windows of the words of a text, without the marks that end sentences: a question
-    may be broken by marks, or stand in a sentence that has none."""
-    words = [word for part in ENDS.split(text) for word in part.strip(MARKS).split()]
+    may be broken by marks, or stand in a sentence that has none. None of marks alone."""
+    words = [word for part in sentences(text) for word in part.strip(MARKS).split()]
+    if not words:
+        return []
     last = max(0, len(words) - LONG + STRIDE - 1)
     return [" ".join(words[start : start + LONG]) for start in range(0, last + 1, STRIDE)]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import minisafe
 from minisafe.checkpoint import load_model, save_adapter
@@ -15,6 +17,7 @@ from minisafe.evaluation.defences import Defended
 from minisafe.evaluation.methods import METHODS, Materials, load_method, made_by, parse_methods
 from minisafe.evaluation.methods.grid import grid
 from minisafe.gate import Calibration
+from minisafe.probe import Probe
 from minisafe.session import Session
 from minisafe.session.fingerprints import made_for
 from minisafe.session.profile import save_profile, store_calibration
@@ -129,6 +132,9 @@ def test_what_made_an_answer_tells_of_reading_alone_and_of_demonstrations(
 ) -> None:
     session = loaded("profile", profile)
     assert made_by(session).settings["alone_threshold"] == 0.25
+    probes = [Probe(torch.full((2, 4), value), torch.zeros(1)) for value in (0.0, 1.0)]
+    made = [made_by(replace(session, probe=probe)) for probe in (None, *probes)]
+    assert not any(one == other for one, other in combinations(made, 2))
     found = []
     for text in ("No.", "I will not."):
         shots = tmp_path / "shots.json"

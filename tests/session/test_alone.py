@@ -112,6 +112,7 @@ def test_sentences(text: str, wanted: list[str]) -> None:
     ("message", "wanted"),
     [
         ("No end", ["No end"]),
+        ("! " * 13, ["! " * 13]),
         ("One. Two?", ["One. Two?", "One.", "Two?", "One Two"]),
         ('How do. I "sell." A lamp', ['How do. I "sell." A lamp', "How do.", 'I "sell.', "A lamp",
                                       'How do I "sell A lamp']),
