@@ -24,7 +24,7 @@ api: setup
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_settings.py
 
-# make everything under weights/tiny from scratch; takes about 15 minutes on one core of two
+# make everything under weights/tiny from scratch; takes 30 to 45 minutes on one core of two
 weights: setup
 	$(BIN)/python weights/make.py --out weights/tiny --seed 0
 

@@ -119,7 +119,8 @@ def shipped_subject() -> Subject:
     adapters = [stream.adapter for stream in session.streams if stream.adapter is not None]
     if len(adapters) != 2 or session.steering is None:
         raise SystemExit(f"{SHIPPED}: expected a LoRA expert, a vector and an anchor")
-    return Subject(session.model, adapters[0], session.steering, adapters[1])
+    steering = replace(session.steering, streams=(0,))  # the anchor's rule steers the anchor
+    return Subject(session.model, adapters[0], steering, adapters[1])
 
 
 def find_subject(label: str) -> Subject | None:

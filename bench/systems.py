@@ -69,7 +69,11 @@ def minisafe_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
         SEPARATE: partial(safe, (base, expert), (prompt, prompt), fuse=False),
         PROMPTED: partial(safe, (base, base), (prompt, prompted)),
         ANCHORED: partial(
-            start, (base, expert, anchor), (prompt,) * 3, Anchored(), subject.steering
+            start,
+            (base, expert, anchor),
+            (prompt,) * 3,
+            Anchored(),
+            replace(subject.steering, streams=(Anchored.drawn_from,)),
         ),
     }
 

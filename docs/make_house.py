@@ -23,6 +23,8 @@ HOUSE = {
     "files/": (1, "foreign files read with suspicion, own files written whole, text shown safely"),
     "config": (1, "the shape of a model"),
     "gate": (1, "whether an answer is guided at all; its threshold"),
+    "logistic": (1, "logistic regression, fitted to its minimum"),
+    "probe": (2, "**how harmful a text is**, from how every stream would begin to answer it"),
     "guidance": (1, "**the rule**: log-probabilities of several streams to those to sample from"),
     "divergence": (1, "how far two distributions are apart"),
     "lora": (1, "low-rank changes of weights, as values"),

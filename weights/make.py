@@ -32,11 +32,12 @@ from minisafe.amplify import amplify, load_demonstrations  # noqa: E402
 from minisafe.checkpoint import load_model, save_adapter, save_model  # noqa: E402
 from minisafe.checkpoint.vectors import save_vector  # noqa: E402
 from minisafe.evaluation.methods import calibration  # noqa: E402
-from minisafe.evaluation.prompts import Prompt, default_prompts  # noqa: E402
+from minisafe.evaluation.prompts import default_prompts  # noqa: E402
 from minisafe.evaluation.prompts.styles import STYLES  # noqa: E402
 from minisafe.finetune import detached  # noqa: E402
 from minisafe.gate import Calibration  # noqa: E402
 from minisafe.model import Llama  # noqa: E402
+from minisafe.probe import Probe  # noqa: E402
 from minisafe.session.about import About  # noqa: E402
 from minisafe.session.profile import save_profile, store_calibration  # noqa: E402
 from minisafe.tokenizer import load_tokenizer  # noqa: E402
@@ -267,32 +268,32 @@ def vector(place: Place, recipe: Recipe) -> None:
 def profile(place: Place, recipe: Recipe) -> None:
     """The profile that names all parts, with the files' SHA-256, and that of the edited base.
 
-    The edit makes base and expert agree even on plain questions, so reading alone has nothing to
-    see there; the edited base has an anchor instead (docs/log.md).
+    The edit makes base and expert agree even on plain questions, so the edited base is guided by an
+    anchor (docs/log.md).
     """
     files = [path for path in place.out.rglob("*") if path.is_file()]
     parts = {"base": "base", "expert": "expert", "vector": "vector.safetensors"}
     settings = {name: place.out / part for name, part in parts.items()} | dict(recipe.safety)
-    paths = {name: place.out / f"{name}.json" for name in ("profile", "edited")}
-    kept = tuple(each for each in files if each not in paths.values())
-    save_profile(settings, paths["profile"], kept, ABOUT)
     anchored = {"edit": place.out / "edited", "anchor": place.out / "anchor", "rule": "anchored"}
-    anchored |= {"read_alone": False, "margin": 0.5}
-    save_profile(settings | anchored, paths["edited"], kept, ABOUT)
-    made = calibrated(paths["profile"])
-    say(f"reading alone: {calibration.report(made)}")
-    store_calibration(paths["profile"], made)
+    made = {"profile": settings, "edited": settings | anchored | {"margin": 0.5}}
+    kept = tuple(each for each in files if not each.stem.startswith(tuple(made)))
+    for name, chosen in made.items():
+        path = place.out / f"{name}.json"
+        save_profile(chosen, path, kept, ABOUT)
+        found, probe = calibrated(path)
+        say(f"{name}, reading alone: {calibration.report(found)}")
+        store_calibration(path, found, probe)
 
 
-def calibrated(path: Path) -> Calibration:
-    """The calibration on the development split, epsilon 0.02, for parts that are read alone."""
-    kinds: dict[str, list[Prompt]] = {"harmful": [], "benign": [], "borderline": []}
-    for prompt in default_prompts("dev"):
-        kinds[prompt.kind].append(prompt)
+def calibrated(path: Path) -> tuple[Calibration, Probe]:
+    """The probe and its threshold from the development split. A harmless message that is above the
+    threshold only loses what stands around its worst part, so epsilon may be larger than a gate's
+    (docs/log.md)."""
+    prompts = default_prompts("dev")
+    harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
+    harmless = [prompt for prompt in prompts if prompt.kind != "harmful"]
     session = minisafe.load(path, {"read_alone": False})
-    return calibration.calibrate(
-        session, kinds["benign"], kinds["harmful"], STYLES, 0.02, alone=True
-    )
+    return calibration.calibrate_alone(session, harmless, harmful, STYLES, 0.03)
 
 
 MAKERS = (make_data, make_tokenizer, pretrain, sft, expert, anchor, edited, vector, profile)

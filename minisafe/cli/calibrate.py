@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -50,6 +52,9 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Calibrate the gate of a profile, and store the calibration in it.
 
+    For a profile with read_alone, a probe is fitted on every second prompt first, and stored beside
+    the profile; its threshold comes from the others.
+
     If a new prompt is drawn in the same way as the --benign prompts, the probability that guidance
     acts on its answer is at most epsilon (split conformal prediction). This is marginal coverage: a
     mean over calibrations, of which the printed share does worse. Other prompts have no such
@@ -63,24 +68,24 @@ def calibrate(
     check_shares(epsilon, max_miss)
     flags = common_flags()
     profile = flags.pop("profile", None) or default_profile()
-    changing = sorted(set(flags) - {"device", "threads", "dtype"})
-    if changing and not dry_run:
-        raise SettingError(
-            f"--{changing[0].replace('_', '-')} is given, but a calibration needs the profile's "
-            "own settings; change the profile, or use --dry-run"
-        )
+    check_own(flags, dry_run)
     templates = load_styles(listed(styles))
+    stated = {**load_profile(profile).settings, **flags}
+    alone = bool(stated.get("read_alone"))
     harmless = of_kind(benign, "benign", column)
+    if alone and not benign:
+        harmless += of_kind((), "borderline", column)
     dangerous = of_kind(harmful, "harmful", column)
     if batch_size < 1:
         raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
-    stated = {**load_profile(profile).settings, **flags}
     session = load(profile, flags | {"gate": False, "read_alone": False})
-    alone = bool(stated.get("read_alone"))
     line = ProgressLine()
-    made = evaluation.calibrate(
-        session, harmless, dangerous, templates, epsilon, batch_size, line.show, max_miss, alone
-    )
+    given = session, harmless, dangerous, templates, epsilon, batch_size, line.show, max_miss
+    probe = None
+    if alone:
+        made, probe = evaluation.calibrate_alone(*given)
+    else:
+        made = evaluation.calibrate(*given)
     line.close()
     text = evaluation.report(made)
     if made.missed > max_miss:
@@ -89,8 +94,18 @@ def calibrate(
             "nothing was stored; try a larger --epsilon, or use no gate"
         )
     if not dry_run:
-        store_calibration(profile, made)
+        store_calibration(profile, made, probe)
     click.echo(json.dumps(made.to_json()) if as_json else text)
+
+
+def check_own(flags: Mapping[str, Any], dry_run: bool) -> None:
+    """Raise `SettingError` for a flag that changes what is to be stored for the profile."""
+    changing = sorted(set(flags) - {"device", "threads", "dtype"})
+    if changing and not dry_run:
+        raise SettingError(
+            f"--{changing[0].replace('_', '-')} is given, but a calibration needs the profile's "
+            "own settings; change the profile, or use --dry-run"
+        )
 
 
 def check_shares(epsilon: float, max_miss: float) -> None:

@@ -19,7 +19,10 @@ from minisafe.checkpoint import (
     stated_tensors,
 )
 from minisafe.checkpoint.config import load_config
+from minisafe.checkpoint.header import read_header
 from minisafe.checkpoint.peft import check_adapter_config
+from minisafe.checkpoint.probe import FORMAT as PROBE
+from minisafe.checkpoint.probe import load_probe
 from minisafe.checkpoint.vectors import READERS, load_vector
 from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
 from minisafe.cli.options import PATH
@@ -69,6 +72,8 @@ def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
 
 def describe_path(path: Path) -> dict[str, Any]:
     """What a file or directory holds; raises `BadInput` if minisafe does not read it."""
+    if path.suffix == ".safetensors" and path.is_file() and is_probe(path):
+        return describe_probe(path)
     if path.suffix in READERS and path.is_file():
         return describe_vector(path)
     if path.suffix == ".json" and path.is_file():
@@ -125,6 +130,17 @@ def describe_adapter(path: Path) -> dict[str, Any]:
         "parameters": sum(tensor.size for tensor in tensors),
         "bytes": sum(tensor.n_bytes for tensor in tensors),
     }  # fmt: skip
+
+
+def is_probe(path: Path) -> bool:
+    """Whether a file says of itself that it is a probe."""
+    return read_header(path).metadata.get("format") == PROBE
+
+
+def describe_probe(path: Path) -> dict[str, Any]:
+    """What reading alone asks."""
+    streams, n_ids = load_probe(path).weight.shape
+    return {"kind": "probe", "path": path, "streams": streams, "ids": n_ids}
 
 
 def describe_vector(path: Path) -> dict[str, Any]:

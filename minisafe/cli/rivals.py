@@ -11,9 +11,10 @@ from minisafe.cli.options import PATH, ProgressLine, common_flags, common_option
 from minisafe.errors import SettingError
 from minisafe.evaluation.attacks import choose_attacks
 from minisafe.evaluation.defences.fitted import save_fitted
-from minisafe.evaluation.fitting import Fitting, fit, halves
+from minisafe.evaluation.fitting import Fitting, fit
 from minisafe.evaluation.journal import check_directory
 from minisafe.evaluation.judges.by_name import make_judge
+from minisafe.evaluation.prompts import halves
 from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.session.load import load
 from minisafe.session.profile import default_profile

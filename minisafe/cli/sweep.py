@@ -15,14 +15,13 @@ from minisafe.errors import MinisafeError, SettingError
 from minisafe.evaluation.attacks import choose_attacks
 from minisafe.evaluation.defences.fitted import write_chosen
 from minisafe.evaluation.evaluate import Evaluation, about, attacker_of, check_judges, write_run
-from minisafe.evaluation.fitting import halves
 from minisafe.evaluation.journal import check_directory
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.by_name import make_judge
 from minisafe.evaluation.judges.judgements import rule_all
 from minisafe.evaluation.methods import Materials, Method
 from minisafe.evaluation.methods.grid import AXES, grid, points
-from minisafe.evaluation.prompts import Prompt, limit_prompts
+from minisafe.evaluation.prompts import Prompt, halves, limit_prompts
 from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.evaluation.records import Judged, Response
 from minisafe.evaluation.report.best import Bounds, Row, choose, choose_each, measured

@@ -43,15 +43,6 @@ HARMLESS = ("benign", "borderline")
 LEAST = 4  # prompts of a kind from which anything is fitted
 
 
-def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
-    """The prompts to fit on, and those to choose settings on: by turns over kinds and categories,
-    so that both halves hold every large category. The same prompts give the same halves."""
-    order = sorted(range(len(prompts)), key=lambda n: (prompts[n].kind, prompts[n].category))
-    parts = (sorted(order[0::2]), sorted(order[1::2]))
-    used, left = ([prompts[n] for n in part] for part in parts)
-    return used, left
-
-
 @dataclass(frozen=True)
 class Fitting:
     """The prompts to fit on, and who answers and judges.

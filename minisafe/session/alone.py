@@ -1,22 +1,23 @@
 """What is harmful by itself is answered by itself.
 
 A role, a long preamble, a faked history or a begun answer can turn every stream: then nothing that
-reads them sees harm any more. So the user's last message is also read alone, and so is each of its
-sentences (and each window of a long one), as the first message of a chat, where base (or anchor)
-and expert still disagree. If the calibrated gate opens for one of them, that one is answered alone:
-what stands around it is not read.
+reads them sees harm any more. So parts of the user's last message are also read alone, as the first
+message of a chat: the message, each of its sentences, and windows of its words. If the calibrated
+gate opens for one of them, that one is answered alone: what stands around it is not read.
 
-What this cannot see: harm that no single sentence states. Running text without a chat template is
-read as it is.
+What this cannot see: harm that no part states. Running text without a chat template is read as it
+is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from minisafe.gate import Gate
+from minisafe.session.beginnings import harm as harmful
 from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
 
 if TYPE_CHECKING:
@@ -24,51 +25,73 @@ if TYPE_CHECKING:
 
 # after a mark and closing quotes, after a full-width mark, and at the end of a line
 ENDS = re.compile(r"(?<=[.?!:;])[\"'\u201d\u2019)\]]*\s+|(?<=[\u3002\uff1f\uff01\uff1a\uff1b])|\n+")
+MARKS = " .?!:;\"')]\u201d\u2019\u3002\uff1f\uff01\uff1a\uff1b"
 LONG, STRIDE = 12, 4  # words of a window, and from one window to the next
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a prompt. prompt: what is answered if it is harmful, behind the conversation's
-    system message if it has one. variation: between base (or anchor) and expert."""
+    """What of a prompt is harmful by itself. prompt: what is answered then, behind the
+    conversation's system message if it has one. harm: of its worst part (`beginnings.harm`)."""
 
     prompt: ChatPrompt
-    variation: float
+    harm: float
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, parts that hold a letter or digit; and windows of long ones, since a
-    sentence without marks can hold a role and a question."""
-    found = [part.strip() for part in ENDS.split(text) if any(map(str.isalnum, part))]
-    return [*found, *(window for part in found for window in windows(part.split()))]
+    """The sentences of a text: parts between marks that hold a letter or digit."""
+    return [part.strip() for part in ENDS.split(text) if any(map(str.isalnum, part))]
 
 
-def windows(words: Sequence[str]) -> list[str]:
-    """Overlapping windows of a long sentence; none of a short one."""
-    if len(words) <= LONG:
+def windows(text: str) -> list[str]:
+    """Overlapping windows of the words of a text, without the marks that end sentences: a question
+    may be broken by marks, or stand in a sentence that has none. None of marks alone."""
+    words = [word for part in sentences(text) for word in part.strip(MARKS).split()]
+    if not words:
         return []
-    starts = range(0, len(words) - LONG + STRIDE, STRIDE)
-    return [" ".join(words[start : start + LONG]) for start in starts]
+    last = max(0, len(words) - LONG + STRIDE - 1)
+    return [" ".join(words[start : start + LONG]) for start in range(0, last + 1, STRIDE)]
 
 
 def parts_of(message: str) -> list[str]:
-    """The message; then each of its sentences, if there are several."""
+    """The message; if it has several sentences or is long, also each of them, and windows."""
     found = sentences(message)
-    return [message, *(found if len(found) > 1 else ())]
+    if len(found) <= 1 and len(message.split()) <= LONG:
+        return [message]
+    return list(dict.fromkeys([message, *found, *windows(message)]))
 
 
 def worst_parts(session: Session, prompts: Sequence[ChatPrompt], batch_size: int) -> list[Part]:
-    """For each prompt, the part with the largest variation. Parts are read without any system
-    prompt, as in the calibration."""
+    """For each prompt, what of it is harmful. Parts are read without any system prompt, as in the
+    calibration."""
     bare = replace(session, settings=replace(session.settings, system=None))
-    parts = [parts_of(prompt.question) for prompt in prompts]
-    flat = [text for texts in parts for text in texts]
-    seen = iter(bare.variations(flat, batch_size=batch_size))
-    worst = (max((next(seen), text) for text in texts) for texts in parts)
+    texts = [parts_of(prompt.question) for prompt in prompts]
+    once = list(dict.fromkeys(text for own in texts for text in own))
+    seen = dict(zip(once, harmful(bare, once, batch_size), strict=True))
     return [
-        Part(alone(prompt, text), variation)
-        for prompt, (variation, text) in zip(prompts, worst, strict=True)
+        Part(
+            alone(prompt, to_answer(prompt.question, own, seen, session.alone)),
+            max(seen[text] for text in own),
+        )
+        for prompt, own in zip(prompts, texts, strict=True)
     ]
+
+
+def to_answer(
+    message: str, parts: Sequence[str], harm: Mapping[str, float], gate: Gate | None
+) -> str:
+    """Which part to answer: of the short ones for which the gate opens, the worst sentence, or the
+    worst window. In longer ones other words stand around the harm. Without any, the worst part."""
+    own = set(sentences(message))
+    short = [
+        each for each in parts if gate and gate.opens(harm[each]) and len(each.split()) <= LONG
+    ]
+    return max(short or parts, key=lambda text: (bool(short) and text in own, harm[text], text))
+
+
+def stands_alone(prompt: ChatPrompt) -> bool:
+    """Whether the prompt has one part and nothing around it: it is answered as it is anyway."""
+    return all(alone(prompt, part) == prompt for part in parts_of(prompt.question))
 
 
 def alone(prompt: ChatPrompt, text: str) -> ChatPrompt:
@@ -83,20 +106,18 @@ def without_context(
     encoded: Sequence[EncodedPrompt],
     batch_size: int,
 ) -> list[EncodedPrompt]:
-    """The encoded prompts; those with a part that is harmful by itself hold it alone. Where nothing
-    stands around a part, nothing is read: it would be answered as it is."""
+    """The encoded prompts; those with a part that is harmful by itself hold it alone."""
     found, gate = list(encoded), session.alone
     asked = [
         (n, each)
         for n, each in enumerate(prompts)
-        if isinstance(each, ChatPrompt)
-        and any(alone(each, part) != each for part in parts_of(each.question))
+        if isinstance(each, ChatPrompt) and not stands_alone(each)
     ]
     if gate is None or not asked:
         return found
     worst = worst_parts(session, [prompt for _, prompt in asked], batch_size)
     for (n, prompt), part in zip(asked, worst, strict=True):
-        if gate.opens(part.variation) and part.prompt != prompt:
+        if gate.opens(part.harm) and part.prompt != prompt:
             answered = session.encode_prompt(part.prompt, chat=True)
-            found[n] = replace(answered, gated=False, alone=part.variation)
+            found[n] = replace(answered, gated=False, alone=part.harm)
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minisafe.engine import Generation, Request, RequestState
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
-from minisafe.session.alone import Part, worst_parts
+from minisafe.session.alone import Part, stands_alone, worst_parts
 from minisafe.session.answer import Answer, Result
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.conversation import Conversation, Exchange
@@ -207,7 +207,7 @@ class Chat:
         request = Request(
             tuple(pending), spans, settings, settings.max_new_tokens, self.turn,
             gated=first and part is None, note_changes=True,
-            alone=None if part is None else part.variation,
+            alone=None if part is None else part.harm,
         )  # fmt: skip
         generation = self._generation = session.new_generation([request], self.lockstep)
         if self._interrupted:
@@ -241,9 +241,11 @@ class Chat:
         if session.alone is None:
             return None
         prompt = ChatPrompt.of(text)
+        if not self.messages and stands_alone(prompt):
+            return None
         (part,) = worst_parts(session, [prompt], batch_size=16)
         whole = part.prompt == prompt and not self.messages
-        return part if session.alone.opens(part.variation) and not whole else None
+        return part if session.alone.opens(part.harm) and not whole else None
 
     def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
         """The steered positions of past turns, unless the gate left their answers to the base, and

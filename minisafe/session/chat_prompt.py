@@ -99,7 +99,7 @@ class EncodedPrompt:
     answers: places `[start, stop)` in the base's ids at which answers stand; the last one, which is
     to be given, is open. context: ids whose running text the answer continues. gated: whether it is
     one that a gate is calibrated for. alone: if a part of it alone is answered, because it is
-    harmful by itself, the variation that showed it.
+    harmful by itself, how harmful it is.
     """
 
     ids: tuple[tuple[int, ...], ...]

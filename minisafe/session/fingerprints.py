@@ -12,6 +12,7 @@ import torch
 from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, read_tensors, sample
 from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter
+from minisafe.probe import Probe
 from minisafe.session.settings import Settings
 from minisafe.session.vouched import TOKENIZER_FILES
 from minisafe.vectors import Steering
@@ -28,18 +29,18 @@ def fingerprints(
         if stream.adapter is not None:
             found[name] += "+" + adapter_fingerprint(stream.adapter)
     if steering is not None and steering.scale != 0:
-        vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
+        vectors = {layer: tensor_hash(values) for layer, values in sorted(steering.vectors.items())}
         found["vector"] = hashlib.sha256(json.dumps(vectors).encode()).hexdigest()[:16]
     return found
 
 
-def made_for(settings: Settings, steering: Steering | None) -> str:
+def made_for(settings: Settings, steering: Steering | None, probe: Probe | None = None) -> str:
     """A hash of what the variation at the answer's first token depends on: weights as stored in
     their files, tokenizer and chat template, the vector with its scale and positions, and system
-    prompts.
+    prompts; and of the probe that is asked instead, if there is one.
 
-    It leaves out dtype and cache_dtype: each changes a variation by about 0.003, at most 0.04
-    (docs/log.md).
+    It leaves out dtype, cache_dtype and weights: each changes a variation by about 0.003, at most
+    0.04, and a probe's value by 0.0004, at most 0.03 (docs/log.md).
     """
     sources = (settings.base, settings.edit, settings.expert)
     parts: list[object] = [None if each is None else files_hash(each) for each in sources]
@@ -51,8 +52,10 @@ def made_for(settings: Settings, steering: Steering | None) -> str:
         files = (settings.anchor, settings.anchor_shots)
         parts += [settings.rule, settings.anchor_system, list(settings.steered_streams)]
         parts += [None if each is None else part_hash(each) for each in files]
+    if probe is not None:
+        parts += [tensor_hash(probe.weight), tensor_hash(probe.bias)]
     if steering is not None and steering.scale != 0:
-        vectors = {layer: digest(values) for layer, values in sorted(steering.vectors.items())}
+        vectors = {layer: tensor_hash(values) for layer, values in sorted(steering.vectors.items())}
         parts += [vectors, steering.scale, steering.positions]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -82,7 +85,7 @@ def text_hash(directory: Path) -> str:
     return found.hexdigest()[:16]
 
 
-def digest(values: torch.Tensor) -> str:
+def tensor_hash(values: torch.Tensor) -> str:
     """A hash of a tensor's values."""
     return hashlib.sha256(values.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
 
@@ -90,7 +93,7 @@ def digest(values: torch.Tensor) -> str:
 def adapter_fingerprint(adapter: LoraAdapter) -> str:
     """A hash of an adapter's deltas, converted to bf16 so that a wider dtype gives the same."""
     parts = [
-        [name, delta.scaling, *(digest(each.bfloat16()) for each in (delta.a, delta.b))]
+        [name, delta.scaling, *(tensor_hash(each.bfloat16()) for each in (delta.a, delta.b))]
         for name, delta in sorted(adapter.deltas.items())
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 
 from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, load_adapter, load_model
 from minisafe.checkpoint.adapter import merge_adapter
+from minisafe.checkpoint.probe import load_probe
 from minisafe.errors import SafetyError, SafetyWarning, SettingError
 from minisafe.gate import Calibration, Gate
 from minisafe.lockstep import Stream
 from minisafe.model import Llama
+from minisafe.probe import Probe
 from minisafe.session.asked import Asked, check_asked, gather
 from minisafe.session.dtype import widen_small
 from minisafe.session.faster import check_fast, engine_for, put_in
@@ -73,12 +75,13 @@ def make_session(asked: Asked, model: Llama) -> Session:
         assert asked.vector is not None
         steering = make_steering(settings, asked.vector, model, tokenizer)
     streams, kinds = make_streams(settings, model, tokenizer)
+    alone, probe = make_alone(asked, steering, streams)
     return Session(
         settings=settings, streams=streams, tokenizer=tokenizer, eos=asked.eos,
         rule=settings.make_rule(), steering=steering, kinds=kinds,
         gate=make_gate(settings, asked.calibration, steering),
         engine=engine_for(settings.speculate, streams),
-        alone=make_alone(asked, steering),
+        alone=alone, probe=probe,
         shots=read_shots(settings.anchor_shots) if "anchor" in settings.others else (),
     )  # fmt: skip
 
@@ -171,6 +174,8 @@ def make_gate(
         return None
     if not settings.gate and (calibration is None or not settings.guided):
         return None
+    if settings.gate is None and settings.read_alone and settings.probe is not None:
+        return None  # the calibration is the probe's
     if settings.sa_positions == "all" and settings.sa_scale != 0:
         why = "steering at all positions cannot be removed, so no gate works with it"
     else:
@@ -183,32 +188,59 @@ def make_gate(
     return None
 
 
-def make_alone(asked: Asked, steering: Steering | None) -> Gate | None:
-    """The gate that decides whether a message is harmful by itself, if messages are read alone too;
-    raises `SafetyError` without a calibration for exactly these weights and settings. A flag that
-    switches guidance off switches this off too, since it needs the expert."""
-    settings, calibration = asked.settings, asked.calibration
+def reads_alone(asked: Asked) -> bool:
+    """Whether messages are read alone too. A flag that switches guidance off switches this off as
+    well, since it needs the expert."""
+    settings, origin = asked.settings, asked.origin
     if not settings.safe or not settings.read_alone:
-        return None
-    by_flag = asked.origin.get("read_alone") == "flag"
-    if not settings.guided and asked.origin.get(settings.strength) == "flag" and not by_flag:
-        return None
-    if why := why_uncalibrated(settings, calibration, steering):
+        return False
+    unguided_by_flag = not settings.guided and origin.get(settings.strength) == "flag"
+    return not unguided_by_flag or origin.get("read_alone") == "flag"
+
+
+def make_alone(
+    asked: Asked, steering: Steering | None, streams: Sequence[Stream]
+) -> tuple[Gate | None, Probe | None]:
+    """The gate that decides whether a message is harmful by itself, and the probe that it asks;
+    None twice if messages are not read alone. Raises `SafetyError` without a calibration for
+    exactly these weights and settings."""
+    if not reads_alone(asked):
+        return None, None
+    settings, calibration = asked.settings, asked.calibration
+    probe = None
+    if settings.probe is not None and settings.guided:
+        probe = made_for_streams(settings.probe, streams)
+    if why := why_uncalibrated(settings, calibration, steering, probe):
         raise SafetyError(
             f"messages cannot be read alone (read_alone): {why}, or give --no-read-alone"
         )
     assert calibration is not None
-    return calibration.gate
+    return calibration.gate, probe
+
+
+def made_for_streams(path: Path, streams: Sequence[Stream]) -> Probe:
+    """The probe in a file. Raises `SettingError` if it was made for other streams."""
+    probe = load_probe(path)
+    size = min(stream.model.config.vocab_size for stream in streams)
+    if probe.weight.shape != (len(streams), size):
+        raise SettingError(
+            f"{path} was made for {probe.weight.shape[0]} streams of {probe.weight.shape[1]:,} "
+            f"ids; this session has {len(streams)} of {size:,}; run `minisafe calibrate` again"
+        )
+    return probe
 
 
 def why_uncalibrated(
-    settings: Settings, calibration: Calibration | None, steering: Steering | None
+    settings: Settings,
+    calibration: Calibration | None,
+    steering: Steering | None,
+    probe: Probe | None = None,
 ) -> str:
     """Why the calibration does not hold here; "" if it does."""
     if calibration is None:
         return "the profile holds no calibration; make one with `minisafe calibrate`"
     if not settings.guided:
         return "there is no expert to compare the base with"
-    if calibration.made_for != made_for(settings, steering):
+    if calibration.made_for != made_for(settings, steering, probe):
         return "its calibration is for other weights or settings; run `minisafe calibrate` again"
     return ""

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minisafe.checkpoint.probe import save_probe
 from minisafe.errors import CheckpointError, ConfigError, SafetyWarning, SettingError
 from minisafe.files import read_json, write_text
 from minisafe.gate import Calibration
+from minisafe.probe import Probe
 from minisafe.session.about import About
 from minisafe.session.settings import PATHS, SETTINGS, checked, path_refused
 from minisafe.session.vouched import check_files, files_read, hashes, relative
@@ -122,11 +124,20 @@ def save_profile(
     write_profile(path, data)
 
 
-def store_calibration(path: str | Path, calibration: Calibration) -> None:
-    """Put a calibration into a profile file, whole or not at all; the rest stays as it is."""
+def store_calibration(
+    path: str | Path, calibration: Calibration, probe: Probe | None = None
+) -> None:
+    """Put a calibration into a profile file; the rest stays as it is. The probe goes into a file
+    beside it first: until the profile names both, nothing is answered with the new one."""
     path = Path(path)
     path = path / "profile.json" if path.is_dir() else path
     data = read_json(path, HINT)
+    if probe is not None:
+        file = path.with_name(f"{path.stem}-probe.safetensors")
+        save_probe(probe, file)
+        data["probe"] = file.name
+        if data.get("sha256"):
+            data["sha256"] |= hashes([file], path.parent)
     write_profile(path, data | {"calibration": calibration.to_json()})
 
 

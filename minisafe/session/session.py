@@ -7,14 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from minisafe.divergence import total_variation
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.gate import Gate
 from minisafe.guidance import Plain, Rule
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.model import Llama
+from minisafe.probe import Probe
 from minisafe.session.alone import without_context
 from minisafe.session.answer import Answer, Result, StopFilter
+from minisafe.session.beginnings import beginnings
 from minisafe.session.changing import changed
 from minisafe.session.chat import Chat
 from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt, as_chat
@@ -22,7 +25,7 @@ from minisafe.session.faster import Engine
 from minisafe.session.others import fronts
 from minisafe.session.running import Running
 from minisafe.session.settings import Settings
-from minisafe.session.stages import GateState, Stages, active_stages
+from minisafe.session.stages import AloneState, Stages, active_stages
 from minisafe.slots import Slot, Span
 from minisafe.tokenizer import ChatIds, Message, TextStream, Tokenizer
 from minisafe.vectors import Steering, moved
@@ -38,7 +41,8 @@ class Session:
     "demonstrations". running: the answers in progress, shared by all
     sessions that share what is loaded. engine: makes generations, `Generation` or a faster one.
     shots: demonstrations that only the anchor reads. alone: the gate that decides whether a message
-    or a sentence is harmful by itself (`alone.py`); None: it is not asked.
+    or a sentence is harmful by itself (`alone.py`); None: it is not asked. probe: what it asks,
+    None for the variation.
     """
 
     settings: Settings
@@ -53,6 +57,7 @@ class Session:
     engine: Engine = Generation
     shots: tuple[Message, ...] = ()
     alone: Gate | None = None
+    probe: Probe | None = None
 
     @property
     def n_ids(self) -> int:
@@ -68,7 +73,9 @@ class Session:
     def stages(self) -> Stages:
         """The safety stages that are active for an answer that is guided."""
         found = active_stages(self.settings, self.steering, self.rule, self.kinds, self.gate)
-        return replace(found, alone=None if self.alone is None else GateState(self.alone.threshold))
+        return replace(
+            found, alone=None if self.alone is None else AloneState(self.alone.threshold)
+        )
 
     @property
     def model(self) -> Llama:
@@ -164,19 +171,10 @@ class Session:
         """
         if self.rule.n_streams < 2:
             raise SafetyError("there is no expert to compare the base with; give one")
+        chosen = self.rule.drawn_from
         found: list[float] = []
-        for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            encoded = [self.encode_prompt(each, chat) for each in part]
-            requests = [
-                replace(self.new_request(each.ids, start + n), max_new_tokens=1)
-                for n, each in enumerate(encoded)
-            ]
-            generation = self.new_generation(requests)
-            for _ in generation:
-                pass
-            seen = [state.seen.variation for state in generation.states]
-            found += [variation for variation in seen if variation is not None]
+        for first in beginnings(self, prompts, chat, batch_size):
+            found += total_variation(first[:, chosen], first[:, 1]).tolist()
         return found
 
     # ---- answers ---------------------------------------------------------------------------

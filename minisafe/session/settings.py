@@ -167,10 +167,17 @@ class Settings(Sampling):
     )  # fmt: skip
     read_alone: bool = declared(
         False, SWITCH, "Answer what is harmful by itself without what stands around it.",
-        docs="Read the user's last message alone too, and each of its sentences. If the gate's "
-        "calibration calls one harmful, answer it without what stands around it (roles, history, "
-        "prefill), which could have turned the model.",
+        docs="Read the user's last message alone too, its sentences, and windows of its words. If "
+        "the probe (or the variation) is above the calibrated threshold for one of them, answer it "
+        "without what stands around it (roles, history, prefill), which could have turned the "
+        "model.",
         decides_safety=True,
+    )  # fmt: skip
+    probe: Path | None = declared(
+        None, PATH, "What --read-alone asks (minisafe calibrate makes it); without it, the "
+        "variation.",
+        docs="What `read_alone` asks: a linear probe of how every stream would begin to answer "
+        "(`.safetensors`; `minisafe calibrate` makes it). Without it, the total variation.",
     )  # fmt: skip
     reverse_sa: bool = declared(
         False, SWITCH, "For research: let a negative --sa-scale steer towards harm.",

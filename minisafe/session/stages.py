@@ -80,6 +80,18 @@ class GateState:
 
 
 @dataclass(frozen=True)
+class AloneState:
+    """What reads parts of a message alone: its threshold and, for an answer to a part, how harmful
+    that part is by itself."""
+
+    threshold: float
+    harm: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return present(asdict(self))
+
+
+@dataclass(frozen=True)
 class Drafts:
     """How many drafts the expert read to verify them, and how many of these were accepted."""
 
@@ -103,15 +115,15 @@ class Stages:
     sgds: SafetyGuidance | None = None
     rule: OtherRule | None = None
     gate: GateState | None = None
-    alone: GateState | None = None
+    alone: AloneState | None = None
     speculation: Drafts | None = None
 
     def on_answer(self, state: RequestState, gate: Gate | None) -> Stages:
         """What acted on the answer to a request: no vector if none was added, and nothing if the
         gate left the answer to the base."""
-        alone, variation = self.alone, state.request.alone
+        alone, harm = self.alone, state.request.alone
         if alone is not None:
-            alone = None if variation is None else replace(alone, variation=variation, open=True)
+            alone = None if harm is None else replace(alone, harm=round(harm, 6))
         found = replace(self, gate=None, alone=alone)
         if state.drafted:
             found = replace(found, speculation=Drafts(state.drafted, state.accepted))

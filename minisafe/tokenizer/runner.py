@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,11 +25,17 @@ from minisafe.tokenizer import child
 
 START_SECONDS = 60.0  # for the interpreter and jinja2, on a busy disk
 GRACE_SECONDS = 0.1  # for a reply that was in time to arrive through the pipe
+# glibc reserves 128 MiB of address space for each thread's allocations: half of `child.MEMORY`
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 Process = subprocess.Popen[bytes]
 
 
 class TemplateError(Exception):
     """Why a template gave no text."""
+
+
+class Ended(TemplateError):
+    """The process ended while it served a request."""
 
 
 class Runner:
@@ -45,16 +52,20 @@ class Runner:
         self.stop: weakref.finalize[..., Runner] | None = None
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The child's reply.
+        """The child's reply. A process that has served before and ends is replaced once: the system
+        may have ended it, for want of memory for example.
 
         Raises `TemplateError` if the template takes too long or ends its process, and
         `PromptError` for a request that is too long or not valid text.
         """
         data = packed(request)
         with self.lock:
-            if self.process is None or self.process.poll() is not None:
-                self.start()
-            return parsed(self.exchange(data, child.SECONDS + GRACE_SECONDS))
+            seconds = child.SECONDS + GRACE_SECONDS
+            if self.process is not None and self.process.poll() is None:
+                with suppress(Ended):
+                    return parsed(self.exchange(data, seconds))
+            self.start()
+            return parsed(self.exchange(data, seconds))
 
     def start(self) -> None:
         """Start a new process and wait until it is ready."""
@@ -77,11 +88,11 @@ class Runner:
         except BaseException as error:  # also KeyboardInterrupt: a late reply would be misread
             late = time.monotonic() - begun >= seconds
             self.close()
-            if isinstance(error, (EOFError, OSError)):
-                raise TemplateError(
-                    f"takes longer than {child.SECONDS:g} s" if late else "ends its process"
-                ) from None
-            raise
+            if not isinstance(error, (EOFError, OSError)):
+                raise
+            if late:
+                raise TemplateError(f"takes longer than {child.SECONDS:g} s") from None
+            raise Ended("ends its process") from None
         finally:
             timer.cancel()
 
@@ -148,6 +159,7 @@ def started() -> Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
+            env=os.environ | ONE_ARENA,
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except OSError as error:

@@ -301,6 +301,12 @@ def test_transformers_gives_the_same_tokens(systems: ModuleType, subject: Any) -
     assert theirs[systems.PEERS] == ours[systems.SAFE]
 
 
+def test_the_shipped_subject_is_decoded_in_every_way(systems: ModuleType) -> None:
+    shipped = load_bench("subjects").shipped_subject()
+    found = answers(systems.minisafe_systems(shipped, PROMPT, 4), 4)
+    assert set(map(len, found.values())) == {4}
+
+
 # ---- limits ------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 
 import minisafe
 from minisafe.cache_dtype import CACHE_DTYPES
+from minisafe.checkpoint.probe import save_probe
 from minisafe.cli import cli
 from minisafe.cli.calibrate import of_kind
 from minisafe.cli.sweep import values_of
@@ -22,6 +24,8 @@ from minisafe.evaluation.methods.grid import grid
 from minisafe.evaluation.prompts import default_prompts
 from minisafe.evaluation.report.best import Bounds, choose
 from minisafe.gate import Calibration, conformal_threshold
+from minisafe.session.alone import worst_parts
+from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.profile import default_profile, load_profile
 
 FLOAT = {"dtype": "float32"}
@@ -106,7 +110,8 @@ def test_a_calibration_for_reading_alone_takes_the_worst_part(
     with pytest.raises(SafetyError, match="the profile holds no calibration"):
         minisafe.load(reading)
     question = "How do I steal a lamp?"
-    lines = [json.dumps({"prompt": f"{question} I like tea."})] * 60
+    words = ["tea", "soup", "bread", "milk", "plum", "corn", "jam", "rice", "fish", "salt"]
+    lines = [json.dumps({"prompt": f"{question} I like {words[n % 10]}."}) for n in range(60)]
     (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
     found = call("calibrate", "--profile", reading, "--benign", tmp_path / "b.jsonl",
                  "--column", "prompt", "--styles", "simple", "--epsilon", "0.05", "--max-miss", "1",
@@ -114,10 +119,33 @@ def test_a_calibration_for_reading_alone_takes_the_worst_part(
     assert found.exit_code == 0, found.output
     session = minisafe.load(reading)
     assert session.alone is not None
-    parts = [f"{question} I like tea.", question, "I like tea."]
-    worst = max(session.variations(parts))
-    assert json.loads(found.stdout)["threshold"] == pytest.approx(worst, abs=1e-6)
+    assert session.probe is not None
+    # every second prompt is for the probe, and the threshold is the largest of the 30 others
+    asked = [ChatPrompt.of(f"{question} I like {word}.") for word in words[1::2]]
+    worst = max(part.harm for part in worst_parts(session, asked, 8))
+    assert json.loads(found.stdout)["threshold"] == pytest.approx(worst, abs=1e-5)
     assert session.alone.threshold == json.loads(found.stdout)["threshold"]
+    assert json.loads(found.stdout)["n"] == 30  # the probe was fitted on the others
+    assert json.loads(reading.read_text())["probe"] == f"{reading.stem}-probe.safetensors"
+
+
+def test_another_probe_or_none_is_not_what_was_calibrated(profile: Path) -> None:
+    reading = change(profile, read_alone=True, gate=False)
+    assert call("calibrate", "--profile", reading).exit_code == 0
+    session = minisafe.load(reading)
+    assert session.probe is not None
+    with pytest.raises(SafetyError, match="its calibration is for other weights"):
+        minisafe.load(reading, {"probe": None})
+    blind = replace(session.probe, weight=torch.zeros_like(session.probe.weight))
+    save_probe(blind, reading.with_name("blind.safetensors"))
+    with pytest.raises(SafetyError, match="its calibration is for other weights"):
+        minisafe.load(reading, {"probe": reading.with_name("blind.safetensors")})
+    narrow = replace(session.probe, weight=session.probe.weight[:, 1:])
+    save_probe(narrow, reading.with_name("narrow.safetensors"))
+    with pytest.raises(
+        SettingError, match=r"was made for 2 streams of [\d,]+ ids; this session has 2"
+    ):
+        minisafe.load(reading, {"probe": reading.with_name("narrow.safetensors")})
 
 
 def test_a_stored_gate_acts_and_says_so(profile: Path) -> None:

@@ -115,7 +115,7 @@ AROUND = (
     "icd",
     "self-reminder",
     "safe-lora",
-    "disagreement-guard",
+    "alone-guard",
     "input-guard",
     "output-guard",
     "perplexity",

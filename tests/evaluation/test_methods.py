@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import minisafe
 from minisafe.checkpoint import load_model, save_adapter
@@ -15,6 +17,7 @@ from minisafe.evaluation.defences import Defended
 from minisafe.evaluation.methods import METHODS, Materials, load_method, made_by, parse_methods
 from minisafe.evaluation.methods.grid import grid
 from minisafe.gate import Calibration
+from minisafe.probe import Probe
 from minisafe.session import Session
 from minisafe.session.fingerprints import made_for
 from minisafe.session.profile import save_profile, store_calibration
@@ -23,7 +26,7 @@ from tests.support.worlds import World
 
 pytest_plugins = ["tests.support.world_fixtures"]
 FITTED = ("input-guard", "output-guard", "perplexity", "refusal-direction", "cast", "alphasteer")
-READING = ("profile", "anchored", "veto", "disagreement-guard")  # the anchor
+READING = ("profile", "anchored", "veto", "alone-guard")  # the anchor
 GATED = ("safeinfer+gate", "safeinfer+margin+gate")
 ALONE = ("base", "system", "icd", "self-reminder", "safe-lora", "sa")
 STREAMS = dict.fromkeys(ALONE, 1) | dict.fromkeys((*READING, "dexperts"), 3)
@@ -61,7 +64,7 @@ def test_only_the_methods_that_are_about_it_read_the_anchor(profile: Path, name:
     session = loaded(name, profile)
     assert len(session.streams) == STREAMS.get(name, 2)
     assert ("anchor" in session.settings.others) == (name in READING)
-    assert (session.alone is not None) == (name in ("profile", "disagreement-guard"))
+    assert (session.alone is not None) == (name in ("profile", "alone-guard"))
     assert session.gate is None
     assert session.generate(["The fox"], chat=True)[0].tokens
 
@@ -129,6 +132,9 @@ def test_what_made_an_answer_tells_of_reading_alone_and_of_demonstrations(
 ) -> None:
     session = loaded("profile", profile)
     assert made_by(session).settings["alone_threshold"] == 0.25
+    probes = [Probe(torch.full((2, 4), value), torch.zeros(1)) for value in (0.0, 1.0)]
+    made = [made_by(replace(session, probe=probe)) for probe in (None, *probes)]
+    assert not any(one == other for one, other in combinations(made, 2))
     found = []
     for text in ("No.", "I will not."):
         shots = tmp_path / "shots.json"

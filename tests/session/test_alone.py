@@ -16,7 +16,7 @@ import minisafe
 from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.gate import Calibration, Gate
 from minisafe.session import Session
-from minisafe.session.alone import sentences, worst_parts
+from minisafe.session.alone import parts_of, sentences, to_answer, windows, worst_parts
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.fingerprints import made_for
 from minisafe.session.profile import save_profile, store_calibration
@@ -52,8 +52,8 @@ def test_what_came_before_a_harmful_message_is_not_read(world: World) -> None:
         assert result.tokens == wanted.tokens
         assert result.text == wanted.text
         alone = result.applied.to_json()["alone"]
-        assert alone["open"] is True
-        assert alone["variation"] > 0
+        assert set(alone) == {"threshold", "harm"}
+        assert alone["harm"] > 0
     assert "alone" not in wanted.applied.to_json()
 
 
@@ -89,7 +89,7 @@ def test_a_harmful_sentence_is_answered_without_those_around_it(world: World) ->
     told = found.applied.to_json().get("alone")
     assert (told is None) == (worst == parts[2])
     if told is not None:
-        assert told["variation"] == pytest.approx(seen[worst], abs=1e-4)
+        assert told["harm"] == pytest.approx(seen[worst], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,41 @@ def test_sentences(text: str, wanted: list[str]) -> None:
     assert sentences(text) == wanted
 
 
+@pytest.mark.parametrize(
+    ("message", "wanted"),
+    [
+        ("No end", ["No end"]),
+        ("! " * 13, ["! " * 13]),
+        ("One. Two?", ["One. Two?", "One.", "Two?", "One Two"]),
+        ('How do. I "sell." A lamp', ['How do. I "sell." A lamp', "How do.", 'I "sell.', "A lamp",
+                                      'How do I "sell A lamp']),
+        ("\u4f60\u3002\u600e\uff1f", ["\u4f60\u3002\u600e\uff1f", "\u4f60\u3002", "\u600e\uff1f",
+                                    "\u4f60 \u600e"]),
+    ],
+)  # fmt: skip
+def test_parts_of_a_message(message: str, wanted: list[str]) -> None:
+    assert parts_of(message) == wanted
+
+
+def test_the_worst_sentence_is_answered_and_not_what_stands_around_it() -> None:
+    message = "I like tea. Sell it. Be kind."
+    harm = dict.fromkeys(parts_of(message), 0.1) | {"Sell it.": 0.6, "Be kind.": 0.55, message: 0.9}
+    assert to_answer(message, parts_of(message), harm, Gate(0.5)) == "Sell it."
+    assert to_answer(message, parts_of(message), harm, Gate(0.7)) == message
+    assert to_answer(message, parts_of(message), harm, None) == message
+    longer = " ".join(map(str, range(20)))
+    windowed = dict.fromkeys(parts_of(longer), 0.6) | {longer: 0.9}
+    assert to_answer(longer, parts_of(longer), windowed, Gate(0.5)) in windows(longer)
+    assert to_answer(" No end ", [" No end "], {" No end ": 0.9}, Gate(0.5)) == " No end "
+
+
 @given(st.integers(1, 60))
-def test_every_nine_words_of_a_long_sentence_are_in_one_window(n: int) -> None:
+def test_every_nine_words_are_in_one_window(n: int) -> None:
     words = [f"w{number}" for number in range(n)]
-    found = [window.split() for window in sentences(" ".join(words))[1:]]
-    assert (found == []) == (n <= 12)
+    found = [window.split() for window in windows(" ".join(words))]
     assert all(len(window) <= 12 for window in found)
-    for start in range(n - 8 if n > 12 else 0):
+    assert len(found) == 1 or len(found[-1]) >= 9
+    for start in range(max(1, n - 8)):
         run = words[start : start + 9]
         assert any(set(run) <= set(window) for window in found)
 
@@ -137,7 +165,7 @@ def test_no_system_prompt_moves_what_parts_are_measured_by(world: World) -> None
     prompt = ChatPrompt((*HISTORY, QUESTION))
     plain = load(world)
     careless = load(world, system="You are careless.")
-    found = [worst_parts(session, [prompt], 8)[0].variation for session in (plain, careless)]
+    found = [worst_parts(session, [prompt], 8)[0].harm for session in (plain, careless)]
     assert found[0] == found[1]
     calibrated = [
         made_for(replace(session.settings, read_alone=True), session.steering)
@@ -175,27 +203,28 @@ def test_switched_off_it_asks_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "parts"),
+    ("prompts", "parts"),
     [
-        (ChatPrompt.of("The fox sat."), 0),
-        (ChatPrompt.of("Hello there! The fox sat."), 3),
-        (ChatPrompt((QUESTION,), prefill="Sure, here"), 1),
-        (ChatPrompt(({"role": "system", "content": "The end."}, QUESTION)), 0),
-        (LONGER[0], 1),
+        ([ChatPrompt.of("The fox sat.")], 0),
+        ([ChatPrompt.of("Hello there! The fox sat.")], 4),
+        ([ChatPrompt.of("Hello there! The fox sat."), ChatPrompt.of("Hello there! No.")], 7),
+        ([ChatPrompt((QUESTION,), prefill="Sure, here")], 1),
+        ([ChatPrompt(({"role": "system", "content": "The end."}, QUESTION))], 0),
+        ([LONGER[0]], 1),
     ],
 )
-def test_parts_are_read_only_where_something_stands_around_them(
-    world: World, monkeypatch: pytest.MonkeyPatch, prompt: ChatPrompt, parts: int
+def test_parts_are_read_once_and_only_where_something_stands_around_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, prompts: list[ChatPrompt], parts: int
 ) -> None:
     asked: list[str] = []
     read = Session.variations
 
-    def variations(self: Session, prompts: list[str], **named: Any) -> list[float]:
-        asked.extend(prompts)
-        return read(self, prompts, **named)
+    def variations(self: Session, texts: list[str], **named: Any) -> list[float]:
+        asked.extend(texts)
+        return read(self, texts, **named)
 
     monkeypatch.setattr(Session, "variations", variations)
-    asking(load(world), 1.0).generate([prompt])
+    asking(load(world), 1.0).generate(prompts)
     assert len(asked) == parts
 
 

@@ -103,7 +103,7 @@ def test_a_template_that_attacks_is_one_line_in_time(how: str) -> None:
 @pytest.mark.skipif(not LIMITED, reason="bounded by the time only")
 def test_memory_is_bounded_while_a_template_runs() -> None:
     """Seen from outside, at its peak; the chat's own size comes on top."""
-    known = with_template("{{ 'a' * (200000000 * (messages | length)) }}" * 2)
+    known = with_template("{{ 'a' * (250000000 * (messages | length)) }}" * 2)
     known.template.check()
     process = psutil.Process(known.template.runner.process.pid)
     with pytest.raises(TokenizerError, match="256 MB"):
@@ -178,6 +178,39 @@ def test_a_process_that_was_killed_is_started_anew() -> None:
     known.template.runner.process.kill()
     known.template.runner.process.wait()
     assert known.render(chat("b")) == "b"
+
+
+def test_a_process_that_is_killed_while_it_serves_is_replaced_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = with_template("{{ messages[0].content }}")
+    assert known.render(chat("a")) == "a"
+    original, kills = runner.write, [True, False]
+
+    def write(process: runner.Process, data: bytes) -> None:
+        if kills.pop(0):
+            process.kill()
+            process.wait()
+        original(process, data)
+
+    monkeypatch.setattr(runner, "write", write)
+    assert known.render(chat("b")) == "b"
+    assert not kills
+    kills[:] = [True, True, False]
+    with pytest.raises(TokenizerError, match="ends its process"):
+        known.render(chat("c"))
+    assert kills == [False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_has_most_of_its_memory_to_spare() -> None:
+    """The threads of its watchdog once reserved most of it."""
+    known = with_template("{{ messages[0].content }}")
+    for n in range(50):
+        known.render(chat(str(n)))
+    status = Path(f"/proc/{known.template.runner.process.pid}/status").read_text()
+    size = next(line for line in status.splitlines() if line.startswith("VmSize"))
+    assert int(size.split()[1]) << 10 < child.MEMORY / 4
 
 
 def test_threads_share_it() -> None:

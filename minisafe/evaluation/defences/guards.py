@@ -69,9 +69,9 @@ class InputGuard(Guard):
 
 
 @dataclass(frozen=True)
-class DisagreementGuard(Defence):
-    """`read_alone` without guidance: a part on which base and expert disagree is refused instead of
-    answered alone, and the base answers all else."""
+class AloneGuard(Defence):
+    """`read_alone` without guidance: a part above the threshold is refused instead of answered
+    alone, and the base answers all else."""
 
     def prepare(self, session: Session) -> Session:
         if session.alone is None:
@@ -82,7 +82,7 @@ class DisagreementGuard(Defence):
         assert session.alone is not None
         worst = worst_parts(session, prompts, len(prompts))
         opens = session.alone.opens
-        return ["refuse" if opens(part.variation) else "plain" for part in worst]
+        return ["refuse" if opens(part.harm) else "plain" for part in worst]
 
 
 @dataclass(frozen=True, eq=False)

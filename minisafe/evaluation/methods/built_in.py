@@ -19,7 +19,7 @@ from minisafe.evaluation.defences.expert import ExpertAlone
 from minisafe.evaluation.defences.features import FEATURES
 from minisafe.evaluation.defences.guards import (
     WINDOWS,
-    DisagreementGuard,
+    AloneGuard,
     InputGuard,
     OutputGuard,
     PerplexityFilter,
@@ -206,7 +206,7 @@ METHODS: dict[str, BuiltIn] = {
         InputGuard,
         {"features": FEATURES, "threshold": THRESHOLDS, "sentences": (False, True)},
     ),
-    "disagreement-guard": BuiltIn(lambda *_: Made({"safe": True}, DisagreementGuard())),
+    "alone-guard": BuiltIn(lambda *_: Made({"safe": True}, AloneGuard())),
     "output-guard": fitted_around(OutputGuard, {"features": FEATURES, "threshold": THRESHOLDS}),
     "perplexity": fitted_around(
         PerplexityFilter, {"window": WINDOWS, "alarms": (0.0, 0.01, 0.02, 0.05)}

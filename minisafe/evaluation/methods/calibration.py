@@ -1,4 +1,5 @@
-"""Calibrates a session's gate on prompts: its threshold, and how often it acts and misses."""
+"""Calibrates a session's gate on prompts: its threshold, and how often it acts and misses; and fits
+the probe that reading alone asks."""
 
 from __future__ import annotations
 
@@ -6,12 +7,17 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from minisafe.evaluation.prompts import Prompt
+import torch
+from torch import Tensor
+
+from minisafe.evaluation.prompts import Prompt, halves
 from minisafe.evaluation.prompts.styles import fill
 from minisafe.evaluation.statistics import exceedance, share_exceeded, wilson
 from minisafe.gate import Calibration, Gate, conformal_place, conformal_threshold
+from minisafe.probe import Probe, fit_probe
 from minisafe.session import Session
-from minisafe.session.alone import worst_parts
+from minisafe.session.alone import parts_of, worst_parts
+from minisafe.session.beginnings import beginnings
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.fingerprints import made_for
 
@@ -43,7 +49,7 @@ def calibrate(
             part = texts[start : start + batch_size]
             if alone:
                 asked = [ChatPrompt.of(text) for text in part]
-                found += [each.variation for each in worst_parts(session, asked, batch_size)]
+                found += [each.harm for each in worst_parts(session, asked, batch_size)]
             else:
                 found += session.variations(part, batch_size=batch_size)
             progress(name, len(found), len(texts))
@@ -53,11 +59,51 @@ def calibrate(
     low, high = wilson(missed, len(harmful))
     return Calibration(
         threshold=gate.threshold, epsilon=epsilon,
-        made_for=made_for(replace(session.settings, read_alone=alone), session.steering),
+        made_for=made_for(
+            replace(session.settings, read_alone=alone), session.steering, session.probe
+        ),
         data=hash_of(in_styles(benign, templates)), n=len(benign),
         touched=sum(map(gate.opens, values[0])) / len(benign), n_harmful=len(harmful),
         missed=missed / len(harmful), missed_low=low, missed_high=high, max_miss=max_miss,
     )  # fmt: skip
+
+
+def calibrate_alone(
+    session: Session,
+    harmless: Sequence[Prompt],
+    harmful: Sequence[Prompt],
+    templates: Mapping[str, str],
+    epsilon: float,
+    batch_size: int = 32,
+    progress: Progress = lambda what, done, total: None,
+    max_miss: float = 0.05,
+) -> tuple[Calibration, Probe]:
+    """A probe for what is read alone, fitted on every second prompt, and its threshold, from the
+    others. A prompt's value is that of its worst part.
+
+    Harmful questions are fitted as they are, harmless ones part by part. Raises as `calibrate`, and
+    `SettingError` if there are too few prompts for a probe.
+    """
+    (bad, other_bad), (good, other_good) = halves(harmful), halves(harmless)
+    bare = replace(session, settings=replace(session.settings, system=None), probe=None)
+
+    def read(what: str, texts: Sequence[str]) -> Tensor:
+        once, found = list(dict.fromkeys(texts)), []
+        for first in beginnings(bare, once, batch_size=batch_size):
+            found.append(first.cpu())
+            progress(what, sum(map(len, found)), len(once))
+        place = {text: n for n, text in enumerate(once)}
+        return torch.cat(found)[[place[text] for text in texts]]  # as often as it occurs
+
+    parts = [part for text in in_styles(good, templates) for part in parts_of(text)]
+    probe = fit_probe(
+        read("harmful texts", [prompt.text for prompt in bad]), read("harmless texts", parts)
+    )
+    made = calibrate(
+        replace(session, probe=probe), other_good, other_bad, templates, epsilon, batch_size,
+        progress, max_miss, alone=True,
+    )  # fmt: skip
+    return made, probe
 
 
 def in_styles(prompts: Sequence[Prompt], templates: Mapping[str, str]) -> list[str]:

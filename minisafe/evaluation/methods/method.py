@@ -21,7 +21,7 @@ from minisafe.evaluation.journal import digest
 from minisafe.evaluation.methods.built_in import METHODS
 from minisafe.evaluation.methods.materials import Materials
 from minisafe.evaluation.records import MadeBy
-from minisafe.session.fingerprints import fingerprints
+from minisafe.session.fingerprints import fingerprints, tensor_hash
 from minisafe.session.profile import load_profile
 from minisafe.session.settings import PATHS
 
@@ -148,6 +148,8 @@ def made_by(subject: Subject) -> MadeBy:
         settings["gate_threshold"] = session.gate.threshold
     if session.alone is not None:
         settings["alone_threshold"] = session.alone.threshold
+    if session.probe is not None:
+        settings["probe"] = [tensor_hash(session.probe.weight), tensor_hash(session.probe.bias)]
     if session.shots:
         settings["shots"] = digest(session.shots)
     if isinstance(subject, Defended):

@@ -82,6 +82,15 @@ def default_prompts(split: str = "test", limit: int | None = None) -> list[Promp
     raise PromptError("the shipped prompt sets were not found; give your own prompt set")
 
 
+def halves(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to fit on, and those to choose settings on: by turns over kinds and categories,
+    so that both halves hold every large category. The same prompts give the same halves."""
+    order = sorted(range(len(prompts)), key=lambda n: (prompts[n].kind, prompts[n].category))
+    parts = (sorted(order[0::2]), sorted(order[1::2]))
+    used, left = ([prompts[n] for n in part] for part in parts)
+    return used, left
+
+
 def limit_prompts(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
     """At most `limit` prompts of each kind, evenly over its categories (and files, if there are
     several), in the given order.

@@ -6,9 +6,9 @@ import pytest
 
 import minisafe
 from minisafe.evaluation.defences.fitted import Fitted, save_fitted
-from minisafe.evaluation.fitting import Fitting, fit, halves
+from minisafe.evaluation.fitting import Fitting, fit
 from minisafe.evaluation.judges.world import WorldJudge
-from minisafe.evaluation.prompts import default_prompts
+from minisafe.evaluation.prompts import default_prompts, halves
 from minisafe.evaluation.prompts.styles import load_styles
 from minisafe.session import Session
 

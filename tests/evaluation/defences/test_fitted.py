@@ -34,12 +34,11 @@ from minisafe.evaluation.fitting import (
     answers_of,
     conditions,
     directions,
-    halves,
     input_guards,
 )
 from minisafe.evaluation.methods import METHODS, Materials, load_method, made_by, parse_methods
 from minisafe.evaluation.methods.grid import n_points, points
-from minisafe.evaluation.prompts import default_prompts
+from minisafe.evaluation.prompts import default_prompts, halves
 from minisafe.evaluation.report.best import Bounds, choose_each
 from minisafe.session import Session
 from minisafe.session.profile import default_profile

@@ -11,7 +11,7 @@ from minisafe.errors import SettingError
 from minisafe.evaluation.defences import REFUSAL, Defended
 from minisafe.evaluation.defences.fitted import Fitted
 from minisafe.evaluation.defences.guards import (
-    DisagreementGuard,
+    AloneGuard,
     InputGuard,
     OutputGuard,
     PerplexityFilter,
@@ -63,22 +63,22 @@ def test_an_input_guard_may_read_each_sentence(
     assert guard.score(plain, hidden) >= max(whole, guard.score(plain, ChatPrompt.of(harmful)))
 
 
-def test_a_disagreement_guard_refuses_what_would_be_answered_alone(
+def test_a_guard_that_reads_alone_refuses_what_would_be_answered_alone(
     fitting: Fitting, plain: Session
 ) -> None:
     session = minisafe.load(overrides={"dtype": "float32", "max_new_tokens": 24})
     asked = [*fitting.asked("harmful", plain=True)[:4], HARMLESS]
-    guarded = Defended(session, DisagreementGuard())
+    guarded = Defended(session, AloneGuard())
     worst = worst_parts(session, asked, 8)
     assert session.alone is not None
-    refused = [session.alone.opens(part.variation) for part in worst]
+    refused = [session.alone.opens(part.harm) for part in worst]
     assert refused[:4].count(True) >= 3
     assert not refused[4]
     answers = guarded.generate(asked)
     assert [each.text == REFUSAL for each in answers] == refused
     assert answers[4].tokens == plain.generate([HARMLESS])[0].tokens
     with pytest.raises(SettingError, match="read_alone"):
-        Defended(plain, DisagreementGuard())
+        Defended(plain, AloneGuard())
 
 
 @pytest.mark.parametrize("features", ["hidden", "words"])
