@@ -33,7 +33,9 @@ from minisafe.evaluation.runner.run import silent
 from minisafe.session.profile import default_profile
 
 Files = tuple[Path, ...]
-TABLES = {"rows": ("style", "asr"), "over_refusal": ("kind", "refused")}
+TABLES = {
+    "attacks": ("attack", "asr"), "rows": ("style", "asr"), "over_refusal": ("kind", "refused"),
+}  # fmt: skip
 METHODS = "base,profile,safeinfer,sgds,sa"  # the first after base is tested against all
 
 
@@ -232,15 +234,17 @@ def gather_prompts(
 
 
 def show(summary: Mapping[str, Any]) -> None:
-    """Print the main numbers of the first judge, one line per method."""
+    """Print the main numbers of the first judge, one line per method, the worst attack first."""
     table: dict[str, dict[str, str]] = {}
     judge = next((row["judge"] for part in TABLES for row in summary[part]), "")
     for part, (name, value) in TABLES.items():
         for row in summary[part]:
-            if row["judge"] == judge and row.get("category", "all") == "all":
+            kept = row["attack"] == "worst" if part == "attacks" else True
+            if kept and row["judge"] == judge and row.get("category", "all") == "all":
                 low, high = widest(row)
+                column = "worst attack" if part == "attacks" else row[name]
                 shown = f"{row[value]:.1f} ({low:.0f}-{high:.0f})"
-                table.setdefault(row["method"], {})[row[name]] = shown
+                table.setdefault(row["method"], {})[column] = shown
     columns = list(dict.fromkeys(column for cells in table.values() for column in cells))
     click.echo(f"attack success and refusals in per cent (95 % interval), judge {judge}")
     click.echo(f"{'':24}" + "".join(f"{column:>18}" for column in columns))

@@ -36,9 +36,9 @@ def report(
 
     RUNS are directories of `minisafe evaluate`, or files of --export. One run: its summary and
     report are written to --out (default: its own directory; a file's are then only printed).
-    --export writes its rows for a repository: verdicts, costs and a SHA-256 of each answer, never
-    a text; the same tables can be made from them. Several runs, such as training seeds: the mean of
-    each share, its range and an interval over runs.
+    --export writes its rows for a repository: verdicts, costs and a short hash of each answer,
+    never a text; the same tables can be made from them. Several runs, such as training seeds: the
+    mean of each share, its range and an interval over runs.
 
     \b
     Examples:

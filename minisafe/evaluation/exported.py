@@ -2,8 +2,8 @@
 
 A file is gzipped JSON Lines. The first line describes the run: `about`, what made each method's
 answers, what is known of each question, and what only the models could tell. Every other line is
-an answer: method, style, question, cost, the SHA-256 of its text, and each judge's ruling. The same
-run gives the same bytes.
+an answer: method, style, question, cost, the first 16 digits of the SHA-256 of its text (hashes are
+most of a file), and each judge's ruling. The same run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -30,6 +31,8 @@ SUFFIX = ".jsonl.gz"
 MOST_BYTES = 5_000_000  # of a file that is written, so that it can be committed
 MOST_UNPACKED = 1 << 30
 HASH = "sha256:"  # before an answer's hash, where its text would be
+DIGITS = 16  # of a hash, in hexadecimal: enough to compare answers
+DIRECTORY = re.compile(r"""(?:^|(?<=[=,@'"]))[/~][^,@'"]*/""")
 OF_QUESTION = ("kind", "category", "verb", "knowledge")
 OF_ANSWER = ("method", "style", "id", "attack", "queries", "tokens", "seconds", "finish", "gate")
 OF_RULING = ("judge", "verdict", "intact", "correct")
@@ -83,10 +86,9 @@ def header(run: Stored) -> dict[str, Any]:
 
 
 def without_directory(word: str) -> str:
-    """A word of a command; of an absolute path only its last part."""
-    flag, equals, value = word.rpartition("=")
-    bare = value.strip("'\"")
-    return f"{flag}{equals}{Path(bare).name}" if bare.startswith(("/", "~")) else word
+    """A word of a command; of absolute paths, also those behind `=`, `,` and `@`, only their last
+    parts."""
+    return DIRECTORY.sub("", word)
 
 
 def row_of(each: Response, rulings: list[Judged]) -> dict[str, Any]:
@@ -98,10 +100,11 @@ def row_of(each: Response, rulings: list[Judged]) -> dict[str, Any]:
 
 
 def sha256(text: str) -> str:
-    """The SHA-256 of a text in UTF-8; of a text that is a hash already, that hash."""
+    """The first digits of the SHA-256 of a text in UTF-8; of a text that is a hash already, those
+    of that hash."""
     if text.startswith(HASH):
-        return text.removeprefix(HASH)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return text.removeprefix(HASH)[:DIGITS]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]
 
 
 # ---- reading -----------------------------------------------------------------------------------

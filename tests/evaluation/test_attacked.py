@@ -28,7 +28,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_attacks_from_flags_to_report(run: Run, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "run"
     given = ("evaluate", "--out", out, *FLAGS, "--attacks", ",".join(ATTACKS))
-    assert run(*given).code == 0
+    done = run(*given)
+    assert done.code == 0
+    columns, *methods = done.out.splitlines()[1:-1]  # between a title and the report's path
+    assert columns.split()[:3] == ["worst", "attack", "simple"]
     found = {(each["method"], each["style"], each["id"]): each for each in
              lines(out / "responses.jsonl")}  # fmt: skip
     harmful = {key for key in found if found[key]["kind"] == "harmful"}
@@ -49,6 +52,9 @@ def test_attacks_from_flags_to_report(run: Run, tmp_path: Path) -> None:  # noqa
         assert each["queries"] == 1 or style in ("after-refusal", "best-of-4"), method
     rows = json.loads((out / "summary.json").read_text())["attacks"]
     assert [row["attack"] for row in rows][:3] == ["worst", "any", "mean"]
+    shown = {line.split()[0]: float(line.split()[1]) for line in methods}
+    worst = {row["method"]: row["asr"] for row in rows if row["attack"] == "worst"}
+    assert shown == pytest.approx(worst, abs=0.05)
     report = (out / "report.md").read_text()
     assert report.index("Under attack") < report.index("## Results")
     before = (out / "responses.jsonl").read_bytes()

@@ -52,7 +52,8 @@ def make_run(seed: int = 0) -> Stored:
                 n % 3 > 0 if each.kind == "benign" else None,
             ))  # fmt: skip
     about = {
-        "created": "2024", "command": "minisafe evaluate --out /home/me/run --base=/x/y/model",
+        "created": "2024", "command": "minisafe evaluate --out /home/me/run --base=/x/y/model "
+        "--methods base,own@/x/y/p.json,z@'~/a/q.json'",
         "seed": seed, "models": {"base": {"base": "ab"}},
         "calibrations": {"own": {"epsilon": 0.02, "n": 200}},
     }  # fmt: skip
@@ -117,9 +118,10 @@ def test_rows_hold_no_text_and_no_directory(directory: Path, tmp_path: Path) -> 
     assert size == len(data)
     text = gzip.decompress(data).decode()
     assert "stays at home" not in text
-    assert "minisafe evaluate --out run --base=model" in text
+    assert "minisafe evaluate --out run --base=model --methods base,own@p.json,z@'q.json'" in text
     assert "/home" not in text
-    digest = hashlib.sha256(run.answers[0].answer.encode()).hexdigest()
+    assert "/x" not in text
+    digest = hashlib.sha256(run.answers[0].answer.encode()).hexdigest()[:16]
     assert read_rows(file).answers[0].answer == f"sha256:{digest}"
 
 
