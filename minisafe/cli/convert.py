@@ -16,9 +16,8 @@ from minisafe.checkpoint.vectors import load_vector, save_gguf, save_npy, save_v
 from minisafe.cli.options import PATH, ProgressLine
 from minisafe.convert import Conversion, plan_conversion
 from minisafe.convert import convert as write_directory
-from minisafe.convert.container import is_gguf, read_container
-from minisafe.convert.shape import CONTROL_VECTOR
-from minisafe.errors import MinisafeError, SettingError, VectorError
+from minisafe.convert.shape import holds_model
+from minisafe.errors import SettingError, VectorError
 from minisafe.files.display import one_line
 from minisafe.session.dtype import decoding_dtype
 from minisafe.vectors import SafetyVector
@@ -124,13 +123,3 @@ def convert_vector(source: Path, target: Path | None, sa_layer: int | None) -> d
     SAVERS[target.suffix](vector, target)
     click.echo(f"{target}: written", err=True)
     return {"out": str(target), "layers": sorted(vector.at(None)), "hidden": vector.hidden}
-
-
-def holds_model(source: Path) -> bool:
-    """Whether a file is GGUF of something other than a control vector."""
-    if not is_gguf(source):
-        return False
-    try:
-        return read_container(source).architecture not in ("", CONTROL_VECTOR)
-    except MinisafeError:  # the reader of vectors says what is wrong
-        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice
@@ -26,10 +27,13 @@ from minisafe.checkpoint.probe import load_probe
 from minisafe.checkpoint.vectors import READERS, load_vector
 from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
 from minisafe.cli.options import PATH
+from minisafe.convert.container import read_container
+from minisafe.convert.shape import holds_model
+from minisafe.convert.values import count_types
 from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
 from minisafe.files.display import one_line
-from minisafe.files.foreign import HAS_ONE, no_config
+from minisafe.files.foreign import HAS_ONE, no_config, to_convert
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import PATHS, resolve
 from minisafe.tokenizer import load_tokenizer
@@ -48,7 +52,7 @@ MOST_LETTERS = 600  # per name or value
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
-    """Describe PATH: a model or LoRA directory, a safety vector, or a profile.
+    """Describe PATH: a model or LoRA directory, a model in GGUF, a safety vector, or a profile.
 
     \b
     Examples:
@@ -74,6 +78,8 @@ def describe_path(path: Path) -> dict[str, Any]:
     """What a file or directory holds; raises `BadInput` if minisafe does not read it."""
     if path.suffix == ".safetensors" and path.is_file() and is_probe(path):
         return describe_probe(path)
+    if path.suffix == ".gguf" and holds_model(path):
+        return describe_gguf(path)
     if path.suffix in READERS and path.is_file():
         return describe_vector(path)
     if path.suffix == ".json" and path.is_file():
@@ -114,6 +120,18 @@ def describe_model(path: Path) -> dict[str, Any]:
     except TokenizerError as error:
         found["tokens"] = f"no tokenizer: {error}"
     return found
+
+
+def describe_gguf(path: Path) -> dict[str, Any]:
+    """A model in GGUF, from its header."""
+    container = read_container(path)
+    return {
+        "kind": "model in GGUF", "path": path, "architecture": container.architecture,
+        "name": container.metadata.get("general.name"),
+        "license": container.metadata.get("general.license"),
+        "parameters": sum(math.prod(each.shape) for each in container.tensors.values()),
+        "bytes": container.size, "types": count_types(container), "to use it": to_convert(path),
+    }  # fmt: skip
 
 
 def describe_adapter(path: Path) -> dict[str, Any]:

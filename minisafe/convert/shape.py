@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from minisafe.checkpoint.config import read_config
 from minisafe.checkpoint.plan import tensor_shapes
 from minisafe.config import LlamaConfig, RopeScaling
-from minisafe.convert.container import Container
+from minisafe.convert.container import Container, is_gguf, read_container
 from minisafe.convert.names import EMBED, HEAD, MLP_BIAS, O_BIAS, Q_BIAS, ROPE, gguf_name
 from minisafe.convert.rope import find_scaling
 from minisafe.convert.values import check_inside, kind_of, whole
@@ -51,6 +52,16 @@ READ = (
 )  # fmt: skip
 PARTS = "split.count"
 NAMED = 4  # most tensors to name in a message
+
+
+def holds_model(path: Path) -> bool:
+    """Whether a file is GGUF of something other than a control vector."""
+    if not is_gguf(path):
+        return False
+    try:
+        return read_container(path).architecture not in ("", CONTROL_VECTOR)
+    except CheckpointError:  # the reader of vectors says what is wrong
+        return False
 
 
 def check_kind(container: Container) -> None:

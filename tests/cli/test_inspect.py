@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from minisafe.cli import main
 from minisafe.cli.inspect import MOST_LETTERS, MOST_LINES, as_lines
 from minisafe.files.display import CONTROLS
+from tests.support.gguf_files import GOLDENS
 from tests.support.spoil import respell
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\nkind: forged\rforged\u2028kind: x\u202e\x9b\x7f"
@@ -90,3 +91,12 @@ def test_a_directory_of_adapters_is_told_by_its_parts(run: Run, tmp_path: Path) 
     code, _, err = run(tmp_path)
     assert code == 2
     assert "it holds LoRA adapters, give one of them: unsafe" in err
+
+
+def test_a_model_in_gguf_is_described_and_the_command_that_converts_it_named(run: Run) -> None:
+    code, out, _ = run(GOLDENS / "gguf" / "llama_smollm_q4_1.gguf", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["kind"], found["architecture"]) == ("model in GGUF", "llama")
+    assert found["types"]["Q4_1"] > 1
+    assert "minisafe convert" in found["to use it"]
