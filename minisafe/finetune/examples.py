@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.errors import PromptError, TokenizerError
+from minisafe.finetune.forms import BEGUN
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.tokenizer import Marks, Message, Tokenizer
@@ -75,9 +76,14 @@ def encode_examples(tokenizer: Tokenizer, messages: Conversation) -> list[Exampl
 
     An answer reaches from the end of that prompt, including the generation prompt, to the end of
     the template's text for the answer, so the end token is learned too.
+
+    If the last message has a `prefill`, even an empty one, that answer alone is learned, from where
+    the prefill ends: what a user may put before an answer is read and not imitated.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise PromptError("a conversation to learn from must end with an answer")
+    if (begun := messages[-1].get(BEGUN)) is not None:
+        return [after_beginning(tokenizer, messages, begun)]
     places = [place for place, each in enumerate(messages) if each["role"] == "assistant"]
     whole = growing(tokenizer, messages, places)
     if whole is not None:
@@ -113,6 +119,15 @@ def last_answer(tokenizer: Tokenizer, messages: Conversation) -> Example:
             f"answer {messages[-1]['content'][:40]!r} cannot be told apart"
         )
     return Example(ids, (IGNORED,) * len(before) + ids[len(before) :])
+
+
+def after_beginning(tokenizer: Tokenizer, messages: Conversation, begun: str) -> Example:
+    """The last answer, after the prompt that asks for it and the answer's given beginning."""
+    plain = last_answer(tokenizer, messages)
+    start = plain.labels.count(IGNORED)
+    asked, answer = plain.ids[:start], plain.ids[start:]
+    given = tuple(tokenizer.encode_begun(begun, asked))
+    return Example((*asked, *given, *answer), (IGNORED,) * (start + len(given)) + answer)
 
 
 def appended(tokenizer: Tokenizer, messages: Conversation) -> tuple[int, ...]:

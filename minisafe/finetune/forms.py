@@ -18,6 +18,7 @@ from minisafe.tokenizer import Message
 Row = dict[str, Any]
 BYTES = 1 << 30  # the largest file of conversations
 UNREAD = ("id", "category", "source")  # keys without training content
+BEGUN = "prefill"  # key of a row and of its last message: how the answer begins, not learned
 SHAREGPT = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
     "assistant": "assistant", "system": "system",
@@ -81,9 +82,12 @@ def conversation(row: Row, form: Form, where: str) -> list[Message]:
     for key in form.needs:
         if key not in row:
             raise PromptError(f"{where}: no {key!r}; the form {form.name} is {form.shape}")
-    check_keys(row, (*form.needs, *form.may, *UNREAD), where, form.shape)
+    check_keys(row, (*form.needs, *form.may, BEGUN, *UNREAD), where, form.shape)
     messages = form.messages(row, where)
     check_turns(messages, where)
+    if BEGUN in row:
+        begun = text_of(row, BEGUN, where, optional=True)
+        messages[-1] = {**messages[-1], BEGUN: begun}
     return messages
 
 

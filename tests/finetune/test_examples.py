@@ -33,6 +33,20 @@ def test_only_answers_and_their_end_tokens_are_labels() -> None:
     assert len(example.cut(5).ids) == len(example.cut(5).labels) == 5
 
 
+@pytest.mark.parametrize("begun", ["Sure, ", ""])
+def test_what_an_answer_is_given_to_begin_with_is_read_as_in_decoding_and_not_learned(
+    begun: str,
+) -> None:
+    """Nor are earlier answers: they may be a faked history."""
+    said = talk("hi", "yo", "x", "zz", system="s")
+    given: list[Message] = [*said[:-1], {**said[-1], "prefill": begun}]
+    (example,) = encode_examples(TOKENIZER, given)
+    asked = TOKENIZER.encode_chat(said[:-1]).ids
+    answer = (*TOKENIZER.encode("zz"), TOKENIZER.id_of("</s>"))
+    assert example.ids == (*asked, *TOKENIZER.encode_begun(begun, asked), *answer)
+    assert example.labels == (IGNORED,) * (len(example.ids) - len(answer)) + answer
+
+
 def test_a_conversation_without_an_answer_is_refused() -> None:
     with pytest.raises(PromptError, match="must end with an answer"):
         encode_examples(TOKENIZER, talk("hi"))

@@ -65,6 +65,13 @@ def test_each_form_is_read_whole(
     assert read(tmp_path, row, row, ending=ending) == [expected, expected]
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_any_form_may_say_how_the_answer_begins(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([ROWS[name] | {"prefill": begun} for begun in ("Sure, ", "")]))
+    assert [each[-1]["prefill"] for each in load_conversations(path)] == ["Sure, ", ""]
+
+
 def test_every_form_is_tried_and_documented() -> None:
     assert {form.name for form in FORMS} == set(ROWS)
     page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text()
@@ -98,6 +105,7 @@ def turn(role: str, content: Any, **more: Any) -> dict[str, Any]:
         (PAIR | {"input": ""}, "row 2: 'input' is empty"),
         (PAIR | {"output": None}, "row 2: 'output' is nothing; expected text"),
         (PAIR | {"output": 3}, "row 2: 'output' is a number"),
+        (PAIR | {"prefill": 3}, "row 2: 'prefill' is a number"),
         (ALPACA | {"instruction": "\n"}, "row 2: 'instruction' is empty"),
         (ALPACA | {"input": ["a"]}, "row 2: 'input' is a list"),
         ({"instruction": "a", "input": "b"}, "row 2: no 'output'; the form Alpaca is"),
