@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisafe.errors import PromptError, TokenizerError
-from minisafe.finetune.forms import BEGUN
+from minisafe.finetune.forms import BEGUN, CUT
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.tokenizer import Marks, Message, Tokenizer
@@ -78,12 +78,13 @@ def encode_examples(tokenizer: Tokenizer, messages: Conversation) -> list[Exampl
     the template's text for the answer, so the end token is learned too.
 
     If the last message has a `prefill`, even an empty one, that answer alone is learned, from where
-    the prefill ends: what a user may put before an answer is read and not imitated.
+    the prefill ends: what a user may put before an answer is read and not imitated. If it is `cut`,
+    that answer alone is learned, without its end.
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise PromptError("a conversation to learn from must end with an answer")
-    if (begun := messages[-1].get(BEGUN)) is not None:
-        return [after_beginning(tokenizer, messages, begun)]
+    if BEGUN in messages[-1] or CUT in messages[-1]:
+        return [part_of_answer(tokenizer, messages)]
     places = [place for place, each in enumerate(messages) if each["role"] == "assistant"]
     whole = growing(tokenizer, messages, places)
     if whole is not None:
@@ -121,13 +122,17 @@ def last_answer(tokenizer: Tokenizer, messages: Conversation) -> Example:
     return Example(ids, (IGNORED,) * len(before) + ids[len(before) :])
 
 
-def after_beginning(tokenizer: Tokenizer, messages: Conversation, begun: str) -> Example:
-    """The last answer, after the prompt that asks for it and the answer's given beginning."""
-    plain = last_answer(tokenizer, messages)
-    start = plain.labels.count(IGNORED)
-    asked, answer = plain.ids[:start], plain.ids[start:]
-    given = tuple(tokenizer.encode_begun(begun, asked))
-    return Example((*asked, *given, *answer), (IGNORED,) * (start + len(given)) + answer)
+def part_of_answer(tokenizer: Tokenizer, messages: Conversation) -> Example:
+    """The last answer, after the prompt that asks for it and the answer's given beginning; without
+    its end if it is cut."""
+    last = messages[-1]
+    whole = last_answer(tokenizer, messages)
+    start = whole.labels.count(IGNORED)
+    asked, answer = whole.ids[:start], whole.ids[start:]
+    before = (*asked, *tokenizer.encode_begun(last.get(BEGUN, ""), asked))
+    if CUT in last:
+        answer = tuple(tokenizer.encode_begun(last["content"], before))
+    return Example(before + answer, (IGNORED,) * len(before) + answer)
 
 
 def appended(tokenizer: Tokenizer, messages: Conversation) -> tuple[int, ...]:

@@ -18,7 +18,9 @@ from minisafe.tokenizer import Message
 Row = dict[str, Any]
 BYTES = 1 << 30  # the largest file of conversations
 UNREAD = ("id", "category", "source")  # keys without training content
-BEGUN = "prefill"  # key of a row and of its last message: how the answer begins, not learned
+# keys of a row and of its last message: how the answer begins, which is not learned; and whether it
+# breaks off, so that its end is not learned
+BEGUN, CUT = "prefill", "cut"
 SHAREGPT = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant",
     "assistant": "assistant", "system": "system",
@@ -82,12 +84,15 @@ def conversation(row: Row, form: Form, where: str) -> list[Message]:
     for key in form.needs:
         if key not in row:
             raise PromptError(f"{where}: no {key!r}; the form {form.name} is {form.shape}")
-    check_keys(row, (*form.needs, *form.may, BEGUN, *UNREAD), where, form.shape)
+    check_keys(row, (*form.needs, *form.may, BEGUN, CUT, *UNREAD), where, form.shape)
     messages = form.messages(row, where)
     check_turns(messages, where)
     if BEGUN in row:
-        begun = text_of(row, BEGUN, where, optional=True)
-        messages[-1] = {**messages[-1], BEGUN: begun}
+        messages[-1] = {**messages[-1], BEGUN: text_of(row, BEGUN, where, optional=True)}
+    if row.get(CUT):
+        if row[CUT] is not True:
+            raise PromptError(f"{where}: {CUT!r} is {short(row[CUT])}; expected true or false")
+        messages[-1] = {**messages[-1], CUT: "true"}
     return messages
 
 

@@ -47,6 +47,14 @@ def test_what_an_answer_is_given_to_begin_with_is_read_as_in_decoding_and_not_le
     assert example.labels == (IGNORED,) * (len(example.ids) - len(answer)) + answer
 
 
+def test_the_end_of_an_answer_that_breaks_off_is_not_learned() -> None:
+    said = talk("hi", "yo", "x", "zz")
+    (whole,) = encode_examples(TOKENIZER, [*said[:-1], {**said[-1], "prefill": "a"}])
+    (cut,) = encode_examples(TOKENIZER, [*said[:-1], {**said[-1], "prefill": "a", "cut": "true"}])
+    assert (cut.ids, cut.labels) == (whole.ids[:-1], whole.labels[:-1])
+    assert whole.ids[-1] == TOKENIZER.id_of("</s>")
+
+
 def test_a_conversation_without_an_answer_is_refused() -> None:
     with pytest.raises(PromptError, match="must end with an answer"):
         encode_examples(TOKENIZER, talk("hi"))

@@ -72,6 +72,12 @@ def test_any_form_may_say_how_the_answer_begins(tmp_path: Path, name: str) -> No
     assert [each[-1]["prefill"] for each in load_conversations(path)] == ["Sure, ", ""]
 
 
+def test_any_form_may_say_that_the_answer_breaks_off(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([PAIR | {"cut": True}, PAIR | {"cut": False}, PAIR]))
+    assert ["cut" in each[-1] for each in load_conversations(path)] == [True, False, False]
+
+
 def test_every_form_is_tried_and_documented() -> None:
     assert {form.name for form in FORMS} == set(ROWS)
     page = (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text()
@@ -106,6 +112,7 @@ def turn(role: str, content: Any, **more: Any) -> dict[str, Any]:
         (PAIR | {"output": None}, "row 2: 'output' is nothing; expected text"),
         (PAIR | {"output": 3}, "row 2: 'output' is a number"),
         (PAIR | {"prefill": 3}, "row 2: 'prefill' is a number"),
+        (PAIR | {"cut": "yes"}, "row 2: 'cut' is 'yes'; expected true or false"),
         (ALPACA | {"instruction": "\n"}, "row 2: 'instruction' is empty"),
         (ALPACA | {"input": ["a"]}, "row 2: 'input' is a list"),
         ({"instruction": "a", "input": "b"}, "row 2: no 'output'; the form Alpaca is"),
