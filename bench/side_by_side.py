@@ -99,7 +99,7 @@ PARTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "minisafe/checkpoint/__init__.py",
             "load_model as_dtype checked_tensors fitted check_tied move",
         ),
-        (OURS, "minisafe/checkpoint/config.py", "load_config read_config _Reader"),
+        (OURS, "minisafe/checkpoint/config.py", "Family load_config read_config _Reader"),
         (OURS, "minisafe/checkpoint/plan.py", ""),
         (OURS, "minisafe/checkpoint/files.py", ""),
         (OURS, "minisafe/checkpoint/header.py", ""),

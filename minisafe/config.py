@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FAMILIES = ("llama", "mistral", "qwen2")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -23,7 +22,8 @@ class LlamaConfig:
     """Everything that `Llama` needs to know about a checkpoint's shape.
 
     `windows` has one entry per layer: None for full attention, or the number of tokens that a
-    query sees, including itself. `max_positions` is the context length in tokens.
+    query sees, including itself. `max_positions` is the context length in tokens. `qk_norm` says
+    whether each head of the queries and keys is normed before it is rotated.
     """
 
     family: str
@@ -43,6 +43,7 @@ class LlamaConfig:
     o_bias: bool
     mlp_bias: bool
     windows: tuple[int | None, ...]
+    qk_norm: bool = False
     dtype: str | None = None
 
     @property
@@ -50,6 +51,7 @@ class LlamaConfig:
         """The number of values in the checkpoint's tensors."""
         q, kv = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         layer = self.hidden * (2 * q + 2 * kv + 3 * self.intermediate + 2)
+        layer += self.qk_norm * 2 * self.head_dim
         biases = self.qkv_bias * (q + 2 * kv) + self.o_bias * self.hidden
         biases += self.mlp_bias * (2 * self.intermediate + self.hidden)
         tables = self.vocab_size * self.hidden * (1 if self.tied else 2)

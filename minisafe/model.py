@@ -1,4 +1,4 @@
-"""The transformer: Llama, and Mistral and Qwen2, which differ from it only in their config.
+"""The transformer: Llama, and Mistral, Qwen2 and Qwen3, which are Llama with another config.
 
 Modules and parameters have Hugging Face's names. `Llama.forward` makes a `Step` and runs the layers
 on it. `minisafe.fast` replaces some parts with faster subclasses.
@@ -180,7 +180,8 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention with rotary positions and grouped queries."""
+    """Self-attention with rotary positions and grouped queries. With `qk_norm`, the queries and
+    keys of each head are normed first, which bounds their products (Henry et al., 2020)."""
 
     def __init__(self, config: LlamaConfig, layer: int, name: str):
         super().__init__()
@@ -192,6 +193,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(hidden, kv_size, bias, f"{name}.k_proj")
         self.v_proj = Linear(hidden, kv_size, bias, f"{name}.v_proj")
         self.o_proj = Linear(q_size, hidden, config.o_bias, f"{name}.o_proj")
+        self.q_norm, self.k_norm = head_norm(config), head_norm(config)
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)"""
@@ -199,6 +201,7 @@ class Attention(nn.Module):
         q = self.q_proj(x, step.adapters).view(heads)  # (B, T, n_heads, head_dim)
         k = self.k_proj(x, step.adapters).view(heads)  # (B, T, n_kv_heads, head_dim)
         v = self.v_proj(x, step.adapters).view(heads)
+        q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if step.cache is not None:
@@ -207,6 +210,11 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         y = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
         return self.o_proj(y.flatten(2), step.adapters)
+
+
+def head_norm(config: LlamaConfig) -> nn.Module:
+    """What each head of the queries, or of the keys, goes through before it is rotated."""
+    return RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
 
 class MLP(nn.Module):
@@ -230,13 +238,13 @@ class MLP(nn.Module):
 class RMSNorm(nn.Module):
     """Root-mean-square norm (Zhang and Sennrich, 2019), computed in float32."""
 
-    def __init__(self, hidden: int, eps: float):
+    def __init__(self, size: int, eps: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden))
+        self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., hidden) -> (..., hidden)"""
+        """(..., size) -> (..., size)"""
         weight = self.weight
         return F.rms_norm(x, weight.shape, weight, self.eps)
 

@@ -306,7 +306,7 @@ def test_half_precision_stays_near_float32(tiny_model, dtype: torch.dtype) -> No
 
 def test_every_tensor_matters(tiny_model) -> None:
     """No weight may be left unread: change any one, and the logits change."""
-    config = tiny_config(qkv_bias=True, o_bias=True, mlp_bias=True)
+    config = tiny_config(qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True)
     model = Llama(config).requires_grad_(False)
     model.load_state_dict(random_model(config).state_dict())
     ids = random_ids(model, 1, 6)
@@ -321,9 +321,10 @@ def test_every_tensor_matters(tiny_model) -> None:
     assert torch.equal(model(ids), before)
 
 
-def test_a_model_trains_after_it_has_decoded() -> None:
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_a_model_trains_after_it_has_decoded(qk_norm: bool) -> None:
     """What decoding keeps, such as rotary tables, must not be inference tensors."""
-    model = random_model(tiny_config()).requires_grad_()
+    model = random_model(tiny_config(qk_norm=qk_norm)).requires_grad_()
     with torch.inference_mode():
         expected = model(torch.tensor([[1, 2, 3]]))
     logits = model(torch.tensor([[1, 2, 3]]))

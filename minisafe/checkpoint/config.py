@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minisafe.checkpoint import limits
-from minisafe.config import DTYPES, FAMILIES, LlamaConfig, RopeScaling
+from minisafe.config import DTYPES, LlamaConfig, RopeScaling
 from minisafe.errors import ConfigError
 from minisafe.files import read_json
 from minisafe.files.display import harmless, shown
 from minisafe.files.foreign import no_config, no_model
+
+
+@dataclass(frozen=True)
+class Family:
+    """What Hugging Face's class of a family takes for keys that are missing.
+
+    n_kv_heads: None means one per query head. head_dim: None means hidden size / query heads.
+    """
+
+    architecture: str
+    max_positions: int
+    n_kv_heads: int | None
+    head_dim: int | None = None
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", 2048, None),
+    "mistral": Family("MistralForCausalLM", 131072, 8),
+    "qwen2": Family("Qwen2ForCausalLM", 32768, 32),
+    "qwen3": Family("Qwen3ForCausalLM", 32768, 32, 128),
+}
 
 
 def load_config(directory: str | Path) -> LlamaConfig:
@@ -30,9 +52,8 @@ def read_config(data: dict[str, Any], source: str = "config.json") -> LlamaConfi
 
 def config_json(config: LlamaConfig) -> dict[str, Any]:
     """A `config.json` that minisafe and transformers read back as this config."""
-    architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"}[config.family]
     data: dict[str, Any] = {
-        "architectures": [f"{architecture}ForCausalLM"],
+        "architectures": [FAMILIES[config.family].architecture],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden,
@@ -57,11 +78,13 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
             "high_freq_factor": config.rope_scaling.high_freq_factor,
             "original_max_position_embeddings": config.rope_scaling.original_max_positions,
         }
+    if config.family in ("llama", "qwen3"):
+        data["attention_bias"] = config.o_bias
     if config.family == "llama":
-        data |= {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+        data["mlp_bias"] = config.mlp_bias
     if config.family == "mistral":
         data["sliding_window"] = config.windows[0]
-    if config.family == "qwen2":
+    if config.family in ("qwen2", "qwen3"):
         windows = [window for window in config.windows if window is not None]
         kinds = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
         data |= {"use_sliding_window": bool(windows), "layer_types": kinds}
@@ -106,26 +129,20 @@ class _Reader:
 
     def config(self) -> LlamaConfig:
         family = self.family()
+        absent = FAMILIES[family]
         self.refuse_what_is_not_run()
         hidden, n_heads = self.integer("hidden_size"), self.integer("num_attention_heads")
         n_layers = self.integer("num_hidden_layers")
-        absent = {"llama": n_heads, "mistral": 8, "qwen2": 32}[family]
         null = "num_key_value_heads" in self.data  # an explicit null means one per query head
-        n_kv_heads = self.integer("num_key_value_heads", n_heads if null else absent)
+        default = n_heads if null or absent.n_kv_heads is None else absent.n_kv_heads
+        n_kv_heads = self.integer("num_key_value_heads", default)
         if n_heads % n_kv_heads:
             raise self.fail(
                 f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads "
                 f"{n_kv_heads}"
             )
-        if self.data.get("head_dim") is None and hidden % n_heads:
-            raise self.fail(
-                f"hidden_size {hidden} is not a multiple of num_attention_heads {n_heads}"
-            )
-        head_dim = self.integer("head_dim", hidden // n_heads)
-        if head_dim % 2:
-            raise self.fail(f"head_dim is {head_dim}; expected an even number")
         rope_theta, rope_scaling = self.rope()
-        bias = family == "llama" and self.flag("attention_bias")
+        bias = family in ("llama", "qwen3") and self.flag("attention_bias")
         return LlamaConfig(
             family=family,
             vocab_size=self.integer("vocab_size"),
@@ -134,12 +151,9 @@ class _Reader:
             n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
+            head_dim=self.head_dim(absent.head_dim, hidden, n_heads),
             norm_eps=self.number("rms_norm_eps", 1e-6),
-            max_positions=self.integer(
-                "max_position_embeddings",
-                {"llama": 2048, "mistral": 131072, "qwen2": 32768}[family],
-            ),
+            max_positions=self.integer("max_position_embeddings", absent.max_positions),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             tied=self.flag("tie_word_embeddings"),
@@ -147,16 +161,28 @@ class _Reader:
             o_bias=bias,
             mlp_bias=family == "llama" and self.flag("mlp_bias"),
             windows=self.windows(family, n_layers),
+            qk_norm=family == "qwen3",
             dtype=self.dtype(),
         )
 
     def family(self) -> str:
         family = self.data.get("model_type")
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise self.fail(
                 f"model_type is {shown(family)}; minisafe runs the families {', '.join(FAMILIES)}"
             )
-        return str(family)
+        return family
+
+    def head_dim(self, absent: int | None, hidden: int, n_heads: int) -> int:
+        """The size of a head; `absent` is what the family takes if the config does not say."""
+        if self.data.get("head_dim") is None and absent is None and hidden % n_heads:
+            raise self.fail(
+                f"hidden_size {hidden} is not a multiple of num_attention_heads {n_heads}"
+            )
+        found = self.integer("head_dim", hidden // n_heads if absent is None else absent)
+        if found % 2:
+            raise self.fail(f"head_dim is {found}; expected an even number")
+        return found
 
     def refuse_what_is_not_run(self) -> None:
         for key in ("quantization_config", "quantization"):  # the second is MLX's
@@ -221,11 +247,11 @@ class _Reader:
         """The sliding window of each layer in tokens, or None. Llama has none."""
         if family == "llama":
             return (None,) * n_layers
-        window: int | None = 4096  # the default of both classes if the key is missing
+        window: int | None = 4096  # the default of the other classes if the key is missing
         if "sliding_window" in self.data:
             given = self.data["sliding_window"]
             window = None if given is None else self.integer("sliding_window")
-        if family == "qwen2" and not self.flag("use_sliding_window"):
+        if family != "mistral" and not self.flag("use_sliding_window"):
             window = None
         if family == "mistral" or window is None:
             return (window,) * n_layers

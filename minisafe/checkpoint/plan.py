@@ -45,6 +45,9 @@ def tensor_shapes(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield f"{prefix}.{name}.weight", shape
             if bias:
                 yield f"{prefix}.{name}.bias", shape[:1]
+            if config.qk_norm and name == "self_attn.o_proj":
+                yield f"{prefix}.self_attn.q_norm.weight", (config.head_dim,)
+                yield f"{prefix}.self_attn.k_norm.weight", (config.head_dim,)
     yield "model.norm.weight", (hidden,)
     if not config.tied:
         yield HEAD, (config.vocab_size, hidden)

@@ -41,9 +41,9 @@ def convert(
     """Convert the model SOURCE (GGUF, llama.cpp's format) to the directory --out, or the safety
     vector SOURCE to the file TARGET.
 
-    A model must be of the architecture llama or qwen2; every quantisation of the gguf library is
-    read (extra `gguf`). The directory has the weights, config, tokenizer and chat template. What
-    has no place in it is said.
+    A model must be of the architecture llama, qwen2 or qwen3; every quantisation of the gguf
+    library is read (extra `gguf`). The directory has the weights, config, tokenizer and chat
+    template. What has no place in it is said.
 
     A vector's formats follow from the suffixes. .safetensors is minisafe's. .npy is the reference
     code's: one layer of shape (1, hidden), no metadata. .gguf is llama.cpp's control vector,

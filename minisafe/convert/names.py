@@ -2,7 +2,8 @@
 
 Hugging Face's rotation pairs value i of a head with value i + head_dim / 2, llama.cpp's pairs
 neighbours for the architecture `llama`. Its converter therefore reorders the rows of q and k;
-`original_order` puts them back. `qwen2` is rotated as Hugging Face does it, so nothing moves.
+`original_order` puts them back. `qwen2` and `qwen3` are rotated as
+Hugging Face does it, so nothing moves.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ IN_LAYER = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",

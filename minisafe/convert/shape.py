@@ -18,7 +18,7 @@ from minisafe.convert.values import check_inside, kind_of, whole
 from minisafe.errors import CheckpointError, ConfigError
 from minisafe.files.display import shown
 
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 CONTROL_VECTOR = "controlvector"
 # keys of `read_config`, by what follows the architecture's name in GGUF
 KEYS = {
@@ -77,7 +77,7 @@ def check_kind(container: Container) -> None:
     if found not in ARCHITECTURES:
         raise ConfigError(
             f"{path}: the architecture is {shown(found)}; minisafe converts "
-            f"{' and '.join(ARCHITECTURES)}"
+            f"{', '.join(ARCHITECTURES)}"
         )
     parts = container.metadata.get(PARTS, 1)
     if parts not in (0, 1):
@@ -158,19 +158,20 @@ def config_data(container: Container) -> dict[str, Any]:
 
 
 def head_size(container: Container, hidden: Any, heads: Any) -> Any:
-    """The size of a head: as stated, or None for the default. Raises `ConfigError` if the file
-    states two, or rotates a part of each head."""
+    """The size of a head: as stated, else an equal share of the hidden size, or None if there is
+    none. Raises `ConfigError` if the file states two, or rotates a part of each head."""
     keys = own_keys(container)
     stated = {key: keys[key] for key in HEAD_SIZES if key in keys}
     if len(set(map(str, stated.values()))) > 1:
         said = ", ".join(f"{key} {shown(value)}" for key, value in stated.items())
         raise ConfigError(f"{container.path}: {said}; minisafe runs heads of one size, all rotated")
-    found = next(iter(stated.values()), None)
-    whole_numbers = all(type(each) is int and each > 0 for each in (hidden, heads, found))
+    whole_numbers = all(type(each) is int and each > 0 for each in (hidden, heads))
+    share = hidden // heads if whole_numbers and hidden % heads == 0 else None
+    found = next(iter(stated.values()), share)
     only_rotated = set(stated) == {"rope.dimension_count"}
-    if whole_numbers and only_rotated and found != hidden // heads:
+    if only_rotated and type(found) is int and share is not None and 0 < found != share:
         raise ConfigError(
-            f"{container.path}: {found} of {hidden // heads} values of each head are rotated; "
+            f"{container.path}: {found} of {share} values of each head are rotated; "
             "minisafe runs heads that are rotated whole"
         )
     return found

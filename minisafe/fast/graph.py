@@ -6,7 +6,7 @@ share the model's weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minisafe.linear import Linear
 from minisafe.lora import LoraAdapter, LoraDelta
-from minisafe.model import Layer, Llama
+from minisafe.model import Layer, Llama, RMSNorm
 from minisafe.rotary import rotate
 
 
@@ -83,11 +83,15 @@ class Decoder(nn.Module):
         self.config, self.windows = model.config, window_kinds(model)
         self.embedding, self.norm = frozen(model.embed_tokens.weight), frozen(model.norm.weight)
         self.norms, self.products = nn.ParameterList(), nn.ModuleList()
+        self.head_norms = nn.ParameterList()  # q's and k's of each layer, or none
         for layer in model.layers:
             assert isinstance(layer, Layer)
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
                 self.norms.append(frozen(norm.weight))
             attn, mlp = layer.self_attn, layer.mlp
+            for part in (attn.q_norm, attn.k_norm):
+                if isinstance(part, RMSNorm):
+                    self.head_norms.append(frozen(part.weight))
             for parts in (
                 (attn.q_proj, attn.k_proj, attn.v_proj), (attn.o_proj,),
                 (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,),
@@ -108,7 +112,10 @@ class Decoder(nn.Module):
             qkv, o, gate_up, down = self.products[4 * layer : 4 * layer + 4]
             y = qkv(self.normed(x, self.norms[2 * layer]), acting)
             mask = masks[self.windows.index(self.config.windows[layer])]
-            heads = self.attended(y, positions, cos, sin, mask, keys[layer], values[layer])
+            head_norms = self.head_norms[2 * layer : 2 * layer + 2]
+            heads = self.attended(
+                y, positions, cos, sin, mask, keys[layer], values[layer], head_norms
+            )
             x = x + o(heads, acting)
             y = gate_up(self.normed(x, self.norms[2 * layer + 1]), acting)
             gate, up = y.chunk(2, dim=-1)
@@ -122,13 +129,18 @@ class Decoder(nn.Module):
 
     def attended(
         self, y: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor,
-        values: Tensor,
+        values: Tensor, head_norms: Iterable[Tensor],
     ) -> Tensor:  # fmt: skip
-        """All heads' outputs, (B, n_heads * head_dim). y: q, k and v side by side, (B, ...)."""
+        """All heads' outputs, (B, n_heads * head_dim). y: q, k and v side by side, (B, ...).
+        head_norms: q's and k's weights, (head_dim,) each, or none."""
         config, batch = self.config, y.shape[0]
         n_heads, n_kv = config.n_heads, config.n_kv_heads
         y = y.view(batch, n_heads + 2 * n_kv, config.head_dim)
-        qk = rotate(y[:, : n_heads + n_kv], cos, sin)
+        qk = y[:, : n_heads + n_kv]
+        if config.qk_norm:
+            parts = zip(qk.split_with_sizes([n_heads, n_kv], dim=1), head_norms, strict=True)
+            qk = torch.cat([self.normed(part, weight) for part, weight in parts], dim=1)
+        qk = rotate(qk, cos, sin)
         group = n_heads // n_kv  # query heads of one key-value head are rows of one product
         q = qk[:, :n_heads].reshape(batch, n_kv, group, config.head_dim)
         rows, kv_heads = torch.arange(batch)[:, None], torch.arange(n_kv)[None]

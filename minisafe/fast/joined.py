@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from minisafe.fast.attention import attend_step
 from minisafe.fast.deltas import FusedDeltas, SeparateDeltas, gather_deltas
+from minisafe.fast.norm import fast_norm
 from minisafe.fast.packing import PackedStep
 from minisafe.linear import Linear
 from minisafe.lora import AdaptedRows, LoraAdapter
-from minisafe.model import MLP, Attention
+from minisafe.model import MLP, Attention, RMSNorm
 from minisafe.rotary import rotate
 from minisafe.step import Step
 
@@ -82,11 +83,18 @@ class TurnedAttention(Attention):
         parts = (self.q_proj, self.k_proj, self.v_proj)
         return torch.cat([part(x, step.adapters) for part in parts], dim=-1)
 
+    def normed(self, qk: Tensor) -> Tensor:
+        """Queries and keys with each head normed: (B, T, n_heads + n_kv_heads, head_dim)"""
+        q, k = qk.split_with_sizes([self.n_heads, self.n_kv_heads], dim=2)
+        return torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+
     def forward(self, x: Tensor, step: Step) -> Tensor:
         packed = step if isinstance(step, PackedStep) else None
         heads = self.qkv(x, step).view(*x.shape[:2], -1, self.head_dim)
         # the method, because `torch.split` runs Python code that takes longer than the split itself
         qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
+        if isinstance(self.q_norm, RMSNorm):
+            qk = self.normed(qk)
         qk = rotate(qk, step.cos, step.sin)
         if packed is not None:
             qk, v = packed.spread(qk), packed.spread(v)
@@ -110,6 +118,7 @@ class JoinedAttention(TurnedAttention):
         self.qkv_proj = make((plain.q_proj, plain.k_proj, plain.v_proj))
         del plain.q_proj, plain.k_proj, plain.v_proj
         self.o_proj = make((plain.o_proj,))
+        self.q_norm, self.k_norm = fast_norm(plain.q_norm), fast_norm(plain.k_norm)
 
     def qkv(self, x: Tensor, step: Step) -> Tensor:
         return self.qkv_proj(x, step.adapters)

@@ -32,7 +32,7 @@ def test_no_directory_and_no_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "mixtral"}, ("mixtral", "llama, mistral, qwen2")),
+        ({"model_type": "mixtral"}, ("mixtral", "llama, mistral, qwen2, qwen3")),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ("yarn",)),
         ({"hidden_act": "gelu_new"}, ("gelu_new", "silu")),
         ({"quantization_config": {"quant_method": "awq"}}, ("quantization_config", "awq")),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minisafe.checkpoint.config import config_json, load_config, read_config
+from minisafe.checkpoint.config import FAMILIES, config_json, load_config, read_config
 from minisafe.config import LlamaConfig, RopeScaling
 from minisafe.errors import ConfigError
 from tests.support.tiny import configs, tiny_config
@@ -31,7 +31,7 @@ def raw(family: str = "llama", **changes: Any) -> dict[str, Any]:
         "hidden_size": 64,
         "intermediate_size": 96,
         "num_hidden_layers": 3,
-        "num_attention_heads": 32 if family == "qwen2" else 8,
+        "num_attention_heads": 32 if family in ("qwen2", "qwen3") else 8,
     }
     return data | changes
 
@@ -67,7 +67,9 @@ def test_plain_rope_in_both_spellings() -> None:
     assert read().rope_theta == 10000.0
 
 
-@pytest.mark.parametrize(("family", "heads"), [("llama", 8), ("mistral", 8), ("qwen2", 32)])
+@pytest.mark.parametrize(
+    ("family", "heads"), [("llama", 8), ("mistral", 8), ("qwen2", 32), ("qwen3", 32)]
+)
 def test_absent_key_value_heads_take_the_family_default(family: str, heads: int) -> None:
     assert read(family).n_kv_heads == heads
 
@@ -85,6 +87,18 @@ def test_head_dim_is_obeyed() -> None:
     assert read(head_dim=None).head_dim == 8
     assert read(head_dim=24).head_dim == 24
     assert read(head_dim=24, hidden_size=63).hidden == 63
+    assert read("qwen3", head_dim=24).head_dim == 24
+
+
+def test_qwen3s_head_is_not_a_share_of_the_hidden_size() -> None:
+    """Its class takes 128 if the config does not say, whatever the hidden size is."""
+    assert read("qwen2").head_dim == 2
+    assert read("qwen3").head_dim == 128
+    assert read("qwen3", hidden_size=63).head_dim == 128
+
+
+def test_queries_and_keys_are_normed_in_qwen3_alone() -> None:
+    assert [read(family).qk_norm for family in FAMILIES] == [False, False, False, True]
 
 
 def test_biases_by_family() -> None:
@@ -99,6 +113,8 @@ def test_biases_by_family() -> None:
     assert biases(read("mistral", **every)) == (False, False, False)
     assert biases(read("qwen2")) == (True, False, False)
     assert biases(read("qwen2", **every)) == (True, False, False)
+    assert biases(read("qwen3")) == (False, False, False)
+    assert biases(read("qwen3", **every)) == (True, True, False)
 
 
 def test_windows_by_family() -> None:
@@ -119,16 +135,16 @@ def test_windows_by_family() -> None:
         None,
     )
     assert read("qwen2", use_sliding_window=True, max_window_layers=2).windows == (None, None, 4096)
+    assert read("qwen3", sliding_window=5).windows == (None,) * 3
+    assert read("qwen3", **slides, max_window_layers=1).windows == (None, 5, 5)
+    assert read("qwen3", **slides, layer_types=kinds).windows == (None, 5, None)
 
 
 def test_other_defaults() -> None:
     config = read()
     assert (config.norm_eps, config.tied, config.dtype) == (1e-6, False, None)
-    assert [read(family).max_positions for family in ("llama", "mistral", "qwen2")] == [
-        2048,
-        131072,
-        32768,
-    ]
+    found = {family: read(family).max_positions for family in FAMILIES}
+    assert found == {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
 
 
 def test_kv_bytes_per_token() -> None:
@@ -138,7 +154,7 @@ def test_kv_bytes_per_token() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "gpt2"}, "llama, mistral, qwen2"),
+    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3"),
     ({"model_type": None}, "model_type is None"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq)"),
@@ -257,7 +273,7 @@ KEYS = sorted(
 
 
 @settings(max_examples=150)
-@given(st.sampled_from(("llama", "mistral", "qwen2")), st.sampled_from(KEYS), json_values)
+@given(st.sampled_from(list(FAMILIES)), st.sampled_from(KEYS), json_values)
 @example("qwen2", "max_window_layers", None)
 @example("qwen2", "max_window_layers", "many")
 @example("qwen2", "layer_types", [{}, {}, {}])

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given
 from safetensors.torch import load_file
 
-from minisafe.checkpoint import SINGLE, load_model, plan
+from minisafe.checkpoint import SINGLE, load_model, plan, save_model
 from minisafe.checkpoint.plan import tensor_shapes
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory
 from minisafe.model import Llama
 from tests.support.spoil import refuses, respell, restore
-from tests.support.tiny import configs, tensors_of
+from tests.support.tiny import configs, random_model, tensors_of, tiny_config
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -56,6 +56,31 @@ def test_a_config_of_another_model_is_told_in_parameters(directory: Path) -> Non
     respell(directory, hidden_size=4096, intermediate_size=11008)
     words = ("has shape", "the config needs", "parameters; the files hold")
     refuses(CheckpointError, lambda: load_model(directory), *words)
+
+
+Q_NORM = "model.layers.1.self_attn.q_norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({Q_NORM: None}, ("missing tensors", Q_NORM)),
+        ({Q_NORM: torch.ones(32)}, (Q_NORM, "has shape (32,)", "the config needs (8,)")),
+    ],
+    ids=["missing", "of all heads together"],
+)
+def test_the_norms_of_heads_are_held_to_the_config(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], words: tuple[str, ...]
+) -> None:
+    save_model(random_model(tiny_config(family="qwen3", qk_norm=True)), tmp_path)
+    load_model(tmp_path)
+    restore(tmp_path, changes)
+    refuses(CheckpointError, lambda: load_model(tmp_path), *words)
+
+
+def test_norms_of_heads_that_the_config_does_not_know_are_refused(directory: Path) -> None:
+    restore(directory, {Q_NORM: torch.ones(8)})
+    refuses(CheckpointError, lambda: load_model(directory), "unexpected tensor", Q_NORM, "llama")
 
 
 @pytest.mark.parametrize(

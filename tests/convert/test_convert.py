@@ -34,7 +34,9 @@ def file_of(model: Llama, directory: Path, **how: Any) -> Path:
     return write_model(directory / "m.gguf", model.config, tensors_of(model), words, **how)
 
 
-@pytest.mark.parametrize("name", ["llama2", "llama3", "llama3_sharded", "llama_bias", "qwen2"])
+@pytest.mark.parametrize(
+    "name", ["llama2", "llama3", "llama3_sharded", "llama_bias", "qwen2", "qwen3"]
+)
 def test_what_transformers_computed(tmp_path: Path, name: str) -> None:
     """Every family and feature of the goldens: grouped heads, tied and untied heads, biases, an
     explicit head size, Llama 3's scaling."""

@@ -19,8 +19,8 @@ KEPT = sorted((GOLDENS / "gguf").glob("*.gguf"))
 
 
 def test_the_goldens_are_all_there() -> None:
-    assert {path.stem.split("_")[0] for path in KEPT} == {"llama", "qwen2"}
-    assert len(KEPT) == 4
+    assert {path.stem.split("_")[0] for path in KEPT} == {"llama", "qwen2", "qwen3"}
+    assert len(KEPT) == 5
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

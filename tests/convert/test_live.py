@@ -36,10 +36,13 @@ K_QUANTS = {
 
 
 def written(path: Path, family: str, words: Words, kind: str = "F32") -> Path:
-    bias = family == "qwen2"
+    bias, normed = family == "qwen2", family == "qwen3"
+    # transformers does not read the head size from the file: it takes the default of the class
+    shape = SHAPE | ({"n_heads": 2, "n_kv_heads": 1, "head_dim": 128} if normed else {})
     config = tiny_config(
-        **SHAPE, family=family, qkv_bias=bias, tied=not bias, vocab_size=len(words.tokens)
-    )
+        **shape, family=family, qkv_bias=bias, qk_norm=normed, tied=not bias,
+        vocab_size=len(words.tokens),
+    )  # fmt: skip
     return write_model(path / "m.gguf", config, tensors_of(random_model(config)), words, kind)
 
 
@@ -59,7 +62,10 @@ def same_logits(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [*(("llama", kind) for kind in WRITTEN), ("qwen2", "F32"), ("qwen2", "Q8_0")],
+    [
+        *(("llama", kind) for kind in WRITTEN),
+        *((family, kind) for family in ("qwen2", "qwen3") for kind in ("F32", "Q8_0")),
+    ],
 )
 def test_logits(tmp_path: Path, family: str, kind: str) -> None:
     same_logits(written(tmp_path, family, byte_level("qwen2"), kind))

@@ -13,7 +13,7 @@ from tests.support.tiny import tiny_config
 
 
 def test_every_name() -> None:
-    config = tiny_config(qkv_bias=True, o_bias=True, mlp_bias=True)
+    config = tiny_config(qkv_bias=True, o_bias=True, mlp_bias=True, qk_norm=True)
     names = [name for name, _ in tensor_shapes(config)]
     found = [gguf_name(name) for name in names]
     assert found == [their_name(name) for name in names]
@@ -36,11 +36,13 @@ def test_the_first_rows_of_a_head() -> None:
 
 
 def test_only_q_and_k_of_llama() -> None:
-    names = [name for name, _ in tensor_shapes(tiny_config(n_layers=1, qkv_bias=True, o_bias=True))]
+    config = tiny_config(n_layers=1, qkv_bias=True, o_bias=True, qk_norm=True)
+    names = [name for name, _ in tensor_shapes(config)]
     moved = [name for name in names if is_reordered(name, tiny_config())]
     prefix = "model.layers.0.self_attn."
     assert moved == [
         f"{prefix}{name}" for name in
         ("q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias")
     ]  # fmt: skip
-    assert not any(is_reordered(name, tiny_config(family="qwen2")) for name in names)
+    for family in ("qwen2", "qwen3"):
+        assert not any(is_reordered(name, tiny_config(family=family)) for name in names)

@@ -42,6 +42,13 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
     assert (found.n_kv_heads, found.rope_theta, found.head_dim) == (4, 10000.0, 8)
 
 
+def test_a_head_size_that_is_not_stated_is_an_equal_share(tmp_path: Path) -> None:
+    """As llama.cpp takes it. In a config, Qwen3's is then 128."""
+    model = random_model(tiny_config(n_layers=1, family="qwen3", qk_norm=True))
+    left = {"qwen3__attention__key_length": None, "qwen3__attention__value_length": None}
+    assert read_shape(read_container(made(tmp_path, model, **left))).head_dim == 8
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -62,7 +69,7 @@ def test_what_may_be_left_out(tmp_path: Path) -> None:
         ({"llama__logit_scale": 8.0}, "llama.logit_scale is 8.0"),
         ({"llama__attention__causal": False}, "llama.attention.causal is False"),
         ({"general__architecture": "gemma2"}, "the architecture is 'gemma2'; minisafe converts"),
-        ({"general__architecture": "qwen3"}, "converts llama and qwen2"),
+        ({"general__architecture": "gemma3"}, "converts llama, qwen2, qwen3"),
     ],
 )  # fmt: skip
 def test_numbers_that_are_refused(tmp_path: Path, changes: dict[str, Any], word: str) -> None:

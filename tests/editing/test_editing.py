@@ -162,9 +162,10 @@ def test_the_loss_by_hand() -> None:
     assert rome.target_loss([said], [row]).item() == pytest.approx(np.log(4), abs=1e-6)
 
 
-def test_the_edited_weight_adds_the_change_at_the_subject() -> None:
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_edited_weight_adds_the_change_at_the_subject(qk_norm: bool) -> None:
     """End to end on a random model: the residual stream after the layer moves by the change."""
-    model = deepcopy(random_model(tiny_config(n_layers=3)))
+    model = deepcopy(random_model(tiny_config(n_layers=3, qk_norm=qk_norm)))
     row = contexts(model, 1)
     rows = [random_ids(model, 1, 12, seed)[0].tolist() for seed in range(30)]
     covariance = rome.covariance(model, 1, rows, 0.01)

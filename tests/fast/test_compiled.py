@@ -38,8 +38,9 @@ from tests.support.tiny import (
 )
 
 CONFIG = tiny_config(
-    hidden=64, intermediate=96, head_dim=16, qkv_bias=True, windows=(None, 4), max_positions=256
-)
+    hidden=64, intermediate=96, head_dim=16, qkv_bias=True, windows=(None, 4), qk_norm=True,
+    max_positions=256,
+)  # fmt: skip
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"
 )
@@ -224,10 +225,11 @@ def test_a_process_with_several_models_compiles_each_once() -> None:
     small = tiny_config(hidden=32, intermediate=48, head_dim=8, max_positions=256)
     made = []
     for config in (small, replace(small, intermediate=64, head_dim=16)):
-        model = compile_step(random_model(config, 3))
+        eager = random_model(config, 3)
+        model = compile_step(copy.deepcopy(eager))
         made.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
         for length in (3, 4, 20):
-            logits_of(model, [length])
+            assert_same(eager, logits_of(model, [length]), logits_of(eager, [length]))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == made[-1]
     assert made[1] == made[0] + 1
 

@@ -13,7 +13,7 @@ from minisafe.lora import AdaptedRows
 from minisafe.model import MLP, Attention, Llama
 from tests.support.tiny import random_adapter, random_model, tiny_config
 
-CONFIG = tiny_config(qkv_bias=True, mlp_bias=True)
+CONFIG = tiny_config(qkv_bias=True, mlp_bias=True, qk_norm=True)
 
 
 @torch.inference_mode()
@@ -40,5 +40,5 @@ def test_the_parts_are_let_go() -> None:
     assert isinstance(mlp, MLP)
     JoinedAttention(attn, PackedLinear)
     JoinedMLP(mlp, PackedLinear)
-    assert [name for name, _ in attn.named_children()] == ["o_proj"]
+    assert [name for name, _ in attn.named_children()] == ["o_proj", "q_norm", "k_norm"]
     assert [name for name, _ in mlp.named_children()] == ["down_proj"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from minisafe.checkpoint import load_adapter, load_model, save_adapter, save_model
+from minisafe.config import LlamaConfig
 from minisafe.errors import NonFiniteError, PromptError, SettingError
 from minisafe.finetune import (
     IGNORED,
@@ -38,10 +40,10 @@ EXAMPLES = [encode_examples(TOKENIZER, talk)[0] for talk in TALKS]
 SHORT = Training(steps=6, batch_size=2, warmup=2, held_out=0.2, eval_every=2, learning_rate=5e-3)
 
 
-def fresh() -> Llama:
+def fresh(config: LlamaConfig = CONFIG) -> Llama:
     """A model of its own: training changes it."""
-    model = Llama(CONFIG)
-    source = random_model(CONFIG).tensors()
+    model = Llama(config)
+    source = random_model(config).tensors()
     for name, parameter in model.tensors().items():
         parameter.data.copy_(source[name])
     return model
@@ -71,14 +73,20 @@ def test_loss_is_the_mean_negative_log_likelihood_of_the_answer() -> None:
     assert trainer.loss([example]).item() == pytest.approx(sum(told) / len(told), abs=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("rank", [0, 4])
-def test_training_learns_the_answers(rank: int) -> None:
+def test_training_learns_the_answers(rank: int, family: str) -> None:
+    model = fresh(replace(CONFIG, family=family, qk_norm=family == "qwen3"))
+    before = {name: tensor.clone() for name, tensor in model.tensors().items()}
     training = Training(
         steps=60, batch_size=6, held_out=0.0, learning_rate=1e-2, lora_rank=rank, eval_every=20
     )
-    reports = list(Trainer(fresh(), EXAMPLES, training).run())
+    trainer = Trainer(model, EXAMPLES, training)
+    reports = list(trainer.run())
     assert [report.step for report in reports] == [20, 40, 60]
     assert reports[-1].loss < 0.5 * reports[0].loss
+    moved = {name for name, tensor in model.tensors().items() if not tensor.equal(before[name])}
+    assert moved == (set() if rank else set(before)), "all of a model, norms of heads too, or none"
 
 
 def test_a_fresh_adapter_changes_nothing_and_lora_training_leaves_the_base_alone() -> None:

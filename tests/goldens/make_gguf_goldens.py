@@ -35,15 +35,19 @@ FILES: dict[str, tuple[str, Words, str]] = {
     "llama_bpe_q5_0": ("llama", byte_level("llama-bpe"), "Q5_0"),
     "llama_sentencepiece_f16": ("llama", sentencepiece(), "F16"),
     "qwen2_q8_0": ("qwen2", byte_level("qwen2", padding=5), "Q8_0"),
+    "qwen3_q5_1": ("qwen3", byte_level("qwen2"), "Q5_1"),
 }
 
 
 def make(name: str) -> None:
     family, words, kind = FILES[name]
     path, smollm = HERE / f"{name}.gguf", words.pre == "smollm"
+    # transformers does not read Qwen3's head size from a file: it takes the default of its class
+    normed = family == "qwen3"
+    heads = {"n_heads": 2, "n_kv_heads": 1, "head_dim": 128} if normed else {"head_dim": 16}
     config = tiny_config(
-        family=family, vocab_size=len(words.tokens), hidden=64, intermediate=96, n_heads=4,
-        n_kv_heads=2, head_dim=16, qkv_bias=family == "qwen2", tied=smollm, max_positions=512,
+        family=family, vocab_size=len(words.tokens), hidden=64, intermediate=96, **heads,
+        qkv_bias=family == "qwen2", qk_norm=normed, tied=smollm, max_positions=512,
     )  # fmt: skip
     model = random_model(config)
     write_model(path, config, tensors_of(model), words, kind)

@@ -35,6 +35,7 @@ from transformers import (
     MistralConfig,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 
 STORY = Path(__file__).resolve().parents[3] / "shared" / "models" / "story"
@@ -160,6 +161,35 @@ MODELS: dict[str, tuple[PreTrainedConfig, torch.dtype, bool, int]] = {
         False,
         1,
     ),
+    "qwen3": (
+        Qwen3Config(
+            **SHAPE,
+            vocab_size=97,
+            num_key_value_heads=2,
+            head_dim=12,
+            tie_word_embeddings=True,
+            rope_parameters=plain_rope(1000000.0),
+        ),
+        torch.bfloat16,
+        True,
+        1,
+    ),
+    "qwen3_window": (
+        Qwen3Config(
+            **SHAPE | {"num_hidden_layers": 3},
+            vocab_size=97,
+            num_key_value_heads=1,
+            head_dim=16,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=7,
+            max_window_layers=1,
+            rope_parameters=plain_rope(10000.0),
+        ),
+        torch.float32,
+        False,
+        1,
+    ),
 }
 
 
@@ -190,7 +220,7 @@ def old_spelling(path: Path) -> None:
     data["rope_theta"] = rope.pop("rope_theta")
     data["rope_scaling"] = None if rope["rope_type"] == "default" else rope
     data["torch_dtype"] = data.pop("dtype")
-    if data["model_type"] == "qwen2":
+    if data["model_type"] in ("qwen2", "qwen3"):
         data.pop("layer_types")  # came later
         data["sliding_window"] = data["sliding_window"] or 5  # set and not used, as published
     write_json(path, data)

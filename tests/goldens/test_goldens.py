@@ -50,8 +50,8 @@ def rms(x: Tensor) -> float:
 
 def test_the_goldens_are_all_there() -> None:
     families = {loaded(name, "float32")[0].config.family for name in MODELS}
-    assert families == {"llama", "mistral", "qwen2"}
-    assert len(MODELS) == 8
+    assert families == {"llama", "mistral", "qwen2", "qwen3"}
+    assert len(MODELS) == 10
     assert {loaded(name, "float32")[0].config.tied for name in MODELS} == {True, False}
 
 
@@ -110,7 +110,7 @@ def test_the_dtype_of_the_file_is_kept() -> None:
 
 def test_norms_and_biases_matter_in_the_goldens() -> None:
     """Else a model that forgot them could pass."""
-    for name in ("llama_bias", "qwen2"):
+    for name in ("llama_bias", "qwen2", "qwen3_window"):
         tensors = tensors_of(loaded(name, "float32")[0])
         biases = [tensor for key, tensor in tensors.items() if key.endswith("bias")]
         assert biases

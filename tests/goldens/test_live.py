@@ -71,6 +71,10 @@ NAMED: dict[str, LlamaConfig] = {
     "mistral": tiny_config(family="mistral", windows=(7, 7)),
     "qwen2": tiny_config(family="qwen2", qkv_bias=True, tied=True),
     "qwen2 window": tiny_config(family="qwen2", qkv_bias=True, n_layers=3, windows=(None, 6, 6)),
+    "qwen3": tiny_config(family="qwen3", qk_norm=True, head_dim=12, tied=True),
+    "qwen3 window": tiny_config(
+        family="qwen3", qk_norm=True, qkv_bias=True, o_bias=True, n_layers=3, windows=(6, None, 6)
+    ),
 }
 
 

@@ -121,7 +121,8 @@ NAMES = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+    "mlp.down_proj": "ffn_down", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
 }  # fmt: skip
 
 
@@ -193,7 +194,7 @@ def write_model(
         "attention.head_count": config.n_heads, "attention.head_count_kv": config.n_kv_heads,
         "attention.layer_norm_rms_epsilon": config.norm_eps, "rope.freq_base": config.rope_theta,
     }  # fmt: skip
-    if config.head_dim * config.n_heads != config.hidden:
+    if config.head_dim * config.n_heads != config.hidden or config.family == "qwen3":
         head |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
     if config.family == "llama":
         head |= {"rope.dimension_count": config.head_dim, "vocab_size": config.vocab_size}

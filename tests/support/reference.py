@@ -83,6 +83,10 @@ def attention(w: Mapping[str, Tensor], config: LlamaConfig, layer: int, x: Tenso
     q = linear(w, f"{name}.q_proj", x).reshape(n, config.n_heads, config.head_dim)
     k = linear(w, f"{name}.k_proj", x).reshape(n, config.n_kv_heads, config.head_dim)
     v = linear(w, f"{name}.v_proj", x).reshape(n, config.n_kv_heads, config.head_dim)
+    if config.qk_norm:
+        for parts, weight in ((q, w[f"{name}.q_norm.weight"]), (k, w[f"{name}.k_norm.weight"])):
+            for position in range(n):
+                parts[position] = norm(parts[position], weight, config.norm_eps)
     for position in range(n):
         turn = rotation(config, position)
         for head in range(config.n_heads):

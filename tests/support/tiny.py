@@ -130,19 +130,19 @@ def greedy(
 @st.composite
 def configs(draw: st.DrawFn) -> LlamaConfig:
     """Tiny configs of every family and feature."""
-    family = draw(st.sampled_from(("llama", "llama", "mistral", "qwen2")))
+    family = draw(st.sampled_from(("llama", "llama", "mistral", "qwen2", "qwen3")))
     n_layers = draw(st.integers(1, 3))
     n_kv_heads, group = draw(st.sampled_from(((1, 4), (2, 2), (4, 1), (2, 1))))
     window = st.one_of(st.none(), st.integers(1, 9))
     if family == "mistral":
         windows = (draw(window),) * n_layers
-    elif family == "qwen2":
+    elif family in ("qwen2", "qwen3"):
         size = draw(st.integers(1, 9))
         kinds = draw(st.lists(st.booleans(), min_size=n_layers, max_size=n_layers))
         windows = tuple(size if windowed else None for windowed in kinds)
     else:
         windows = (None,) * n_layers
-    bias = family == "llama" and draw(st.booleans())
+    bias = family in ("llama", "qwen3") and draw(st.booleans())
     scaling = RopeScaling(4.0, 1.0, 4.0, 16) if draw(st.booleans()) else None
     return tiny_config(
         family=family,
@@ -157,6 +157,7 @@ def configs(draw: st.DrawFn) -> LlamaConfig:
         o_bias=bias,
         mlp_bias=family == "llama" and draw(st.booleans()),
         windows=windows,
+        qk_norm=family == "qwen3",
     )
 
 
