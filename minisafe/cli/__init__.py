@@ -22,6 +22,7 @@ from minisafe.files.display import one_line
 # the name of each command in its file; the file is imported only if the command runs
 HOMES = {
     "chat": "chat_command",
+    "get": "get",
     "generate": "generate",
     "inspect": "inspect",
     "amplify": "amplify_command",

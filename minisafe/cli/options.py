@@ -16,6 +16,7 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.files.display import harmless as harmless  # commands import it from here
 from minisafe.sampling import Sampling
 from minisafe.session.load import load
+from minisafe.session.named import find_profile
 from minisafe.session.session import Session
 from minisafe.session.settings import OPTIONS, SETTINGS, TEXTS
 from minisafe.session.settings import PATH as PATHS_KIND
@@ -56,6 +57,11 @@ def keep_options(context: click.Context, parameter: click.Parameter, value: Any)
         context.meta.setdefault(FLAGS, {})["template_options"] = found
 
 
+def keep_profile(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    """Store the path of the profile that is given by path or by name."""
+    keep(context, parameter, None if value is None else find_profile(value))
+
+
 FLAGS = "minisafe.flags"
 
 
@@ -89,7 +95,10 @@ def click_type(setting: Setting) -> Any:
     return {PATHS_KIND: PATH, WHOLE: int, NUMBER: float}.get(setting.kind, str)
 
 
-PROFILE = _kept("--profile", type=PATH, help="Safety profile (JSON file or its directory).")
+PROFILE = click.option(
+    "--profile", expose_value=False, callback=keep_profile, type=PATH,
+    help="Safety profile (JSON file or its directory), or the name of a model of `minisafe get`.",
+)  # fmt: skip
 WORK_DTYPE = option(
     "dtype", "Dtype of the weights. Default: the checkpoint's dtype for training an adapter, "
     "otherwise float32.",

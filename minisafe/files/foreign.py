@@ -24,7 +24,7 @@ def no_model(path: Path) -> str:
     said = f"{path}: no such directory; expected a Hugging Face model directory"
     if HUB_NAME.fullmatch(str(path)):
         said += (
-            f". minisafe does not download models; to get one from the Hugging Face hub, run "
+            f". minisafe does not download from the Hugging Face hub; to get a model from it, run "
             f"`hf download {path} --local-dir DIR` and give DIR"
         )
     return said

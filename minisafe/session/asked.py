@@ -16,6 +16,7 @@ from minisafe.errors import SafetyError, SettingError
 from minisafe.gate import Calibration
 from minisafe.guidance import RULES
 from minisafe.session.generation_config import from_generation_config
+from minisafe.session.named import find_profile
 from minisafe.session.others import SOURCES, check_others
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import Settings, resolve
@@ -39,7 +40,7 @@ def gather(profile: str | Path | None, flags: Mapping[str, Any]) -> Asked:
     """Collect the settings from all sources; raises `SafetyError` if a part is missing."""
     if profile is None and flags.get("base") is None:
         profile = default_profile()
-    found = load_profile(profile) if profile is not None else Profile()
+    found = load_profile(find_profile(profile)) if profile is not None else Profile()
     given = dict(found.settings)
     for name, ways in SOURCES.items():
         if any(flags.get(way) is not None for way in ways):

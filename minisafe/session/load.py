@@ -33,8 +33,8 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
     """Load a model and what makes it safe.
 
     Args:
-        profile: a profile file or its directory. If neither it nor `base` is given, the shipped
-            profile is used.
+        profile: a profile file or its directory, or the name of a model of `minisafe get`. If
+            neither it nor `base` is given, the shipped profile is used.
         overrides: fields of `Settings` by name, such as {"sgds_lambda": 0.9}; they take precedence
             over the profile's.
 

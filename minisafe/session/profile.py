@@ -15,6 +15,7 @@ from minisafe.files import read_json, write_text
 from minisafe.gate import Calibration
 from minisafe.probe import Probe
 from minisafe.session.about import About
+from minisafe.session.named import shipped
 from minisafe.session.settings import PATHS, SETTINGS, checked, path_refused
 from minisafe.session.vouched import check_files, files_read, hashes, relative
 
@@ -43,13 +44,12 @@ class Profile:
 
 def default_profile() -> Path:
     """The shipped profile: `weights/tiny` in a checkout, or in the package of a wheel."""
-    package = Path(__file__).resolve().parent.parent
-    for directory in (package / "weights" / "tiny", package.parent / "weights" / "tiny"):
-        if (directory / "profile.json").is_file():
-            return directory / "profile.json"
-    raise ConfigError(
-        "no shipped profile was found; give one with --profile, or a model with --base"
-    )
+    directory = shipped("tiny")
+    if directory is None:
+        raise ConfigError(
+            "no shipped profile was found; give one with --profile, or a model with --base"
+        )
+    return directory / "profile.json"
 
 
 def load_profile(path: str | Path) -> Profile:

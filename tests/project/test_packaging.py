@@ -65,6 +65,12 @@ def test_the_wheel_holds_the_package_and_the_shipped_model(wheel: Path) -> None:
         "minisafe/weights/tiny/profile.json",
         "minisafe/weights/tiny/vector.safetensors",
     } <= held
+    parts = ROOT / "weights" / "smollm2"
+    shipped = {path.relative_to(parts).as_posix() for path in parts.rglob("*") if path.is_file()}
+    wanted = {name for name in shipped if not name.startswith("base/")}
+    assert {"profile.json", "README.md"} <= wanted
+    assert {f"minisafe/weights/smollm2/{name}" for name in wanted} <= held
+    assert not [each for each in held if each.startswith("minisafe/weights/smollm2/base/")]
     assert not [each for each in held if each.startswith(("tests/", "bench/", "docs/"))]
 
 

@@ -347,8 +347,8 @@ def test_files_that_the_profile_vouches_for(world: World, tmp_path: Path) -> Non
 def test_the_shipped_profile_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a checkout beside the package, in an installed wheel inside it."""
     for home in (tmp_path / "minisafe" / "weights" / "tiny", tmp_path / "weights" / "tiny"):
-        package = tmp_path / "minisafe" / "session" / "profile.py"
-        monkeypatch.setattr("minisafe.session.profile.__file__", str(package))
+        module = tmp_path / "minisafe" / "session" / "named.py"
+        monkeypatch.setattr("minisafe.session.named.__file__", str(module))
         with pytest.raises(ConfigError, match=r"no shipped profile .*--profile.*--base"):
             default_profile()
         home.mkdir(parents=True)
