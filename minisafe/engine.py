@@ -31,8 +31,9 @@ class Request:
     gated: whether a gate may leave this answer to the base. Only for prompts like those that the
         gate was calibrated on: the first turn of a chat.
     note_changes: whether to note where guidance changes the likeliest token.
-    alone: if this is a part of what the user asked, because that is harmful by itself, the
-        variation that told so.
+    alone: how harmful the worst part of what the user asked is by itself, if this is that part, or
+        if none is harmful and the answer is left to the base.
+    left: whether it is left to the base from the start: no vector, no rule.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -43,6 +44,7 @@ class Request:
     gated: bool = False
     note_changes: bool = False
     alone: float | None = None
+    left: bool = False
 
 
 Ids = list[list[list[int]]]  # token ids: [stream][batch row] -> list of ids
@@ -74,7 +76,7 @@ class RequestState:
     def __init__(self, request: Request):
         self.request = request
         self.spans = request.spans
-        self.seen = Seen(gated=request.gated)
+        self.seen = Seen(gated=request.gated, left_to_base=request.left)
         self.answer: list[int] = []
         self.counts: Counter[int] = Counter()
         self.generator = row_generator(request.sampling.seed, request.index)

@@ -85,7 +85,9 @@ class Policy:
     def look(self, seen: Sequence[Seen], log_probs: LogProbs) -> tuple[Seen, ...]:
         """`seen`, updated after the prompt with the variation and the gate's decision. Answers that
         have begun, or were compared before, stay as they are."""
-        fresh = [each.tokens == 0 and each.variation is None for each in seen]
+        fresh = [
+            each.tokens == 0 and each.variation is None and not each.left_to_base for each in seen
+        ]
         if not any(fresh) or len(log_probs) <= max(1, self.rule.drawn_from):
             return tuple(seen)
         chosen, expert = log_probs[self.rule.drawn_from], log_probs[1]

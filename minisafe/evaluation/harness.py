@@ -27,6 +27,7 @@ import minisafe
 from minisafe.errors import MinisafeError, PromptError, SettingError
 from minisafe.evaluation.likelihood.scoring import Pair, encode_pair, following, score_pairs
 from minisafe.session import Session
+from minisafe.session.chat_prompt import EncodedPrompt
 from minisafe.tokenizer import Message
 
 INSTALLED = find_spec("lm_eval") is not None
@@ -267,7 +268,9 @@ def generate(
     session: Session, prompts: Sequence[tuple[tuple[int, ...], ...]], start: int, in_chat: bool
 ) -> list[str]:
     """Answers to prompts given as ids by stream; the first prompt has the number `start`."""
-    requests = [session.new_request(ids, start + n) for n, ids in enumerate(prompts)]
+    requests = [
+        session.new_request(EncodedPrompt.of(ids), start + n) for n, ids in enumerate(prompts)
+    ]
     answers = [session.new_answer(() if in_chat else ids[0]) for ids in prompts]
     for _ in session.grow(session.new_generation(requests), answers):
         pass

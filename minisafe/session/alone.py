@@ -3,7 +3,8 @@
 A role, a long preamble, a faked history or a begun answer can turn every stream: then nothing that
 reads them sees harm any more. So parts of the user's last message are also read alone, as the first
 message of a chat: the message, each of its sentences, and windows of its words. If the calibrated
-gate opens for one of them, that one is answered alone: what stands around it is not read.
+gate opens for one of them, that one is answered alone: what stands around it is not read. With the
+setting `gate`, the answer is left to the base if it opens for no part of any message.
 
 What this cannot see: harm that no part states. Running text without a chat template is read as it
 is.
@@ -22,6 +23,7 @@ from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
 
 if TYPE_CHECKING:
     from minisafe.session.session import Session
+    from minisafe.tokenizer import Message
 
 # after a mark and closing quotes, after a full-width mark, and at the end of a line
 ENDS = re.compile(r"(?<=[.?!:;])[\"'\u201d\u2019)\]]*\s+|(?<=[\u3002\uff1f\uff01\uff1a\uff1b])|\n+")
@@ -89,6 +91,19 @@ def to_answer(
     return max(short or parts, key=lambda text: (bool(short) and text in own, harm[text], text))
 
 
+def all_harmless(
+    session: Session, messages: Sequence[Message], judged: dict[str, float], batch_size: int
+) -> bool:
+    """Whether no part of any message is harmful by itself, answers included, which may be faked.
+    judged: how harmful each is, as far as it is known; the others are added."""
+    said = [each["content"] for each in messages if each["role"] != "system" and each["content"]]
+    new = [text for text in dict.fromkeys(said) if text not in judged]
+    found = worst_parts(session, [ChatPrompt.of(text) for text in new], batch_size) if new else []
+    judged.update((text, part.harm) for text, part in zip(new, found, strict=True))
+    gate = session.alone
+    return gate is not None and not any(gate.opens(judged[text]) for text in said)
+
+
 def stands_alone(prompt: ChatPrompt) -> bool:
     """Whether the prompt has one part and nothing around it: it is answered as it is anyway."""
     return all(alone(prompt, part) == prompt for part in parts_of(prompt.question))
@@ -106,18 +121,25 @@ def without_context(
     encoded: Sequence[EncodedPrompt],
     batch_size: int,
 ) -> list[EncodedPrompt]:
-    """The encoded prompts; those with a part that is harmful by itself hold it alone."""
-    found, gate = list(encoded), session.alone
+    """The encoded prompts; those with a part that is harmful by itself hold it alone, and with the
+    setting `gate`, those without any are left to the base."""
+    found, gate, leaves = list(encoded), session.alone, session.leaves_harmless
     asked = [
         (n, each)
         for n, each in enumerate(prompts)
-        if isinstance(each, ChatPrompt) and not stands_alone(each)
+        if isinstance(each, ChatPrompt) and (leaves or not stands_alone(each))
     ]
     if gate is None or not asked:
         return found
     worst = worst_parts(session, [prompt for _, prompt in asked], batch_size)
     for (n, prompt), part in zip(asked, worst, strict=True):
-        if gate.opens(part.harm) and part.prompt != prompt:
-            answered = session.encode_prompt(part.prompt, chat=True)
-            found[n] = replace(answered, gated=False, alone=part.harm)
+        if gate.opens(part.harm):
+            if part.prompt != prompt:
+                answered = session.encode_prompt(part.prompt, chat=True)
+                found[n] = replace(answered, gated=False, alone=part.harm)
+            continue
+        begun = [{"role": "assistant", "content": prompt.prefill}]
+        said, judged = (*prompt.messages, *begun), {prompt.question: part.harm}
+        if leaves and all_harmless(session, said, judged, batch_size):
+            found[n] = replace(encoded[n], gated=False, alone=part.harm, left=True)
     return found

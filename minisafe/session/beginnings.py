@@ -22,7 +22,7 @@ def beginnings(
     with the steering of an answer."""
     for start in range(0, len(prompts), batch_size):
         part = prompts[start : start + batch_size]
-        requests = [session.new_request(session.encode_prompt(each, chat).ids) for each in part]
+        requests = [session.new_request(session.encode_prompt(each, chat)) for each in part]
         longest = max(len(ids) for request in requests for ids in request.prompts)
         lockstep = session.new_lockstep(len(requests), longest)
         generation = Generation(lockstep, session.rule, requests, session.steering)

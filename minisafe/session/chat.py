@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minisafe.engine import Generation, Request, RequestState
 from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
-from minisafe.session.alone import Part, stands_alone, worst_parts
+from minisafe.session.alone import Part, all_harmless, stands_alone, worst_parts
 from minisafe.session.answer import Answer, Result
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.conversation import Conversation, Exchange
@@ -23,6 +23,8 @@ from minisafe.vectors import Steering, moved
 
 if TYPE_CHECKING:
     from minisafe.session.session import Session
+
+BATCH = 16  # parts of a message that are read together
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Chat:
         self.session = session
         self.messages: list[Message] = []
         self.answers: dict[int, tuple[int, ...]] = {}  # by message number, ids as sampled
-        self.left_to_base: set[int] = set()  # numbers of answers that the gate left to the base
+        self.left_to_base: set[int] = set()  # numbers of answers that were left to the base
+        self.judged: dict[str, float] = {}  # how harmful earlier messages are by themselves
         self.safe = bool(session.settings.safe)
         self.result: Result | None = None
         self.why: Why | None = None
@@ -106,6 +109,7 @@ class Chat:
         """Change a setting for the turns to come; raises `SettingError`."""
         with self._alone():
             self.session = self.session.with_settings({name: value})
+            self.judged = {}
 
     def conversation(self) -> Conversation:
         """The conversation so far, as a value."""
@@ -188,10 +192,10 @@ class Chat:
         session, self._interrupted = self.session_now, False
         since = session.running.cancels
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
-        part = self._harmful_part(session, text)
-        if part is None:
+        part, left = self._read_alone(session, messages)
+        if part is None or left:
             chats = session.encode_chat(messages, self.answers)
-            spans = self._spans(chats[0], session.steering)
+            spans = self._spans(chats[0], session.steering, left)
         else:
             chats = session.encode_chat(part.prompt.messages)
             spans = session.spans(chats[0].ids)
@@ -207,7 +211,7 @@ class Chat:
         request = Request(
             tuple(pending), spans, settings, settings.max_new_tokens, self.turn,
             gated=first and part is None, note_changes=True,
-            alone=None if part is None else part.harm,
+            alone=None if part is None else part.harm, left=left,
         )  # fmt: skip
         generation = self._generation = session.new_generation([request], self.lockstep)
         if self._interrupted:
@@ -236,25 +240,34 @@ class Chat:
             return Held.of(ids)
         return Held.of(ids, moved(spans, ahead), steering)
 
-    def _harmful_part(self, session: Session, text: str) -> Part | None:
-        """What of a message is harmful by itself and does not stand by itself."""
+    def _read_alone(
+        self, session: Session, messages: Sequence[Message]
+    ) -> tuple[Part | None, bool]:
+        """What of the last message is harmful by itself and does not stand by itself; or, with
+        True, its worst part if the answer is left to the base."""
         if session.alone is None:
-            return None
-        prompt = ChatPrompt.of(text)
-        if not self.messages and stands_alone(prompt):
-            return None
-        (part,) = worst_parts(session, [prompt], batch_size=16)
-        whole = part.prompt == prompt and not self.messages
-        return part if session.alone.opens(part.harm) and not whole else None
+            return None, False
+        prompt = ChatPrompt.of(messages[-1]["content"])
+        if not session.leaves_harmless and not self.messages and stands_alone(prompt):
+            return None, False
+        (part,) = worst_parts(session, [prompt], BATCH)
+        if session.alone.opens(part.harm):
+            whole = part.prompt == prompt and not self.messages
+            return None if whole else part, False
+        self.judged[prompt.question] = part.harm
+        left = session.leaves_harmless and all_harmless(session, messages, self.judged, BATCH)
+        return (part, True) if left else (None, False)
 
-    def _spans(self, chat: ChatIds, steering: Steering | None) -> tuple[Span, ...]:
-        """The steered positions of past turns, unless the gate left their answers to the base, and
-        of this turn, whose answer has no end yet."""
+    def _spans(
+        self, chat: ChatIds, steering: Steering | None, left: bool = False
+    ) -> tuple[Span, ...]:
+        """The steered positions of past turns, unless their answers were left to the base, and of
+        this turn, whose answer has no end yet, unless it is."""
         if steering is None:
             return ()
         places = zip(sorted(self.answers), chat.answers, strict=True)
         past = [place for n, place in places if place is not None and n not in self.left_to_base]
-        return steering.spans([*past, (len(chat.ids), None)])
+        return steering.spans([*past, *(() if left else ((len(chat.ids), None),))])
 
     def _rewind(self, stream: int, goal: Held) -> tuple[int, ...]:
         """Rewind a stream to what agrees with `goal`; returns the ids that it still has to read."""

@@ -98,8 +98,8 @@ class EncodedPrompt:
 
     answers: places `[start, stop)` in the base's ids at which answers stand; the last one, which is
     to be given, is open. context: ids whose running text the answer continues. gated: whether it is
-    one that a gate is calibrated for. alone: if a part of it alone is answered, because it is
-    harmful by itself, how harmful it is.
+    one that a gate is calibrated for. alone: how harmful its worst part is by itself, if that part
+    alone is answered, or if it was left to the base. left: whether it was: no part is harmful.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -107,6 +107,12 @@ class EncodedPrompt:
     context: tuple[int, ...] = ()
     gated: bool = False
     alone: float | None = None
+    left: bool = False
+
+    @classmethod
+    def of(cls, ids: tuple[tuple[int, ...], ...]) -> EncodedPrompt:
+        """Ids by stream, which an answer follows."""
+        return cls(ids, ((len(ids[0]), None),))
 
 
 def check_messages(messages: Sequence[Message]) -> None:

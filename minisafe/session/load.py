@@ -174,8 +174,8 @@ def make_gate(
         return None
     if not settings.gate and (calibration is None or not settings.guided):
         return None
-    if settings.gate is None and settings.read_alone and settings.probe is not None:
-        return None  # the calibration is the probe's
+    if settings.read_alone and (settings.gate or settings.probe is not None):
+        return None  # the calibration is of what reads messages alone
     if settings.sa_positions == "all" and settings.sa_scale != 0:
         why = "steering at all positions cannot be removed, so no gate works with it"
     else:

@@ -60,6 +60,11 @@ class Session:
     probe: Probe | None = None
 
     @property
+    def leaves_harmless(self) -> bool:
+        """Whether an answer is left to the base if no part of what the user says is harmful."""
+        return self.alone is not None and bool(self.settings.gate)
+
+    @property
     def n_ids(self) -> int:
         """How many token ids the models of all streams have in common."""
         return min(stream.model.config.vocab_size for stream in self.streams)
@@ -153,10 +158,7 @@ class Session:
         encoded = self.encode_prompts(prompts, chat, batch_size)
         for start in range(0, len(prompts), batch_size):
             batch = encoded[start : start + batch_size]
-            requests = [
-                self.new_request(each.ids, numbers[start + n], each.gated, each.answers, each.alone)
-                for n, each in enumerate(batch)
-            ]
+            requests = [self.new_request(each, numbers[start + n]) for n, each in enumerate(batch)]
             for n, piece in self.results(requests, [each.context for each in batch], since):
                 yield first + start + n, piece
             since = self.running.cancels
@@ -179,22 +181,14 @@ class Session:
 
     # ---- answers ---------------------------------------------------------------------------
 
-    def new_request(
-        self,
-        prompts: tuple[tuple[int, ...], ...],
-        index: int = 0,
-        gated: bool = False,
-        answers: Sequence[tuple[int, int | None]] | None = None,
-        alone: float | None = None,
-    ) -> Request:
-        """A request for a new prompt. prompts: its ids per stream.
-
-        index: its number; seed and index fix the draws. gated: whether it is a chat's first turn,
-        as the gate was calibrated on. alone: as in `Request`.
-        """
-        settings, spans = self.settings, self.spans(prompts[0], answers)
-        most = settings.max_new_tokens
-        return Request(prompts, spans, settings, most, index, gated, alone=alone)
+    def new_request(self, prompt: EncodedPrompt, index: int = 0) -> Request:
+        """A request for a new prompt. index: its number; seed and index fix the draws."""
+        settings = self.settings
+        spans = () if prompt.left else self.spans(prompt.ids[0], prompt.answers)
+        return Request(
+            prompt.ids, spans, settings, settings.max_new_tokens, index, prompt.gated,
+            alone=prompt.alone, left=prompt.left,
+        )  # fmt: skip
 
     def results(
         self, requests: Sequence[Request], contexts: Sequence[Sequence[int]], since: int

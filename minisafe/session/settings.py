@@ -163,7 +163,8 @@ class Settings(Sampling):
     gate: bool | None = declared(
         None, SWITCH, "Let a calibrated gate leave harmless answers unguided.",
         unset="yes if there is a calibration for these weights (minisafe calibrate)",
-        docs="Let a calibrated gate leave harmless answers unguided, on the first turn of a chat.",
+        docs="Let a calibrated gate leave harmless answers unguided, on the first turn of a chat. "
+        "With `read_alone`: on any turn, if no part of any message is harmful by itself.",
     )  # fmt: skip
     read_alone: bool = declared(
         False, SWITCH, "Answer what is harmful by itself without what stands around it.",

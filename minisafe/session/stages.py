@@ -81,11 +81,13 @@ class GateState:
 
 @dataclass(frozen=True)
 class AloneState:
-    """What reads parts of a message alone: its threshold and, for an answer to a part, how harmful
-    that part is by itself."""
+    """What reads parts of a message alone: its threshold and, for an answer, how harmful the worst
+    part is by itself: that part was answered, or, if it is not harmful, the answer was `left` to
+    the base."""
 
     threshold: float
     harm: float | None = None
+    left: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return present(asdict(self))
@@ -123,8 +125,11 @@ class Stages:
         gate left the answer to the base."""
         alone, harm = self.alone, state.request.alone
         if alone is not None:
-            alone = None if harm is None else replace(alone, harm=round(harm, 6))
+            left = state.request.left
+            alone = None if harm is None else replace(alone, harm=round(harm, 6), left=left)
         found = replace(self, gate=None, alone=alone)
+        if state.request.left:
+            return replace(found, sa=None, sgds=None, rule=None)
         if state.drafted:
             found = replace(found, speculation=Drafts(state.drafted, state.accepted))
         if not state.steered:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from minisafe.engine import RequestState
 from minisafe.session.stages import Stages
 
+UNTOUCHED = "nothing acted, and the answer is the model's own"
+
 
 @dataclass(frozen=True)
 class Why:
@@ -39,7 +41,9 @@ class Why:
         if not self.tokens:
             return "no token came, so there was nothing to act on"
         if self.acted.gate is not None and not self.acted.gate.open:
-            return f"{self._gate()}; nothing acted, and the answer is the model's own"
+            return f"{self._gate()}; {UNTOUCHED}"
+        if self.acted.alone is not None and self.acted.alone.left:
+            return f"{self._alone()}; {UNTOUCHED}"
         said = (self._rule(), self._vector(), self._gate(), self._alone())
         return "; ".join(each for each in said if each)
 
@@ -60,6 +64,8 @@ class Why:
     def _alone(self) -> str:
         if self.acted.alone is None:
             return ""
+        if self.acted.alone.left:
+            return "no part of what was said is harmful by itself"
         return "a part of the message is harmful by itself, so only that part was answered"
 
     def _gate(self) -> str:

@@ -153,6 +153,67 @@ def test_a_text_that_no_template_is_put_around_is_not_read_alone(world: World) -
     assert found[0].tokens == plain.generate(["The fox. A river."])[0].tokens
 
 
+def leaving(session: Session, threshold: float) -> Session:
+    """The session, with a gate that leaves to the base what has no harmful part."""
+    asked = asking(session, threshold)
+    return replace(asked, settings=replace(asked.settings, gate=True))
+
+
+def ordered(session: Session, *texts: str) -> tuple[str, str, float]:
+    """The more harmful text, the less harmful one, and a threshold between them."""
+    (low, better), (high, worse) = sorted(zip(session.variations(texts), texts, strict=True))
+    return worse, better, (low + high) / 2
+
+
+def test_with_a_gate_what_is_harmless_is_the_bases_answer(world: World) -> None:
+    """Also where nothing stands around it, and in a conversation; and nothing acts on it."""
+    prompts = [ChatPrompt((QUESTION,)), LONGER[0]]
+    plain = load(world, safe=False).generate(prompts)
+    guided = load(world).generate(prompts)
+    assert [each.tokens for each in plain] != [each.tokens for each in guided]
+    for wanted, result in zip(plain, leaving(load(world), 1.0).generate(prompts), strict=True):
+        assert result.tokens == wanted.tokens
+        acted = result.applied.to_json()
+        assert (acted["sa"], acted["sgds"]) == (None, None)
+        assert acted["alone"]["left"] is True
+
+
+@pytest.mark.parametrize("where", ["asked earlier", "answered earlier", "begun"])
+def test_with_a_gate_nothing_is_left_where_something_harmful_was_said(
+    world: World, where: str
+) -> None:
+    """The last message is harmless; what was asked before is not, or a faked answer."""
+    session = load(world)
+    worse, better, threshold = ordered(session, str(QUESTION["content"]), "And?")
+    last = {"role": "user", "content": better}
+    asked, answer = (worse, better) if where == "asked earlier" else (better, worse)
+    earlier = ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
+    prompt = ChatPrompt((last,), worse) if where == "begun" else ChatPrompt((*earlier, last))
+    (wanted,) = session.generate([prompt])
+    (result,) = leaving(session, threshold).generate([prompt])
+    assert result.tokens == wanted.tokens
+    assert "alone" not in result.applied.to_json()
+    (left,) = leaving(session, threshold).generate([ChatPrompt((last,), better)])
+    assert left.applied.alone is not None
+    assert left.applied.alone.left
+
+
+def test_a_chat_leaves_turns_to_the_base_until_one_is_harmful(world: World) -> None:
+    session = load(world)
+    chat = leaving(session, 1.0).chat()
+    plain = load(world, safe=False).chat()
+    for text in ("The fox", str(QUESTION["content"])):
+        assert "".join(chat.send(text)) == "".join(plain.send(text))
+        assert chat.why is not None
+        assert "no part of what was said is harmful" in chat.why.line()
+    worse, better, threshold = ordered(session, "The fox", str(QUESTION["content"]))
+    chat, guided = leaving(session, threshold).chat(), session.chat()
+    for text in (worse, better):
+        assert "".join(chat.send(text)) == "".join(guided.send(text))
+        assert chat.result is not None
+        assert chat.result.applied.alone is None
+
+
 def test_a_system_message_stays(world: World) -> None:
     first = {"role": "system", "content": "You are careful."}
     plain = load(world)

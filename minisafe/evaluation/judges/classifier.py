@@ -11,6 +11,7 @@ from minisafe.evaluation.journal import digest
 from minisafe.evaluation.judges import Ruling
 from minisafe.evaluation.judges.formats import FORMATS, Reading, neutralise, read_layout
 from minisafe.evaluation.prompts import Prompt
+from minisafe.session.chat_prompt import EncodedPrompt
 from minisafe.session.fingerprints import fingerprints
 from minisafe.session.load import load
 from minisafe.session.session import Session
@@ -126,7 +127,8 @@ def complete(session: Session, prompts: Sequence[Sequence[int]], batch_size: int
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
         requests = [
-            session.new_request((tuple(ids),)) for ids in prompts[start : start + batch_size]
+            session.new_request(EncodedPrompt.of((tuple(ids),)))
+            for ids in prompts[start : start + batch_size]
         ]
         answers = [session.new_answer(()) for _ in requests]
         for _ in session.grow(session.new_generation(requests), answers):
