@@ -21,6 +21,8 @@ from minisafe.session.profile import default_profile, load_profile, store_calibr
 @click.command()
 @files_of("--benign", "Harmless prompts; default: the shipped ones, dev split.")
 @files_of("--harmful", "Harmful prompts, to measure what the gate would miss.")
+@files_of("--fit-benign", "Other harmless prompts, to fit the probe on.")
+@files_of("--fit-harmful", "Other harmful prompts, to fit the probe on.")
 @click.option("--column", help="Column of the prompts, for a file of unknown layout.")
 @click.option(
     "--styles",
@@ -47,13 +49,13 @@ from minisafe.session.profile import default_profile, load_profile, store_calibr
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @model_options
 def calibrate(
-    benign: Files, harmful: Files, column: str | None, styles: str, epsilon: float,
-    max_miss: float, batch_size: int, dry_run: bool, as_json: bool,
+    benign: Files, harmful: Files, fit_benign: Files, fit_harmful: Files, column: str | None,
+    styles: str, epsilon: float, max_miss: float, batch_size: int, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Calibrate the gate of a profile, and store the calibration in it.
 
-    For a profile with read_alone, a probe is fitted on every second prompt first, and stored beside
-    the profile; its threshold comes from the others.
+    For a profile with read_alone, a probe is fitted first, and stored beside the profile: on the
+    --fit prompts, or else on every second of the others, and the threshold comes from the rest.
 
     If a new prompt is drawn in the same way as the --benign prompts, the probability that guidance
     acts on its answer is at most epsilon (split conformal prediction). This is marginal coverage: a
@@ -76,6 +78,13 @@ def calibrate(
     if alone and not benign:
         harmless += of_kind((), "borderline", column)
     dangerous = of_kind(harmful, "harmful", column)
+    if bool(fit_benign) != bool(fit_harmful) or (fit_benign and not alone):
+        raise SettingError(
+            "--fit-benign and --fit-harmful fit a probe: give both, for a profile with read_alone"
+        )
+    fit_on = None
+    if fit_benign:
+        fit_on = of_kind(fit_benign, "benign", column), of_kind(fit_harmful, "harmful", column)
     if batch_size < 1:
         raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
     session = load(profile, flags | {"gate": False, "read_alone": False})
@@ -83,7 +92,7 @@ def calibrate(
     given = session, harmless, dangerous, templates, epsilon, batch_size, line.show, max_miss
     probe = None
     if alone:
-        made, probe = evaluation.calibrate_alone(*given)
+        made, probe = evaluation.calibrate_alone(*given, fit_on)
     else:
         made = evaluation.calibrate(*given)
     line.close()

@@ -129,6 +129,28 @@ def test_a_calibration_for_reading_alone_takes_the_worst_part(
     assert json.loads(reading.read_text())["probe"] == f"{reading.stem}-probe.safetensors"
 
 
+def test_a_probe_is_fitted_on_prompts_of_its_own(profile: Path, tmp_path: Path) -> None:
+    reading = change(profile, read_alone=True, gate=False)
+    words = ["tea", "soup", "bread", "milk", "plum", "corn", "jam", "rice", "fish", "salt"]
+    for name, ending in (("fit", "?"), ("others", ".")):
+        lines = [json.dumps({"prompt": f"I like {words[n % 10]}{ending}"}) for n in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    fit, others = tmp_path / "fit.jsonl", tmp_path / "others.jsonl"
+    given = ("calibrate", "--profile", reading, "--column", "prompt", "--styles", "simple",
+             "--epsilon", "0.05", "--max-miss", "1", "--json")  # fmt: skip
+    found = call(*given, "--benign", others, "--fit-benign", fit, "--fit-harmful", others)
+    assert isinstance(found.exception, SettingError)
+    assert "10 prompts are given both to fit the probe and to calibrate it" in str(found.exception)
+    found = call(*given, "--benign", others, "--fit-benign", fit)
+    assert isinstance(found.exception, SettingError)
+    assert "give both" in str(found.exception)
+    harmful = tmp_path / "harmful.jsonl"
+    harmful.write_text(others.read_text(encoding="utf-8").replace("like", "steal"))
+    found = call(*given, "--benign", others, "--fit-benign", fit, "--fit-harmful", harmful)
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["n"] == 40  # none was for the probe
+
+
 def test_another_probe_or_none_is_not_what_was_calibrated(profile: Path) -> None:
     reading = change(profile, read_alone=True, gate=False)
     assert call("calibrate", "--profile", reading).exit_code == 0

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from minisafe.errors import SettingError
 from minisafe.evaluation.prompts import Prompt, halves
 from minisafe.evaluation.prompts.styles import fill
 from minisafe.evaluation.statistics import exceedance, share_exceeded, wilson
@@ -77,14 +78,22 @@ def calibrate_alone(
     batch_size: int = 32,
     progress: Progress = lambda what, done, total: None,
     max_miss: float = 0.05,
+    fit_on: tuple[Sequence[Prompt], Sequence[Prompt]] | None = None,
 ) -> tuple[Calibration, Probe]:
-    """A probe for what is read alone, fitted on every second prompt, and its threshold, from the
-    others. A prompt's value is that of its worst part.
+    """A probe for what is read alone, and its threshold. A prompt's value is its worst part's.
+
+    fit_on: harmless and harmful prompts for the probe, of which none may be among the others; by
+    default every second of these, and the threshold is from the rest.
 
     Harmful questions are fitted as they are, harmless ones part by part. Raises as `calibrate`, and
     `SettingError` if there are too few prompts for a probe.
     """
-    (bad, other_bad), (good, other_good) = halves(harmful), halves(harmless)
+    if fit_on is None:
+        (bad, other_bad), (good, other_good) = halves(harmful), halves(harmless)
+    else:
+        good, bad = map(list, fit_on)
+        other_good, other_bad = list(harmless), list(harmful)
+        check_apart((*good, *bad), (*other_good, *other_bad))
     bare = replace(session, settings=replace(session.settings, system=None), probe=None)
 
     def read(what: str, texts: Sequence[str]) -> Tensor:
@@ -104,6 +113,16 @@ def calibrate_alone(
         progress, max_miss, alone=True,
     )  # fmt: skip
     return made, probe
+
+
+def check_apart(fitted: Sequence[Prompt], others: Sequence[Prompt]) -> None:
+    """Raise `SettingError` if a threshold would come from a prompt that the probe has seen."""
+    common = {each.text for each in fitted} & {each.text for each in others}
+    if common:
+        raise SettingError(
+            f"{len(common)} prompts are given both to fit the probe and to calibrate it; expected "
+            "different ones, because a probe is surer of what it has seen"
+        )
 
 
 def in_styles(prompts: Sequence[Prompt], templates: Mapping[str, str]) -> list[str]:
