@@ -78,13 +78,7 @@ def calibrate(
     if alone and not benign:
         harmless += of_kind((), "borderline", column)
     dangerous = of_kind(harmful, "harmful", column)
-    if bool(fit_benign) != bool(fit_harmful) or (fit_benign and not alone):
-        raise SettingError(
-            "--fit-benign and --fit-harmful fit a probe: give both, for a profile with read_alone"
-        )
-    fit_on = None
-    if fit_benign:
-        fit_on = of_kind(fit_benign, "benign", column), of_kind(fit_harmful, "harmful", column)
+    fit_on = to_fit_on(fit_benign, fit_harmful, column, alone)
     if batch_size < 1:
         raise SettingError(f"--batch-size is {batch_size}; expected 1 or more")
     session = load(profile, flags | {"gate": False, "read_alone": False})
@@ -97,14 +91,32 @@ def calibrate(
         made = evaluation.calibrate(*given)
     line.close()
     text = evaluation.report(made)
-    if made.missed > max_miss:
-        raise SafetyError(
-            f"the gate would miss too much: {text}; expected at most --max-miss {max_miss:g}; "
-            "nothing was stored; try a larger --epsilon, or use no gate"
-        )
+    check_missed(made.missed, max_miss, text)
     if not dry_run:
         store_calibration(profile, made, probe)
     click.echo(json.dumps(made.to_json()) if as_json else text)
+
+
+def to_fit_on(
+    benign: Files, harmful: Files, column: str | None, alone: bool
+) -> tuple[list[Prompt], list[Prompt]] | None:
+    """The prompts for a probe alone, if any are given; raises `SettingError`."""
+    if bool(benign) != bool(harmful) or (benign and not alone):
+        raise SettingError(
+            "--fit-benign and --fit-harmful fit a probe: give both, for a profile with read_alone"
+        )
+    if not benign:
+        return None
+    return of_kind(benign, "benign", column), of_kind(harmful, "harmful", column)
+
+
+def check_missed(missed: float, most: float, text: str) -> None:
+    """Raise `SafetyError` if the gate would miss too large a share; `text` reports it."""
+    if missed > most:
+        raise SafetyError(
+            f"the gate would miss too much: {text}; expected at most --max-miss {most:g}; "
+            "nothing was stored; try a larger --epsilon, or use no gate"
+        )
 
 
 def check_own(flags: Mapping[str, Any], dry_run: bool) -> None:
