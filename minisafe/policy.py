@@ -31,9 +31,9 @@ class Seen:
     """What the decision needs to know about one answer.
 
     tokens: how many it has. gated: whether the gate may leave it to the base. left_to_base: whether
-    the gate did. variation: the total variation between base and expert after the prompt, 0 to 1,
-    or between anchor and expert if the rule samples from the anchor; None if they were not
-    compared.
+    the gate did, or whoever made the request. variation: the total variation between base and
+    expert after the prompt, 0 to 1, or between anchor and expert if the rule samples from the
+    anchor; None if they were not compared.
     """
 
     tokens: int = 0
@@ -84,7 +84,7 @@ class Policy:
 
     def look(self, seen: Sequence[Seen], log_probs: LogProbs) -> tuple[Seen, ...]:
         """`seen`, updated after the prompt with the variation and the gate's decision. Answers that
-        have begun, or were compared before, stay as they are."""
+        have begun, were compared before, or were left to the base already, stay as they are."""
         fresh = [
             each.tokens == 0 and each.variation is None and not each.left_to_base for each in seen
         ]

@@ -54,13 +54,12 @@ def by_hand(
     rule: Any, gate: Gate | None, seen: Seen, said: Sequence[Tensor]
 ) -> tuple[Tensor, Seen, bool]:
     """One row's decision, written as the text says it: (vocab,) log-probabilities, what was seen,
-    whether the gate has just left it to the base."""
+    whether the gate has just left it to the base. What was left to the base before stays so."""
     left = False
-    if seen.tokens == 0 and seen.variation is None:
+    if seen.tokens == 0 and seen.variation is None and not seen.left_to_base:
         apart = float((said[0].exp() - said[1].exp()).abs().sum() / 2)
-        shut = gate is not None and seen.gated and apart <= gate.threshold
-        left = shut and not seen.left_to_base
-        seen = replace(seen, variation=apart, left_to_base=shut)
+        left = gate is not None and seen.gated and apart <= gate.threshold
+        seen = replace(seen, variation=apart, left_to_base=left)
     first = rule.first_tokens
     if seen.left_to_base or (first is not None and seen.tokens >= first):
         return said[0], seen, left
