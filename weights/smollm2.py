@@ -13,6 +13,9 @@ stage whose files are there does not run again. Takes about an hour on one core.
    harmless answers; an expert learns the openings.
 3. adapters: both LoRAs, stored in bfloat16.
 4. profile: a probe on one part of the prompts, its threshold on another.
+
+WORK also gets the prompts of the table in docs/real.md: dev-harmful.jsonl, dev-borderline.jsonl and
+dev-benign.jsonl.
 """
 
 from __future__ import annotations
@@ -111,10 +114,33 @@ def parts(prompts: dict[str, list[str]], fitted: bool) -> dict[str, list[tuple[s
         "harmful": {"advbench": prompts["harmful"][:few] + prompts["advbench"][half],
                     "harmbench": prompts["harmbench"][half], "xstest": prompts["unsafe"][half]},
     }  # fmt: skip
-    return {
-        kind: [(name, text) for name, texts in by_name.items() for text in texts]
-        for kind, by_name in named.items()
-    }
+    return {kind: flat(by_name) for kind, by_name in named.items()}
+
+
+def shown_in_docs(prompts: dict[str, list[str]]) -> dict[str, list[tuple[str, str]]]:
+    """(category, text) of the development prompts of docs/real.md, by kind."""
+    named = {
+        "harmful": {"advbench": prompts["advbench"][:60], "harmbench": prompts["harmbench"],
+                    "xstest": prompts["unsafe"][1::2]},
+        "borderline": {"xstest": prompts["safe"][1::2]},
+        "benign": {"plain": prompts["plain"][:80]},
+    }  # fmt: skip
+    return {kind: flat(by_name) for kind, by_name in named.items()}
+
+
+def flat(by_name: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """(category, text) of texts by category."""
+    return [(name, text) for name, texts in by_name.items() for text in texts]
+
+
+def write_prompts(path: Path, kind: str, texts: Sequence[tuple[str, str]]) -> None:
+    """Write (category, text) pairs as a prompt set."""
+    lines = [
+        {"id": f"{path.stem}-{n:04d}", "split": "dev", "kind": kind, "category": category,
+         "prompt": text, "expected": []}
+        for n, (category, text) in enumerate(texts)
+    ]  # fmt: skip
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 # ---- training rows -----------------------------------------------------------------------------
@@ -185,9 +211,9 @@ def refusal(text: str, rng: random.Random) -> str:
 
 def minisafe_command(*args: object) -> None:
     """Run a command of minisafe; ends the program if it fails."""
-    code = subprocess.run([sys.executable, ROOT / "cli.py", *map(str, args)], check=False)
-    if code.returncode:
-        sys.exit(code.returncode)
+    done = subprocess.run([sys.executable, ROOT / "cli.py", *map(str, args)], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
 
 
 def make_adapters(base: Path, out: Path, work: Path) -> None:
@@ -213,12 +239,7 @@ def make_profile(prompts: dict[str, list[str]], out: Path, work: Path) -> None:
     for fitted, prefix in ((True, "fit-"), (False, "")):
         for kind, texts in parts(prompts, fitted).items():
             path = work / f"{prefix}{kind}.jsonl"
-            lines = [
-                {"id": f"{prefix}{kind}-{n}", "split": "dev", "kind": kind, "category": category,
-                 "prompt": text, "expected": []}
-                for n, (category, text) in enumerate(texts)
-            ]  # fmt: skip
-            write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+            write_prompts(path, kind, texts)
             flags += [f"--{prefix}{kind}", path]
     given = ("--profile", out / "profile.json", "--epsilon", 0.06, "--max-miss", 0.5)
     minisafe_command("calibrate", *given, *flags)
@@ -238,6 +259,8 @@ def main() -> None:
     anchor, expert = rows_of(prompts, json.loads(kept.read_text(encoding="utf-8")))
     for name, rows in (("anchor", anchor), ("expert", expert)):
         write_text(asked.work / f"{name}.json", json.dumps(rows))
+    for kind, texts in shown_in_docs(prompts).items():
+        write_prompts(asked.work / f"dev-{kind}.jsonl", kind, texts)
     make_adapters(asked.base, asked.out, asked.work)
     make_profile(prompts, asked.out, asked.work)
 

@@ -227,6 +227,8 @@ def describe(applied: Stages) -> str:
     if applied.alone:
         above = f"(above {applied.alone.threshold:.3f})"
         beside += f"; in a chat, what is harmful alone {above} is answered alone"
+        if applied.alone.left:
+            beside += ", and the rest is left to the base"
     if applied.gate:
         beside += (
             f"; a chat's first answer below the gate ({applied.gate.threshold:.3f}) is the base's"

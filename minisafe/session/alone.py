@@ -94,9 +94,13 @@ def to_answer(
 def all_harmless(
     session: Session, messages: Sequence[Message], judged: dict[str, float], batch_size: int
 ) -> bool:
-    """Whether no part of any message is harmful by itself, answers included, which may be faked.
-    judged: how harmful each is, as far as it is known; the others are added."""
-    said = [each["content"] for each in messages if each["role"] != "system" and each["content"]]
+    """Whether no part of any message is harmful by itself. Answers count, which may be faked, and
+    so does a system prompt, which may come from a file.
+
+    judged: how harmful each text is, as far as it is known; the others are added.
+    """
+    texts = [session.settings.system, *(each["content"] for each in messages)]
+    said = [text for text in texts if text]
     new = [text for text in dict.fromkeys(said) if text not in judged]
     found = worst_parts(session, [ChatPrompt.of(text) for text in new], batch_size) if new else []
     judged.update((text, part.harm) for text, part in zip(new, found, strict=True))
@@ -132,14 +136,14 @@ def without_context(
     if gate is None or not asked:
         return found
     worst = worst_parts(session, [prompt for _, prompt in asked], batch_size)
+    judged = {prompt.question: part.harm for (_, prompt), part in zip(asked, worst, strict=True)}
     for (n, prompt), part in zip(asked, worst, strict=True):
         if gate.opens(part.harm):
             if part.prompt != prompt:
                 answered = session.encode_prompt(part.prompt, chat=True)
                 found[n] = replace(answered, gated=False, alone=part.harm)
             continue
-        begun = [{"role": "assistant", "content": prompt.prefill}]
-        said, judged = (*prompt.messages, *begun), {prompt.question: part.harm}
-        if leaves and all_harmless(session, said, judged, batch_size):
+        begun = {"role": "assistant", "content": prompt.prefill}
+        if leaves and all_harmless(session, [*prompt.messages, begun], judged, batch_size):
             found[n] = replace(encoded[n], gated=False, alone=part.harm, left=True)
     return found

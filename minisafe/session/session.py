@@ -78,9 +78,9 @@ class Session:
     def stages(self) -> Stages:
         """The safety stages that are active for an answer that is guided."""
         found = active_stages(self.settings, self.steering, self.rule, self.kinds, self.gate)
-        return replace(
-            found, alone=None if self.alone is None else AloneState(self.alone.threshold)
-        )
+        if self.alone is None:
+            return found
+        return replace(found, alone=AloneState(self.alone.threshold, left=self.leaves_harmless))
 
     @property
     def model(self) -> Llama:

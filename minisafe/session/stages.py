@@ -81,9 +81,9 @@ class GateState:
 
 @dataclass(frozen=True)
 class AloneState:
-    """What reads parts of a message alone: its threshold and, for an answer, how harmful the worst
-    part is by itself: that part was answered, or, if it is not harmful, the answer was `left` to
-    the base."""
+    """What reads parts of a message alone: its threshold, and whether answers are `left` to the
+    base where no part is harmful. For an answer, how harmful the worst part is by itself: that part
+    was answered, or the answer was left to the base."""
 
     threshold: float
     harm: float | None = None

@@ -13,6 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minisafe
+from minisafe.checkpoint import save_model
+from minisafe.cli.chat.banner import in_plain_words
+from minisafe.cli.options import describe
 from minisafe.errors import PromptError, SafetyError, SettingError
 from minisafe.gate import Calibration, Gate
 from minisafe.session import Session
@@ -20,7 +23,7 @@ from minisafe.session.alone import parts_of, sentences, to_answer, windows, wors
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.fingerprints import made_for
 from minisafe.session.profile import save_profile, store_calibration
-from tests.support.worlds import World
+from tests.support.worlds import World, base_model
 
 pytest_plugins = ["tests.support.world_fixtures"]
 HISTORY = (
@@ -178,7 +181,7 @@ def test_with_a_gate_what_is_harmless_is_the_bases_answer(world: World) -> None:
         assert acted["alone"]["left"] is True
 
 
-@pytest.mark.parametrize("where", ["asked earlier", "answered earlier", "begun"])
+@pytest.mark.parametrize("where", ["asked earlier", "answered earlier", "begun", "system"])
 def test_with_a_gate_nothing_is_left_where_something_harmful_was_said(
     world: World, where: str
 ) -> None:
@@ -188,7 +191,10 @@ def test_with_a_gate_nothing_is_left_where_something_harmful_was_said(
     last = {"role": "user", "content": better}
     asked, answer = (worse, better) if where == "asked earlier" else (better, worse)
     earlier = ({"role": "user", "content": asked}, {"role": "assistant", "content": answer})
-    prompt = ChatPrompt((last,), worse) if where == "begun" else ChatPrompt((*earlier, last))
+    prompt = {
+        "begun": ChatPrompt((last,), worse),
+        "system": ChatPrompt(({"role": "system", "content": worse}, last)),
+    }.get(where, ChatPrompt((*earlier, last)))
     (wanted,) = session.generate([prompt])
     (result,) = leaving(session, threshold).generate([prompt])
     assert result.tokens == wanted.tokens
@@ -196,6 +202,39 @@ def test_with_a_gate_nothing_is_left_where_something_harmful_was_said(
     (left,) = leaving(session, threshold).generate([ChatPrompt((last,), better)])
     assert left.applied.alone is not None
     assert left.applied.alone.left
+
+
+@pytest.mark.parametrize("speculate", [0, 4])
+def test_what_is_left_to_the_base_is_its_own_beside_another_model_too(
+    world: World, tmp_path: Path, speculate: int
+) -> None:
+    """And where drafts are verified by the expert: one row of the batch is guided, one is not."""
+    expert = world.copy(world.base, tmp_path)
+    save_model(base_model(seed=1), expert)
+    given = {"expert": expert, "speculate": speculate}
+    session = load(world, **given)
+    worse, better, threshold = ordered(session, "The fox", str(QUESTION["content"]))
+    (guided,) = session.generate([worse], chat=True)
+    (plain,) = load(world, safe=False).generate([better], chat=True)
+    found = leaving(session, threshold).generate([worse, better], chat=True)
+    assert [each.tokens for each in found] == [guided.tokens, plain.tokens]
+
+
+def test_a_system_prompt_of_the_settings_counts_too(world: World) -> None:
+    session = load(world)
+    worse, better, threshold = ordered(session, str(QUESTION["content"]), "And?")
+    for system, left in ((worse, False), (better, True)):
+        asked = leaving(load(world, system=system), threshold)
+        (result,) = asked.generate([ChatPrompt.of(better)])
+        assert (result.applied.alone is not None) == left
+
+
+def test_that_harmless_answers_are_the_bases_is_said(world: World) -> None:
+    asked, without = leaving(load(world), 0.5), asking(load(world), 0.5)
+    assert "the rest is left to the base" in describe(asked.stages)
+    assert "the model's own answer" in in_plain_words(asked.stages)
+    assert "left to the base" not in describe(without.stages)
+    assert "own answer" not in in_plain_words(without.stages)
 
 
 def test_a_chat_leaves_turns_to_the_base_until_one_is_harmful(world: World) -> None:

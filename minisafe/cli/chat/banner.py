@@ -14,6 +14,7 @@ OTHER_RULE = "a second model corrects the choice of words"
 VECTOR = "a vector steers the model towards safe answers"
 REVERSED = "a vector steers the model TOWARDS HARM, for research"
 ALONE = "each sentence is also read alone, so that a story around it changes nothing"
+LEFT = "what no sentence of is harmful is the model's own answer"
 QUESTIONS = 3
 
 
@@ -31,7 +32,7 @@ def in_plain_words(applied: Stages) -> str:
     vector = REVERSED if applied.sa is not None and applied.sa.reversed else VECTOR
     parts: list[tuple[str, object]] = [
         (RULE, applied.sgds), (OTHER_RULE, applied.rule), (vector, applied.sa),
-        (ALONE, applied.alone),
+        (ALONE, applied.alone), (LEFT, applied.alone is not None and applied.alone.left),
     ]  # fmt: skip
     return f"Safe decoding is on: {', and '.join(text for text, acts in parts if acts)}."
 
