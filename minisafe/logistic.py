@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CONSTANT = 10.0  # the feature of the bias: large, so that the penalty hardly touches it
+BLOCK = 1 << 14  # features
 
 
 def fit(positive: Tensor, negative: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """Weight (f,) and bias (1,), float64, of (n, f) positive and (m, f) negative examples, so that
     p = sigmoid(x @ weight + bias). Both classes weigh alike.
 
-    strength: of the penalty on squared weights, beside the mean loss.
+    strength: of the penalty on squared weights, beside the mean loss. Only `BLOCK` features are
+    held in float64 at a time: there may be as many as a vocabulary has ids.
     """
-    x = torch.cat([positive, negative]).double()
     y = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).double()
     share = torch.where(y == 1, 0.5 / len(positive), 0.5 / len(negative))
-    mean = x.mean(dim=0)
-    constant = torch.full((len(x), 1), CONSTANT, dtype=x.dtype)
-    centred = torch.cat([x - mean, constant], dim=1)
-    found = centred.T @ minimised(centred @ centred.T, y, share, strength)
-    weight, bias = found[:-1], CONSTANT * found[-1:]
-    return weight, bias - mean @ weight
+    kernel = torch.full((len(y), len(y)), CONSTANT**2, dtype=torch.float64)
+    for _, centred in blocks(positive, negative):
+        kernel += centred @ centred.T
+    counts = minimised(kernel, y, share, strength)
+    bias = CONSTANT**2 * counts.sum().reshape(1)
+    weights = []
+    for mean, centred in blocks(positive, negative):
+        weights.append(centred.T @ counts)
+        bias = bias - mean @ weights[-1]
+    return torch.cat(weights), bias
+
+
+def blocks(positive: Tensor, negative: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Block by block of the features, their means and all examples without them, in float64."""
+    both = torch.split(positive, BLOCK, dim=1), torch.split(negative, BLOCK, dim=1)
+    for one, other in zip(*both, strict=True):
+        x = torch.cat([one, other]).double()
+        mean = x.mean(dim=0)
+        yield mean, x - mean
 
 
 def minimised(kernel: Tensor, y: Tensor, share: Tensor, strength: float) -> Tensor:

@@ -42,7 +42,7 @@ def features(log_probs: Tensor) -> Tensor:
 
 
 def fit_probe(harmful: Tensor, harmless: Tensor) -> Probe:
-    """The probe of examples, each (n, streams, vocab) log-probabilities at the first token.
+    """The probe of examples, each (n, streams, vocab): `features` of answers' first tokens.
 
     Raises `SettingError` if there are fewer than `LEAST` of a kind.
     """
@@ -52,7 +52,7 @@ def fit_probe(harmful: Tensor, harmless: Tensor) -> Probe:
                 f"{len(examples)} {name} examples to fit a probe on; expected {LEAST} or more; "
                 "give more prompts"
             )
-    weight, bias = fit(features(harmful).flatten(1), features(harmless).flatten(1), STRENGTH)
+    weight, bias = fit(harmful.flatten(1), harmless.flatten(1), STRENGTH)
     return Probe(weight.float().reshape(harmful.shape[1:]), bias.float())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minisafe.errors import SettingError
 from minisafe.logistic import fit
-from minisafe.probe import Probe, fit_probe, stacked
+from minisafe.probe import Probe, features, fit_probe, stacked
 
 
 def drawn(n: int, shift: Tensor, seed: int) -> Tensor:
@@ -28,7 +28,7 @@ COMPLIES = torch.tensor([[0, 0, 0, 4.0, 0, 0], [0, 0, 0, 4.0, 0, 0]])
 
 
 def test_it_tells_texts_apart_that_the_base_would_refuse() -> None:
-    probe = fit_probe(drawn(40, REFUSES, 0), drawn(60, COMPLIES, 1))
+    probe = fit_probe(features(drawn(40, REFUSES, 0)), features(drawn(60, COMPLIES, 1)))
     assert bool((probe.harm(drawn(50, REFUSES, 2)) > 0.5).all())
     assert bool((probe.harm(drawn(50, COMPLIES, 3)) < 0.5).all())
 

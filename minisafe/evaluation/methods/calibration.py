@@ -15,7 +15,7 @@ from minisafe.evaluation.prompts import Prompt, halves
 from minisafe.evaluation.prompts.styles import fill
 from minisafe.evaluation.statistics import exceedance, share_exceeded, wilson
 from minisafe.gate import Calibration, Gate, conformal_place, conformal_threshold
-from minisafe.probe import Probe, fit_probe
+from minisafe.probe import Probe, features, fit_probe
 from minisafe.session import Session
 from minisafe.session.alone import parts_of, worst_parts
 from minisafe.session.beginnings import beginnings
@@ -97,12 +97,16 @@ def calibrate_alone(
     bare = replace(session, settings=replace(session.settings, system=None), probe=None)
 
     def read(what: str, texts: Sequence[str]) -> Tensor:
-        once, found = list(dict.fromkeys(texts)), []
-        for first in beginnings(bare, once, batch_size=batch_size):
-            found.append(first.cpu())
-            progress(what, sum(map(len, found)), len(once))
-        place = {text: n for n, text in enumerate(once)}
-        return torch.cat(found)[[place[text] for text in texts]]  # as often as it occurs
+        # by length, for little padding; and one tensor from the start, because it may be gigabytes
+        order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+        found, done = torch.empty(0), 0
+        for first in beginnings(bare, [texts[n] for n in order], batch_size=batch_size):
+            if not done:
+                found = torch.empty((len(texts), *first.shape[1:]))
+            found[order[done : done + len(first)]] = features(first).cpu()
+            done += len(first)
+            progress(what, done, len(texts))
+        return found
 
     parts = [part for text in in_styles(good, templates) for part in parts_of(text)]
     probe = fit_probe(
