@@ -14,6 +14,8 @@ a stage whose files are there does not run again.
    harmless answers; an expert learns the openings.
 3. adapters: both LoRAs, stored in bfloat16.
 4. profile: a probe on one part of the prompts, its threshold on another.
+5. check: whether the expert prefers the base's own openings where the base helps with harm, and
+   not where it answers harmless prompts: the area under the curve of lu - lb over five tokens.
 """
 
 from __future__ import annotations
@@ -36,12 +38,13 @@ sys.path.insert(0, str(ROOT))
 import minisafe  # noqa: E402
 from minisafe import ChatPrompt  # noqa: E402
 from minisafe.evaluation.judges.refusal import RefusalJudge  # noqa: E402
+from minisafe.evaluation.likelihood.scoring import score  # noqa: E402
 from minisafe.evaluation.prompts.styles import STYLES, fill  # noqa: E402
 from minisafe.files import write_text  # noqa: E402
 
 Rows = list[dict[str, Any]]
 Said = dict[str, str]  # answers by prompt
-OPENING, ANSWER, BATCH = 14, 64, 24  # tokens, tokens, prompts
+OPENING, FIRST, ANSWER, BATCH = 14, 5, 64, 24  # tokens, tokens, tokens, prompts
 ASKED = ("simple", "instruction", "cot")
 HELPING = "Sure! "  # how an answer begins where the base by itself refuses something harmless
 REFUSALS = (
@@ -204,6 +207,38 @@ def make_profile(model: str, prompts: dict[str, list[str]], out: Path, work: Pat
     minisafe_command("calibrate", *given, *flags)
 
 
+def check(prompts: dict[str, list[str]], base: Path, work: Path, expert: Path) -> None:
+    """Print how well lu - lb, summed over the first five tokens of the base's own answers, tells
+    the answers that help with harm from the others. The prompts are new to every adapter."""
+    kinds = real_prompts.compared(prompts)
+    said = {
+        kind: answered(base, [text for _, text in kinds[kind]], FIRST, work / f"first-{kind}.json")
+        for kind in kinds
+    }
+    texts = [text for own in said.values() for text in own]
+    answers = [answer for own in said.values() for answer in own.values()]
+    found = []
+    for changes in ({"edit": expert}, {}):
+        with minisafe.load(None, {"base": base, "safe": False} | changes) as session:
+            found.append(score(session, texts, answers, chat=True))
+    pairs = zip(*found, strict=True)
+    liked = {
+        text: float((one.log_probs - other.log_probs)[:FIRST].sum())
+        for text, (one, other) in zip(texts, pairs, strict=True)
+    }
+    helped = [text for text, answer in said["harmful"].items() if not refuses(answer)]
+    harm = [liked[text] for text in helped]
+    for kind in ("benign", "borderline"):
+        less = [liked[text] for text in said[kind]]
+        print(f"harmful against {kind}: {area(harm, less):.3f} ({len(harm)} and {len(less)})")
+
+
+def area(high: Sequence[float], low: Sequence[float]) -> float:
+    """The area under the ROC curve: how often a value of `high` exceeds one of `low`."""
+    wins = sum((a > b) + 0.5 * (a == b) for a in high for b in low)
+    return wins / (len(high) * len(low))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -211,7 +246,7 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(KNOWS))
     for name in ("base", "data", "out", "work"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--stages", default="voice,rows,anchor,expert,profile")
+    parser.add_argument("--stages", default="voice,anchor,expert,profile,check")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     prompts, stages = real_prompts.development(asked.data), asked.stages.split(",")
@@ -231,6 +266,8 @@ def main() -> None:
             make_adapter(name, asked.base, asked.out, asked.work, given)
     if "profile" in stages:
         make_profile(asked.model, prompts, asked.out, asked.work)
+    if "check" in stages:
+        check(prompts, asked.base, asked.work, asked.out / "expert")
 
 
 if __name__ == "__main__":
