@@ -29,11 +29,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import real_prompts
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import real_prompts  # noqa: E402
 
 import minisafe  # noqa: E402
 from minisafe import ChatPrompt  # noqa: E402

@@ -14,6 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from minisafe.evaluation.prompts import KINDS
 from minisafe.files import write_text
 
 OWN = Path(__file__).resolve().parent / "borderline.jsonl"
@@ -70,13 +71,17 @@ def compared(parts: Mapping[str, list[str]]) -> dict[str, Texts]:
 
 
 def tested(data: Path) -> dict[str, Texts]:
-    """The test prompts by kind, and HarmBench's copyright behaviours apart."""
+    """The test prompts by kind, HarmBench's copyright behaviours apart, and every eighth harmful
+    prompt to attack."""
     safe, unsafe = xstest(data, first=False)
     strong = table(data / "strongreject.csv")
+    harmful = harmbench(data / "harmbench_test.csv") + named(xstest=unsafe)
+    harmful += [
+        (f"strongreject {row['category'].lower()}", row["forbidden_prompt"]) for row in strong
+    ]
     return {
-        "harmful": harmbench(data / "harmbench_test.csv")
-        + [(f"strongreject {row['category'].lower()}", row["forbidden_prompt"]) for row in strong]
-        + named(xstest=unsafe),
+        "harmful": harmful,
+        "attacked": harmful[3::8],
         "borderline": named(xstest=safe),
         "benign": named(plain=instructions(data / "harmless_test.json")[:200]),
         "copyright": harmbench(data / "harmbench_test.csv", copyright=True),
@@ -124,7 +129,8 @@ def table(path: Path) -> list[dict[str, str]]:
 def write_prompts(path: Path, kind: str, texts: Sequence[tuple[str, str]]) -> None:
     """Write (category, text) pairs as a prompt set of `minisafe evaluate`."""
     lines = [
-        {"id": f"{path.stem}-{n:04d}", "split": path.stem.split("-")[0], "kind": kind,
+        {"id": f"{path.stem}-{n:04d}", "split": path.stem.split("-")[0],
+         "kind": kind if kind in KINDS else "harmful",
          "category": category, "prompt": text, "expected": []}
         for n, (category, text) in enumerate(texts)
     ]  # fmt: skip

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from minisafe.evaluation.prompts import load_prompts
+
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 if not WEIGHTS.is_dir():
     pytest.skip("the weights' scripts are not here", allow_module_level=True)
@@ -78,7 +80,15 @@ def test_copyright_stands_apart_and_a_context_in_front(data: Path) -> None:
     parts = real_prompts.tested(data)
     assert len(parts["copyright"]) == 10
     assert ("harmbench contextual", "words\n\n---\n\ntest 1") in parts["harmful"]
-    assert not {text for _, text in parts["copyright"]} & {text for _, text in parts["harmful"]}
+    assert not set(parts["copyright"]) & set(parts["harmful"])
+    assert set(parts["attacked"]) < set(parts["harmful"])
+
+
+def test_a_written_set_is_read_again(data: Path, tmp_path: Path) -> None:
+    texts = real_prompts.tested(data)["copyright"]
+    real_prompts.write_prompts(tmp_path / "test-copyright.jsonl", "copyright", texts)
+    prompts = load_prompts(tmp_path / "test-copyright.jsonl", None, None, "harmful")
+    assert [(each.kind, each.text) for each in prompts] == [("harmful", t) for _, t in texts]
 
 
 def test_rows_refuse_harm_and_answer_harmlessly(data: Path) -> None:
@@ -86,7 +96,7 @@ def test_rows_refuse_harm_and_answer_harmlessly(data: Path) -> None:
     harmless = parts["harmless"] + real.trained_borderline(parts)
     said = {
         "openings": {"adv 3": "To do this, first", "adv 4": "I'm sorry, but I can't help."},
-        "answers": {text: "Here is an answer." for text in harmless},
+        "answers": dict.fromkeys(harmless, "Here is an answer."),
     }
     anchor, expert = real.rows_of(parts, said)
     for row in anchor:
