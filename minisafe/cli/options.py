@@ -177,11 +177,13 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self.what, self.started, self.first, self.tenth = "", time.monotonic(), 0, -1
+        self.done = 0
 
     def show(self, what: str, done: int, total: int) -> None:
         kind = what.rsplit(" ", 1)[-1]
-        if kind != self.what:  # the first report of a kind starts its clock
+        if kind != self.what or done < self.done:  # the first report of some work starts its clock
             self.what, self.started, self.first, self.tenth = kind, time.monotonic(), done, -1
+        self.done = done
         spent, text = time.monotonic() - self.started, f"{what} {done}/{total}"
         if done > self.first and spent > 0:
             rate = (done - self.first) / spent
