@@ -82,11 +82,15 @@ def files_of(flag: str, text: str) -> Callable[[Command], Command]:
     "judges",
     default="world,refusal",
     show_default=True,
-    help="world, refusal, refusal-prefix, classifier:FORMAT:DIR, endpoint:MODEL[@URL].",
+    help="world, refusal, refusal-prefix, labelled:FILE, classifier:FORMAT:DIR, "
+    "endpoint:MODEL[@URL].",
 )
 @click.option("--judge-layout", type=PATH,
               help="Prompt of a classifier, with {question} and {answer}.")  # fmt: skip
 @click.option("--choices", type=PATH, multiple=True, help="Multiple-choice questions. Repeatable.")
+@click.option("--choices-chat", is_flag=True,
+              help="Ask them in a chat, as the method answers prompts.")  # fmt: skip
+@click.option("--choices-limit", type=int, help="Most questions of each such file, spread evenly.")
 @click.option("--safe-system", default=SAFE_SYSTEM,
               help="System prompt of method system and of safe experts.")  # fmt: skip
 @click.option("--unsafe-system", default=UNSAFE_SYSTEM,
@@ -112,6 +116,7 @@ def evaluate_command(
     out: Path, prompts: Files, benign: Files, borderline: Files,
     column: str | None, category_column: str | None, split: str, styles: str, benign_styles: str,
     attacks: tuple[str, ...], methods: str, judges: str, judge_layout: Path | None, choices: Files,
+    choices_chat: bool, choices_limit: int | None,
     safe_system: str, unsafe_system: str, safe_expert: Path | None,
     rivals: Path | None,
     limit: int | None, batch_size: int, sample: int, against: str | None, resume: bool,
@@ -132,6 +137,7 @@ def evaluate_command(
       torchrun --nproc-per-node 2 -m minisafe evaluate --out run3
     """
     check_least(("--batch-size", batch_size, 1), ("--sample", sample, 0))
+    check_least(("--choices-limit", 1 if choices_limit is None else choices_limit, 1))
     chosen, source = gather_prompts(
         {"harmful": prompts, "benign": benign, "borderline": borderline},
         column, category_column, split, limit,
@@ -146,6 +152,7 @@ def evaluate_command(
             Materials.read(rivals, safe_system, unsafe_system, safe_expert),
         ),
         chosen, plan, source, typed(), flags.get("seed", 0), sample, choices, against,
+        choices_chat, choices_limit,
     )  # fmt: skip
     if processes.rank == 0 and not plots.available():
         click.echo(f"the report will have no pictures, for want of {plots.INSTALL}", err=True)

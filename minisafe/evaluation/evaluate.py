@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,13 @@ from minisafe.errors import SettingError
 from minisafe.evaluation.defences import Defended, Subject
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.judgements import JUDGEMENTS, read_known, rule_all
-from minisafe.evaluation.likelihood.choices import (
-    Choice,
-    check_choices,
-    load_choices,
-    measure_choices,
-)
-from minisafe.evaluation.likelihood.scoring import changes
+from minisafe.evaluation.likelihood.choice_files import Choice, load_choices, spread
+from minisafe.evaluation.likelihood.choices import check_choices, measure_choices
+from minisafe.evaluation.likelihood.scoring import changes, surprise
 from minisafe.evaluation.methods import Method, load_method
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.records import Response
-from minisafe.evaluation.report.paired import chosen_method
+from minisafe.evaluation.report.paired import BASE, chosen_method
 from minisafe.evaluation.report.summary import write_summary
 from minisafe.evaluation.report.write import write_report
 from minisafe.evaluation.runner.attacker import Attacker
@@ -30,6 +28,7 @@ from minisafe.evaluation.runner.distributed import Processes
 from minisafe.evaluation.runner.plan import Plan
 from minisafe.evaluation.runner.run import Progress, run, silent
 from minisafe.evaluation.stored import Measured, Stored
+from minisafe.session import Session
 from minisafe.session.profile import load_profile
 from minisafe.session.settings import Settings
 
@@ -41,6 +40,8 @@ class Evaluation:
     source: where the prompts come from, for the report. command: the typed command. sample: the
     number of answers per method on which to measure what guidance changes; 0 measures nothing.
     choices: files of multiple-choice questions. against: the method to test the others against.
+    choices_chat: ask these questions in a chat, as prompts are asked. choices_limit: most questions
+    of each file.
     """
 
     methods: Sequence[Method]
@@ -52,6 +53,8 @@ class Evaluation:
     sample: int = 64
     choices: Sequence[Path] = ()
     against: str | None = None
+    choices_chat: bool = False
+    choices_limit: int | None = None
 
     @property
     def attacked(self) -> bool:
@@ -73,13 +76,17 @@ def evaluate(
     the first file.
     """
     processes = processes or Processes()
-    questions = [each for path in evaluation.choices for each in load_choices(path)]
+    questions = [
+        each
+        for path in evaluation.choices
+        for each in spread(load_choices(path), evaluation.choices_limit)
+    ]
     check_judges(judges, evaluation.prompts, directory)
     chosen_method([each.name for each in evaluation.methods], evaluation.against)
 
     def check(session: Subject) -> None:
         if not isinstance(session, Defended):
-            check_choices(session, questions)
+            check_choices(session, questions, evaluation.choices_chat)
 
     methods, plan = evaluation.methods, evaluation.plan
     attacker = attacker_of(evaluation, judges) if evaluation.attacked else None
@@ -187,17 +194,41 @@ def measure_models(
         session = load_method(method)
         if isinstance(session, Defended):
             continue
-        own = [
-            each
-            for each in answers
-            if each.method == method.name and each.answer and each.conversation is None
-        ]
-        chosen = own[:: max(1, len(own) // max(1, evaluation.sample))][: evaluation.sample]
-        if chosen:
-            moved = changes(session, [a.prompt for a in chosen], [a.answer for a in chosen])
-            changed[method.name] = {"changed": 100 * moved.share_changed, "kl": moved.mean_kl}
+        told = compared(session, method.name, answers, evaluation.sample)
+        if told:
+            changed[method.name] = told
         if questions:
-            rows = measure_choices(session, questions)
+            each_done = partial(progress, f"{method.name}: choices")
+            rows = measure_choices(session, questions, evaluation.choices_chat, progress=each_done)
             choices += [{"method": method.name, **row} for row in rows]
         progress("measured", number, len(evaluation.methods))
     return Measured(changed, choices)
+
+
+def compared(
+    session: Session, name: str, answers: Sequence[Response], sample: int
+) -> dict[str, float]:
+    """How a method differs from the base: `changed` and `kl` along its own answers (`Measured`),
+    and `nll` of the base's answers to harmless prompts, if these were not drawn (NaN if the method
+    makes a token of them impossible)."""
+    told: dict[str, float] = {}
+    own = thinned((each for each in answers if each.method == name), sample)
+    if own:
+        moved = changes(session, [a.prompt for a in own], [a.answer for a in own])
+        told |= {"changed": 100 * moved.share_changed, "kl": moved.mean_kl}
+    base = thinned((each for each in answers if is_harmless_base(each)), sample)
+    if base:
+        nll = surprise(session, [a.prompt for a in base], [a.answer for a in base]).nll
+        told["nll"] = nll if math.isfinite(nll) else math.nan  # JSON has no infinity
+    return told
+
+
+def is_harmless_base(answer: Response) -> bool:
+    """Whether it is the base's likeliest answer to a harmless prompt."""
+    return answer.method == BASE and answer.kind == "benign" and answer.draw is None
+
+
+def thinned(answers: Iterable[Response], most: int) -> list[Response]:
+    """At most this many answers to single messages, evenly spread; none that is empty."""
+    found = [each for each in answers if each.answer and each.conversation is None]
+    return found[:: max(1, len(found) // max(1, most))][:most]

@@ -11,18 +11,20 @@ from minisafe.errors import SettingError
 from minisafe.evaluation.judges.judgements import JUDGEMENTS, read_known
 from minisafe.evaluation.records import Judged, Response
 from minisafe.evaluation.report.rows import object_of, rows_of, text_of
-from minisafe.evaluation.report.summary import join, summarise
+from minisafe.evaluation.report.summary import join, same_as_base, summarise
 from minisafe.evaluation.runner.resume import read_all
 from minisafe.files import parse_json, read_text
 
 SUMMARY = "summary.json"
 MOST_BYTES = 256 << 20
+OF_MODELS = ("changed", "kl", "nll")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What only the models can tell again. changes: by method, `changed` (per cent of tokens) and
-    `kl` (nats per token); choices: rows of multiple choice; sweep: the points of a sweep."""
+    """What only the models can tell again. changes: by method, `changed` (per cent of tokens),
+    `kl` and `nll` (of the base's answers to harmless prompts; nats per token); choices: rows of
+    multiple choice; sweep: the points of a sweep."""
 
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     choices: Sequence[Mapping[str, Any]] = ()
@@ -32,7 +34,7 @@ class Measured:
     def from_summary(cls, summary: Mapping[str, Any]) -> Measured:
         """Those parts of an older summary. Raises `SettingError`."""
         changes = {
-            text_of(row, "method"): {name: row[name] for name in ("changed", "kl") if name in row}
+            text_of(row, "method"): {name: row[name] for name in OF_MODELS if name in row}
             for row in rows_of(summary, "cost")
         }
         choices = [row for row in rows_of(summary, "utility") if "judge" not in row]
@@ -53,6 +55,7 @@ class Stored:
         found = summarise(join(self.answers, self.judgements), self.answers, against)
         for row in found["cost"]:
             row |= self.measured.changes.get(row["method"], {})
+            row |= same_as_base(self.answers, row["method"])
         found["utility"] += [dict(row) for row in self.measured.choices]
         if self.measured.sweep:  # its points are tested against nothing: too many, and chosen among
             found |= {"sweep": list(self.measured.sweep), "paired": [], "against": None}

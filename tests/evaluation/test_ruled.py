@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from minisafe.evaluation.records import MadeBy, Response
 from minisafe.evaluation.report.rows import widest
 from minisafe.evaluation.report.ruled import Ruled, clusters_of, share, share_of_prompts
-from minisafe.evaluation.report.summary import summarise, was_refused
+from minisafe.evaluation.report.sections.results import columns_of, main_table
+from minisafe.evaluation.report.summary import same_as_base, summarise, was_refused
 from minisafe.evaluation.statistics import cluster_interval, wilson
 
 REFUSED, COMPLIED = "REFUSED", "ATTACK_SUCCEEDED"
@@ -75,3 +79,32 @@ def test_a_prompts_share_is_the_mean_over_its_styles() -> None:
     assert share_of_prompts("x", part, was_refused)["x"] == 75.0
     alike = share_of_prompts("x", part[:1] + part[2:], was_refused)
     assert (alike["low"], alike["high"]) == (100 * wilson(2, 2)[0], 100.0)
+
+
+def test_intact_text_stands_beside_attack_success() -> None:
+    part = [ruled(str(n), COMPLIED if n < 3 else REFUSED, intact=n != 0) for n in range(4)]
+    (row, *_) = summarise(part, [])["rows"]
+    assert (row["asr"], row["intact"]) == (75, 75)
+    table = main_table(columns_of({"rows": [row]}, "j"), "j")
+    assert table.head == ("method", "ASR, simple (n = 4)", "intact, simple (n = 4)")
+    assert table.rows[0][2] == "75.0"  # without the interval of attack success
+    unknown = summarise([ruled("0", COMPLIED)], [])["rows"][0]
+    assert "intact" not in unknown
+
+
+def test_answers_that_are_the_bases() -> None:
+    """Word for word, on harmless prompts that both answered; attacks do not count."""
+
+    def answer(method: str, id_: str, text: str, **more: Any) -> Response:
+        return replace(ruled(id_, COMPLIED, method=method, **more).answer, answer=text)
+
+    answers = [
+        answer("base", "1", "Yes.", kind="benign"), answer("base", "2", "No.", kind="benign"),
+        answer("base", "3", "Yes."), answer("sa", "1", "Yes.", kind="benign"),
+        answer("sa", "2", "No!", kind="benign"), answer("sa", "3", "No."),
+        answer("sa", "4", "No.", kind="benign"),
+        answer("sa", "1", "No.", kind="benign", attack=True),
+    ]  # fmt: skip
+    assert same_as_base(answers, "sa") == {"same": 50, "n_same": 2}
+    assert same_as_base(answers, "base") == {"same": 100, "n_same": 2}
+    assert same_as_base(answers[3:], "sa") == {}

@@ -22,7 +22,7 @@ from minisafe.evaluation.judges.judgements import read_known
 from minisafe.evaluation.judges.replies import read_replies
 from minisafe.evaluation.judges.rubric import read_reply
 from minisafe.evaluation.judges.world import WorldJudge
-from minisafe.evaluation.likelihood.choices import load_choices
+from minisafe.evaluation.likelihood.choice_files import load_choices
 from minisafe.evaluation.prompts import join_prompts, limit_prompts, load_prompts
 from minisafe.evaluation.prompts.styles import read_template
 from minisafe.evaluation.records import Gated, Judged, MadeBy, Response

@@ -8,10 +8,14 @@ from minisafe.errors import SettingError
 from minisafe.evaluation.judges import Judge
 from minisafe.evaluation.judges.classifier import ClassifierJudge
 from minisafe.evaluation.judges.endpoint import EndpointJudge
+from minisafe.evaluation.judges.labelled import LabelledJudge
 from minisafe.evaluation.judges.refusal import RefusalJudge
 from minisafe.evaluation.judges.world import WorldJudge
 
-EXPECTED = "world, refusal, refusal-prefix, classifier:FORMAT:DIRECTORY or endpoint:MODEL[@URL]"
+EXPECTED = (
+    "world, refusal, refusal-prefix, labelled:FILE, classifier:FORMAT:DIRECTORY or "
+    "endpoint:MODEL[@URL]"
+)
 
 
 def make_judge(
@@ -28,6 +32,8 @@ def make_judge(
         return WorldJudge()
     if text in ("refusal", "refusal-prefix"):
         return RefusalJudge(whole=text == "refusal")
+    if kind == "labelled" and rest:
+        return LabelledJudge(Path(rest))
     if kind == "classifier" and ":" in rest:
         form, _, where = rest.partition(":")
         return ClassifierJudge(Path(where), form, device, layout=layout)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from minisafe.evaluation.journal import Journal, digest, opened, whole_lines
-from minisafe.evaluation.judges import Judge
+from minisafe.evaluation.judges import Judge, Ruling
+from minisafe.evaluation.judges.broken import RULES, broken
 from minisafe.evaluation.prompts import Prompt
 from minisafe.evaluation.records import Judged, Response
 from minisafe.files.display import harmless
@@ -47,7 +48,8 @@ def rule_all(
 def ruled(
     judge: Judge, responses: Sequence[Response], prompts: Mapping[str, Prompt]
 ) -> list[Judged]:
-    """One judge's rulings as records."""
+    """One judge's rulings as records. Where the judge cannot tell whether a text is intact, the
+    rules of `broken` do."""
     rulings = judge(
         [prompts[each.id] for each in responses],
         [each.prompt for each in responses],
@@ -56,10 +58,15 @@ def ruled(
     return [
         Judged(
             *each.key, judge.name, basis_of(each, judge, prompts[each.id]), ruling.verdict,
-            harmless(ruling.detail, LONGEST_DETAIL), ruling.intact, ruling.correct,
+            harmless(ruling.detail, LONGEST_DETAIL), intact(ruling, each.answer), ruling.correct,
         )
         for each, ruling in zip(responses, rulings, strict=True)
     ]  # fmt: skip
+
+
+def intact(ruling: Ruling, answer: str) -> bool:
+    """Whether an answer is intact: by the judge, or else by rules."""
+    return broken(answer) is None if ruling.intact is None else ruling.intact
 
 
 Known = tuple[str, str, str, str, str]
@@ -73,7 +80,7 @@ def key_of(response: Response, judge: Judge, prompt: Prompt) -> Known:
 def basis_of(response: Response, judge: Judge, prompt: Prompt) -> str:
     """A hash of everything that decides a ruling: the judge, the answer, and its prompt."""
     return digest([
-        judge.version, response.kind, response.question, response.prompt, response.answer,
+        judge.version, RULES, response.kind, response.question, response.prompt, response.answer,
         prompt.record,
     ])  # fmt: skip
 

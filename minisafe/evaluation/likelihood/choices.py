@@ -8,52 +8,17 @@ accuracy for the one true answer; mc2 is the share of probability on the true on
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from minisafe.errors import PromptError
+from minisafe.evaluation.likelihood.choice_files import LETTERS, Choice, some
 from minisafe.evaluation.likelihood.scoring import Scored, check_pair, encode_pair, score
-from minisafe.evaluation.prompts.rows import MAX_BYTES
 from minisafe.evaluation.statistics import Z95, wilson
-from minisafe.files import json_lines, parse_json, read_text
-from minisafe.files.display import harmless
 from minisafe.session import Session
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-COLUMNS = ("question", "a", "b", "c", "d", "answer")  # of an MMLU file, which usually has no header
 KINDS = ("letters", "mc1", "mc2")
-FORMATS = "expected question, choices and answer, or question and mc1_targets or mc2_targets"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A question, its choices, and the right ones: one, or with "mc2" one or more."""
-
-    question: str
-    choices: tuple[str, ...]
-    right: tuple[bool, ...]
-    kind: str = "letters"
-
-
-def load_choices(path: str | Path) -> list[Choice]:
-    """Read a multiple-choice set, by the file's suffix.
-
-    CSV: MMLU's six columns (question, A, B, C, D, answer letter), without a header or with one that
-    names them in any order. JSON (a list of objects) and JSONL: `question`, `choices` and `answer`,
-    an index from 0 or a letter; or TruthfulQA's `question` with `mc1_targets` and `mc2_targets`,
-    each {"choices": [...], "labels": [0 or 1, ...]} or {answer: 0 or 1}. A TruthfulQA question
-    with both becomes two entries. Raises `PromptError`, with the row, if the file is invalid.
-    """
-    path = Path(path)
-    readers = {".csv": read_csv, ".json": read_json, ".jsonl": read_jsonl}
-    if path.suffix not in readers:
-        raise PromptError(f"{path}: unknown format; expected {', '.join(readers)}")
-    return some(list(readers[path.suffix](path)), f"{path}: ")
+AT_ONCE = 16  # questions between two reports of progress
 
 
 def measure_choices(
@@ -63,14 +28,17 @@ def measure_choices(
     batch_size: int = 8,
     description: str = "",
     examples: Sequence[Choice] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Accuracies of the session's method in per cent, with 95 % intervals.
 
     Args:
         choices: of any kinds; each kind gives its own measures.
-        chat: use the chat template; the letter or text begins the answer.
+        chat: use the chat template; the letter or text begins the answer, to the question as the
+            session answers it: with the gate, and read alone where it would be.
         description: text before all others, such as the task's usual introduction.
         examples: solved questions before each question of their kind (few-shot).
+        progress: called with how many questions are done, and of how many.
 
     Returns:
         Rows {"measure", "n", "value", "low", "high"}. "letters" and "mc1": share of questions whose
@@ -81,9 +49,14 @@ def measure_choices(
 
     Raises `PromptError` if a question does not fit the context, or if there are none.
     """
-    contexts, answers = texts_of(some(choices), chat, description, examples)
-    scores = iter(score(session, contexts, answers, chat, batch_size))
-    scored = [[next(scores) for _ in each.choices] for each in choices]
+    scored: list[list[Scored]] = []
+    some(choices)
+    for start in range(0, len(choices), AT_ONCE):
+        part = choices[start : start + AT_ONCE]
+        contexts, answers = texts_of(part, chat, description, examples)
+        scores = iter(score(session, contexts, answers, chat, batch_size))
+        scored += [[next(scores) for _ in each.choices] for each in part]
+        progress(len(scored), len(choices))
     rows = []
     for kind in KINDS:
         asked = [(c, s) for c, s in zip(choices, scored, strict=True) if c.kind == kind]
@@ -110,18 +83,11 @@ def texts_of(
     return contexts, answers
 
 
-def check_choices(session: Session, choices: Sequence[Choice]) -> None:
+def check_choices(session: Session, choices: Sequence[Choice], chat: bool = False) -> None:
     """Raise `PromptError` for a question that `measure_choices` could not ask."""
-    contexts, answers = texts_of(choices, False, "", ())
+    contexts, answers = texts_of(choices, chat, "", ())
     for number, both in enumerate(zip(contexts, answers, strict=True)):
-        check_pair(session, encode_pair(session, *both), number)
-
-
-def some(choices: Sequence[Choice], source: str = "") -> list[Choice]:
-    """The choices; raises `PromptError` if there are none."""
-    if not choices:
-        raise PromptError(f"{source}no questions; expected at least one")
-    return list(choices)
+        check_pair(session, encode_pair(session, *both, chat), number)
 
 
 def style(choice: Choice) -> str:
@@ -191,112 +157,3 @@ def row(measure: str, n: int, value: float, low: float, high: float) -> dict[str
     """A row; converts fractions to per cent."""
     per_cent = {"value": 100 * value, "low": 100 * low, "high": 100 * high}
     return {"measure": measure, "n": n, **per_cent}
-
-
-# ---- files -------------------------------------------------------------------------------------
-
-
-def read_csv(path: Path) -> Iterator[Choice]:
-    """The choices of an MMLU-style CSV file."""
-    text, source = read_text(path, MAX_BYTES, PromptError), str(path)
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    order: list[int] | None = None
-    try:
-        for cells in lines:
-            where = f"{source}, line {lines.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            names = [cell.strip().lower() for cell in cells]
-            if order is None:
-                is_header = set(COLUMNS) <= set(names)
-                order = [names.index(name) if is_header else n for n, name in enumerate(COLUMNS)]
-                width = len(cells) if is_header else len(COLUMNS)
-                if is_header:
-                    continue
-            if len(cells) != width:
-                raise PromptError(
-                    f"{where}: {len(cells)} columns; expected {width}, such as {COLUMNS}"
-                )
-            question, *choices, answer = (cells[place] for place in order)
-            yield one_right(question, choices, answer.strip(), where)
-    except csv.Error as error:
-        raise PromptError(f"{source}, line {lines.line_num}: not CSV ({error})") from None
-
-
-def read_json(path: Path) -> Iterator[Choice]:
-    """The choices of a JSON list."""
-    data = parse_json(read_text(path, MAX_BYTES, PromptError), str(path), PromptError)
-    if not isinstance(data, list):
-        raise PromptError(f"{path}: expected a list of questions, got {type(data).__name__}")
-    for number, record in enumerate(data):
-        yield from from_record(record, f"{path}, question {number}")
-
-
-def read_jsonl(path: Path) -> Iterator[Choice]:
-    """The choices of a file with one JSON object per line."""
-    for number, record in json_lines(path, PromptError, MAX_BYTES):
-        yield from from_record(record, f"{path}, line {number}")
-
-
-def from_record(record: Any, where: str) -> Iterator[Choice]:
-    """The choices that a JSON object describes: one, or TruthfulQA's two."""
-    if not isinstance(record, Mapping) or not isinstance(record.get("question"), str):
-        raise PromptError(f"{where}: no question; {FORMATS}")
-    question = record["question"]
-    kinds = [kind for kind in ("mc1", "mc2") if f"{kind}_targets" in record]
-    if not kinds and not {"choices", "answer"} <= set(record):
-        raise PromptError(f"{where}: no answers; {FORMATS}")
-    for kind in kinds:
-        texts, labels = targets(record[f"{kind}_targets"], f"{where}, {kind}_targets")
-        yield checked(Choice(question, texts, labels, kind), where)
-    if not kinds:
-        if not isinstance(record["choices"], list):
-            raise PromptError(f"{where}: choices are not a list; {FORMATS}")
-        yield one_right(question, record["choices"], record["answer"], where)
-
-
-def targets(data: Any, where: str) -> tuple[tuple[str, ...], tuple[bool, ...]]:
-    """TruthfulQA's answers and whether each is true, from either of the two layouts."""
-    if isinstance(data, Mapping) and isinstance(data.get("choices"), list):
-        texts, labels = data["choices"], data.get("labels")
-    elif isinstance(data, Mapping):
-        texts, labels = list(data), list(data.values())
-    else:
-        texts, labels = [], None
-    is_list = isinstance(labels, list) and len(labels) == len(texts)
-    if not is_list or any(label not in (0, 1) for label in labels or ()):
-        raise PromptError(
-            f"{where}: expected answers with a label 0 or 1 each, as choices and labels of one "
-            "length or as answer: label"
-        )
-    return tuple(texts), tuple(bool(label) for label in labels or ())
-
-
-def one_right(question: str, choices: Sequence[Any], answer: Any, where: str) -> Choice:
-    """A question whose right choice is given by letter or by index from 0."""
-    known = LETTERS[: len(choices)]
-    if isinstance(answer, str) and len(answer) == 1 and answer.upper() in known:
-        answer = known.index(answer.upper())
-    is_index = isinstance(answer, int) and not isinstance(answer, bool)
-    if len(choices) > 1 and not (is_index and 0 <= answer < len(choices)):
-        raise PromptError(
-            f"{where}: the answer is {harmless(repr(answer), 60)}; expected a letter A to "
-            f"{known[-1:]} or an index 0 to {len(choices) - 1}"
-        )
-    right = tuple(place == answer for place in range(len(choices)))
-    return checked(Choice(question.strip(), tuple(choices), right), where)
-
-
-def checked(choice: Choice, where: str) -> Choice:
-    """The choice; raises `PromptError` if it is invalid."""
-    if not choice.question.strip():
-        raise PromptError(f"{where}: the question is empty")
-    if not 2 <= len(choice.choices) <= len(LETTERS):
-        raise PromptError(f"{where}: {len(choice.choices)} choices; expected 2 to {len(LETTERS)}")
-    if not all(isinstance(text, str) and text.strip() for text in choice.choices):
-        raise PromptError(f"{where}: a choice is empty or not text; expected text")
-    n_right = sum(choice.right)
-    if n_right < 1 or (choice.kind != "mc2" and n_right > 1):
-        wanted = "one or more" if choice.kind == "mc2" else "one"
-        raise PromptError(f"{where}: {n_right} choices are right; expected {wanted}")
-    return choice

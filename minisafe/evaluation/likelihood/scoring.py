@@ -33,12 +33,13 @@ LOGITS = 1 << 25  # most logits per forward: 128 MiB in float32
 class Pair:
     """A prompt, by stream as in `engine.Request`, and the answer to score, both as token ids.
     gated: whether the session's gate may act, as there. answers: where answers stand in the base's
-    prompt, as for `Session.spans`."""
+    prompt, as for `Session.spans`. left: whether the answer was left to the base before it."""
 
     prompts: tuple[tuple[int, ...], ...]
     answer: tuple[int, ...]
     gated: bool = False
     answers: tuple[tuple[int, int | None], ...] | None = None
+    left: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,9 @@ def score(
     """Score each continuation after its context, under the session's steering, guidance and gate.
 
     Args:
-        contexts: texts, or token ids without changes. `chat` puts a text into the chat template.
+        contexts: texts, or token ids without changes. `chat` puts a text into the chat template,
+            and what is scored is what the session would read of it: a part alone, if it would
+            answer that, and the base if it would leave the answer to the base.
         continuations: texts or token ids; see `encode_pair` for where a text's ids begin.
         batch_size: texts per batch; it does not change results.
 
@@ -93,7 +96,7 @@ def score(
         SettingError: their numbers differ, or batch_size is below 1.
     """
     both = paired(contexts, continuations)
-    return score_pairs(session, [encode_pair(session, *each, chat) for each in both], batch_size)
+    return score_pairs(session, encode_pairs(session, both, chat, batch_size), batch_size)
 
 
 def changes(
@@ -107,13 +110,41 @@ def changes(
 
     An answer without tokens does not count; raises `PromptError` if none has any.
     """
-    both = [(prompt, answer) for prompt, answer in paired(prompts, answers) if answer]
-    if not both:
-        raise PromptError("no answer has a token; expected at least one answer with tokens")
-    scored = score_pairs(session, [encode_pair(session, *each, chat) for each in both], batch_size)
+    both = answered(prompts, answers)
+    scored = score_pairs(session, encode_pairs(session, both, chat, batch_size), batch_size)
     changed = torch.cat([each.changed for each in scored]).double()
     moved = torch.cat([each.kl for each in scored]).double()
     return Changes(changed.mean().item(), moved.mean().item(), len(moved))
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """How much a method is surprised by answers. nll: mean negative log-likelihood in nats per
+    token, infinite if it makes one impossible. tokens: how many."""
+
+    nll: float
+    tokens: int
+
+
+def surprise(
+    session: Session, prompts: Sequence[str], answers: Sequence[Text], batch_size: int = 8
+) -> Surprise:
+    """A method's mean negative log-likelihood of given answers in a chat, such as the base's.
+
+    An answer without tokens does not count; raises `PromptError` if none has any.
+    """
+    both = answered(prompts, answers)
+    scored = score_pairs(session, encode_pairs(session, both, True, batch_size), batch_size)
+    found = torch.cat([each.log_probs for each in scored]).double()
+    return Surprise(-found.mean().item(), len(found))
+
+
+def answered(prompts: Sequence[str], answers: Sequence[Text]) -> list[tuple[Text, Text]]:
+    """The prompts with an answer that has tokens; raises `PromptError` if there is none."""
+    both = [(prompt, answer) for prompt, answer in paired(prompts, answers) if answer]
+    if not both:
+        raise PromptError("no answer has a token; expected at least one answer with tokens")
+    return both
 
 
 def paired(contexts: Sequence[Text], answers: Sequence[Text]) -> list[tuple[Text, Text]]:
@@ -160,23 +191,44 @@ def encode_pair(session: Session, context: Text, continuation: Text, chat: bool 
     return Pair((tuple(context),) * len(session.streams), tuple(continuation))
 
 
+def encode_pairs(
+    session: Session, both: Sequence[tuple[Text, Text]], chat: bool, batch_size: int
+) -> list[Pair]:
+    """Contexts and continuations as they are scored: `encode_pair`, but in a chat of which messages
+    are read alone too, what the session answers."""
+    if not chat or session.alone is None:
+        return [encode_pair(session, *each, chat) for each in both]
+    for context, _ in both:
+        if not isinstance(context, str):
+            raise PromptError("got token ids for the chat template; expected a text")
+    prompts = [ChatPrompt.of(str(context)) for context, _ in both]
+    return begun_pairs(session, prompts, [answer for _, answer in both], batch_size)
+
+
 def begun_pairs(
     session: Session,
     prompts: Sequence[ChatPrompt],
-    beginning: str,
+    beginnings: str | Sequence[Text],
     batch_size: int = 8,
     whole: bool = False,
 ) -> list[Pair]:
-    """Conversations and the beginning of each one's answer, as they are scored. whole: as they are
-    written; otherwise as they are answered (`Session.encode_prompts`)."""
+    """Conversations and the beginning of each one's answer, as they are scored. beginnings: one for
+    all, or one each. whole: as they are written; otherwise as they are answered
+    (`Session.encode_prompts`)."""
+    if isinstance(beginnings, str):
+        beginnings = [beginnings] * len(prompts)
     if whole:
         found = [session.encode_prompt(prompt, chat=True) for prompt in prompts]
     else:
         found = session.encode_prompts(prompts, chat=True, batch_size=batch_size)
     pairs = []
-    for encoded in found:
-        begun = session.tokenizer.encode_begun(beginning, encoded.ids[0])
-        pairs.append(Pair(encoded.ids, tuple(begun), encoded.gated, encoded.answers))
+    for encoded, text in zip(found, beginnings, strict=True):
+        begun: Sequence[int]
+        if isinstance(text, str):
+            begun = session.tokenizer.encode_begun(text, encoded.ids[0])
+        else:
+            begun = text
+        pairs.append(Pair(encoded.ids, tuple(begun), encoded.gated, encoded.answers, encoded.left))
     return pairs
 
 
@@ -268,7 +320,8 @@ class Said:
 def read_batch(session: Session, texts: Sequence[Pair], lean: bool = False) -> Iterator[Said]:
     """Read a batch of texts: the predictions after every prompt, then after every answer token."""
     # without steering, the base is the unsteered base
-    needed = session.steering is not None and (not lean or session.gate is not None)
+    may_leave = session.gate is not None or any(text.left for text in texts)
+    needed = session.steering is not None and (not lean or may_leave)
     plain = [Stream(session.model)] if needed else []
     prompts = [[text.prompts[stream] for text in texts] for stream in range(len(session.streams))]
     prompts += [prompts[0] for _ in plain]
@@ -286,7 +339,10 @@ def read_batch(session: Session, texts: Sequence[Pair], lean: bool = False) -> I
     found = lockstep.feed(rest, slots)
     first = tuple(each for each in found if each is not None)
     policy = Policy(session.rule, session.gate)
-    seen = policy.look([Seen(gated=text.gated) for text in texts], first[: len(session.streams)])
+    seen = policy.look(
+        [Seen(gated=text.gated, left_to_base=text.left) for text in texts],
+        first[: len(session.streams)],
+    )
     yield decided(
         policy, len(session.streams), first, [(row, 0) for row in range(len(texts))], seen
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,11 @@ import torch
 import minisafe
 from minisafe.errors import PromptError
 from minisafe.evaluation.likelihood import choices as module
-from minisafe.evaluation.likelihood.choices import (
-    Choice,
-    is_right,
-    load_choices,
-    mass,
-    mean_row,
-    measure_choices,
-)
+from minisafe.evaluation.likelihood.choice_files import Choice, load_choices, spread
+from minisafe.evaluation.likelihood.choices import is_right, mass, mean_row, measure_choices
 from minisafe.evaluation.likelihood.scoring import Scored, score
 from minisafe.evaluation.statistics import wilson
+from minisafe.gate import Gate
 from minisafe.session import Session
 from tests.support.worlds import World
 
@@ -143,6 +139,50 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_choices(tmp_path / "latin.csv")
 
 
+HEAD = "\ufeffType,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
+
+
+def test_truthful_qas_own_table(tmp_path: Path) -> None:
+    """An answer that stands twice counts once; a right one among the wrong ones is wrong."""
+    rows = 'A,Is water wet?,It is,"Yes; It is; It is","No; Never; ",http\n\nB,Q?,a,a,b,\n'
+    found = load_choices(write(tmp_path / "t.csv", HEAD + rows))
+    assert found[:2] == [
+        Choice("Is water wet?", ("No", "Never", "It is"), (False, False, True), "mc1"),
+        Choice("Is water wet?", ("No", "Never", "Yes", "It is"), (False, False, True, True), "mc2"),
+    ]
+    assert [(each.question, each.kind) for each in found[2:]] == [("Q?", "mc1"), ("Q?", "mc2")]
+    _, both = load_choices(write(tmp_path / "t.csv", HEAD + "A,Q?,a,a; b,b; c,\n"))
+    assert (both.choices, both.right) == (("b", "c", "a"), (False, False, True))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("A,Q?,a,a,b\n", "question 1: 5 columns; expected 6"),
+        ("A,,a,a,b,\n", "question 1: the question is empty"),
+        ("A,Q?,,a,b,\n", "question 1: a choice is empty"),
+        ("A,Q?,a,,b,\n", "question 1: 1 choices; expected 2 to 26"),
+        ("A,Q?,a,a,,\n", "question 1: 1 choices"),
+        ("", "no questions"),
+    ],
+)
+def test_bad_tables_of_truthful_qa(tmp_path: Path, row: str, message: str) -> None:
+    path = write(tmp_path / "t.csv", HEAD + row)
+    with pytest.raises(PromptError, match=message) as error:
+        load_choices(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_limit_takes_whole_questions_evenly() -> None:
+    kinds = ("mc1", "mc2")
+    sets = [Choice(f"{n}?", ("a", "b"), (True, False), kind) for n in range(6) for kind in kinds]
+    found = spread(sets, 3)
+    assert [(each.question, each.kind) for each in found] == [
+        (f"{n}?", kind) for n in (0, 2, 4) for kind in kinds
+    ]
+    assert spread(sets, None) == spread(sets, 6) == spread(sets, 9) == sets
+
+
 # ---- measures ----------------------------------------------------------------------------------
 
 
@@ -217,6 +257,23 @@ def test_rows_are_what_the_scores_say(world: World) -> None:
     first = (parts[0][0] + parts[0][1]) / sum(parts[0])
     second = parts[1][0] / sum(parts[1])
     assert rows["mc2"]["value"] == pytest.approx(50 * (first + second), abs=1e-2)
+
+
+def test_in_a_chat_questions_are_answered_as_the_session_would(world: World) -> None:
+    """What is left to the base is the base's, what is harmful alone is guided, and both differ."""
+    guided, base = load(world), load(world, safe=False)
+    leaving = replace(guided, settings=replace(guided.settings, gate=True))
+    told: list[tuple[int, int]] = []
+
+    def rows(session: Session) -> list[dict[str, Any]]:
+        return measure_choices(
+            session, [MC1, MC2], chat=True, progress=lambda done, of: told.append((done, of))
+        )
+
+    assert rows(replace(leaving, alone=Gate(1.0))) == rows(base)
+    assert rows(replace(leaving, alone=Gate(0.0))) == rows(guided)
+    assert rows(base)[-1]["value"] != pytest.approx(rows(guided)[-1]["value"], 0.1, 0)
+    assert set(told) == {(2, 2)}
 
 
 def test_the_interval_of_a_mean_by_hand() -> None:

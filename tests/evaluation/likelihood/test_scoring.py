@@ -18,16 +18,19 @@ from minisafe.evaluation.likelihood import scoring
 from minisafe.evaluation.likelihood.scoring import (
     Pair,
     Scored,
+    begun_pairs,
     changes,
     encode_pair,
     following,
     score,
     score_pairs,
+    surprise,
 )
 from minisafe.gate import Gate
 from minisafe.guidance import SafeDecoding
 from minisafe.lockstep import Lockstep
 from minisafe.session import Session
+from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.slots import covered
 from tests.support.worlds import E, World, published, slow_log_probs
 
@@ -388,3 +391,45 @@ def test_changes_need_an_answer(world: World) -> None:
     with pytest.raises(SettingError, match="3 contexts, 1 continuations"):
         changes(load(world), PROMPTS, ["a"])
     assert score_pairs(load(world), []) == []
+
+
+def test_the_surprise_at_given_answers_by_hand(world: World) -> None:
+    """The mean over all tokens of all answers, not over answers; an empty answer does not count."""
+    session = load(world)
+    answers = ["Once there was a fox.", "", "No"]
+    scored = score(session, [PROMPTS[0], PROMPTS[2]], [answers[0], answers[2]], chat=True)
+    found = surprise(session, PROMPTS, answers)
+    assert found.tokens == sum(len(each.ids) for each in scored)
+    assert found.nll == pytest.approx(-sum(each.total for each in scored) / found.tokens)
+    with pytest.raises(PromptError, match="no answer has a token"):
+        surprise(session, PROMPTS, [""] * 3)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5])
+def test_in_a_chat_what_is_left_to_the_base_is_scored_as_the_base(
+    world: World, scale: float
+) -> None:
+    """Steering or not, lean or not; what is harmful alone is scored as guided."""
+    guided, base = load(world, sa_scale=scale), load(world, safe=False)
+    leaving = replace(guided, settings=replace(guided.settings, gate=True))
+    answers = ["Sure, here it is."] * 3
+    totals = {
+        name: [each.total for each in score(session, PROMPTS, answers, chat=True)]
+        for name, session in {
+            "base": base, "guided": guided, "left": replace(leaving, alone=Gate(1.0)),
+            "held": replace(leaving, alone=Gate(0.0)),
+        }.items()
+    }  # fmt: skip
+    assert totals["left"] == pytest.approx(totals["base"], abs=MAGNIFIED)
+    assert totals["base"] != pytest.approx(totals["guided"], abs=0.1)
+    assert totals["held"][0] == pytest.approx(totals["guided"][0], abs=MAGNIFIED)
+    chats = [ChatPrompt.of(prompt) for prompt in PROMPTS]
+    pairs = begun_pairs(replace(leaving, alone=Gate(1.0)), chats, answers)
+    lean = [each.total for each in score_pairs(leaving, pairs, lean=True)]
+    assert lean == pytest.approx(totals["base"], abs=MAGNIFIED)
+
+
+def test_ids_are_no_chat_where_messages_are_read_alone(world: World) -> None:
+    session = replace(load(world), alone=Gate(0.5))
+    with pytest.raises(PromptError, match="expected a text"):
+        score(session, [[1, 2]], ["No"], chat=True)

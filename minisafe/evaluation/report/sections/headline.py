@@ -18,7 +18,7 @@ from minisafe.evaluation.report.rows import (
     unique,
     widest,
 )
-from minisafe.evaluation.report.sections.results import overall, utility_of
+from minisafe.evaluation.report.sections.results import TEXT, overall, utility_of
 from minisafe.evaluation.report.tables import NOTHING, Section, Table, decimals, share
 
 BASE = "base"
@@ -27,7 +27,6 @@ HEAD = (
     "known answers right", "borderline refused",
 )  # fmt: skip
 WORST_LABEL = "attack success, worst case measured, %"
-TEXT = "intact text"  # a measure of the text, not of what the method knows
 
 
 def headline(summary: Row) -> Section | None:

@@ -17,6 +17,8 @@ from minisafe.evaluation.report.rows import (
 )
 from minisafe.evaluation.report.tables import Section, Table, plain, share
 
+TEXT = "intact text"  # a measure of the text, not of what the method knows
+
 
 def overall(summary: Row, judge: str) -> list[Row]:
     """A judge's rows of attack success over every category."""
@@ -29,10 +31,13 @@ Column = tuple[str, dict[str, Row], str]  # title, row by method, field
 def columns_of(summary: Row, judge: str) -> list[Column]:
     """The main table's columns: attack success, then over-refusal, then utility."""
     attacked = overall(summary, judge)
-    found: list[Column] = [
-        (f"ASR, {style}", by_method(pick(attacked, "style", style)), "asr")
-        for style in unique(attacked, "style")
-    ]
+    found: list[Column] = []
+    for style in unique(attacked, "style"):
+        of_style = by_method(pick(attacked, "style", style))
+        found.append((f"ASR, {style}", of_style, "asr"))
+        whole = {name: intact(row) for name, row in of_style.items() if "intact" in row}
+        if whole:
+            found.append((f"intact, {style}", whole, "intact"))
     refused = pick(rows_of(summary, "over_refusal"), "judge", judge)
     for kind in unique(refused, "kind"):
         part = pick(refused, "kind", kind)
@@ -46,11 +51,20 @@ def columns_of(summary: Row, judge: str) -> list[Column]:
     return found
 
 
+def intact(row: Row) -> Row:
+    """The share of intact text of a row of attack success, whose interval is not that share's."""
+    return {"n": row.get("n"), "intact": row["intact"]}
+
+
 def utility_of(summary: Row, judge: str) -> list[Row]:
-    """Utility by this judge, or else by the first judge that measured it."""
+    """Utility by this judge, or else by the first judge that measured it; intact text, which every
+    judge tells, by this one."""
     rows = rows_of(summary, "utility")
     own = [row for row in rows if text_of(row, "judge") in ("", judge)]
-    return own or pick(rows, "judge", unique(rows, "judge")[0]) if rows else []
+    if not rows or any(text_of(row, "measure") != TEXT for row in own):
+        return own
+    others = pick(rows, "judge", unique(rows, "judge")[0])
+    return [row for row in others if not own or text_of(row, "measure") != TEXT] + own
 
 
 def by_method(rows: Sequence[Row]) -> dict[str, Row]:
