@@ -181,7 +181,7 @@ def make_adapter(name: str, base: Path, out: Path, work: Path, flags: Sequence[s
     """Train an adapter and store it in bfloat16: half the size."""
     made = work / name
     if not (made / "adapter_model.safetensors").is_file():
-        given = ("--base", base, "--out", made, *(("--resume",) if made.is_dir() else ()))
+        given = ("--base", base, "--out", made)
         minisafe_command("finetune", work / f"{name}.json", *given, *flags, *COMMON)
     (out / name).mkdir(parents=True, exist_ok=True)
     tensors = load_file(made / "adapter_model.safetensors")
