@@ -72,8 +72,8 @@ def safety_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def cell(found: Sequence[float] | None) -> str:
-    """Per cent refused, and of how many."""
-    return "" if found is None else f"{found[0]:.0f} of {found[1]:.0f}"
+    """Per cent refused, and the number of prompts."""
+    return "" if found is None else f"{found[0]:.0f} (n {found[1]:.0f})"
 
 
 def row(*cells: str) -> str:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -163,9 +164,9 @@ class Study:
         text = self.work / "text.txt"
         write_text(text, "\n".join(text_lines(self.args.text)) + "\n")
         start = self.model(f"rome-{before}" if before else UNEDITED)
-        layer = () if self.args.layer is None else ("--layer", self.args.layer)
-        given = ("--base", start, "--out", out, "--edits", file, "--text", text, "--chat", *layer)
-        return self.command("edit", *given) | {"made": n - before}
+        given = ("--base", start, "--out", out, "--edits", file, "--text", text, "--chat")
+        flags = shlex.split(self.args.edit_flags)
+        return self.command("edit", *given, *flags) | {"made": n - before}
 
     def ask(self, name: str) -> dict[str, Any]:
         """Whether the edits took, what else changed, and how likely the unedited base's own
@@ -277,7 +278,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     parser.add_argument("--edits", type=int, nargs="+", default=[10, 30, 100])
     parser.add_argument("--ways", nargs="+", choices=("rome", "lora"), default=["rome", "lora"])
-    parser.add_argument("--layer", help="to edit, from 0, or auto; default: a third of the depth")
+    parser.add_argument("--edit-flags", default="", help="for minisafe edit, such as '--layer 5'")
     parser.add_argument("--epochs", type=int, default=8, help="of the LoRA edit")
     parser.add_argument("--styles", default="simple")
     parser.add_argument("--limit", type=int, help="prompts of each kind")

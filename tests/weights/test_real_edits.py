@@ -162,7 +162,8 @@ def test_a_variant_names_its_model(tmp_path: Path) -> None:
 
 
 def test_more_edits_continue_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = real_edits.Study(real_edits.parse_args([*arguments(tmp_path), "--edits", "3", "1"]))
+    flags = ["--edits", "3", "1", "--edit-flags=--steps 25 --layer 1"]
+    study = real_edits.Study(real_edits.parse_args([*arguments(tmp_path), *flags]))
     seen: list[tuple[str, ...]] = []
 
     def command(*words: object, may_fail: bool = False) -> dict[str, Any]:
@@ -173,6 +174,7 @@ def test_more_edits_continue_fewer(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert study.edit("rome-3")["made"] == 2
     words = seen[0]
     assert words[words.index("--base") + 1] == str(tmp_path / "w" / "rome-1" / "model")
+    assert words[-4:] == ("--steps", "25", "--layer", "1")
     lines = (tmp_path / "w" / "rome-3" / "edits.jsonl").read_text().splitlines()
     assert [json.loads(line)["subject"] for line in lines] == [f[0] for f in study.facts[1:3]]
     assert study.edit("lora-3")["made"] == 3
@@ -238,7 +240,7 @@ def test_tables() -> None:
     assert "| rome-10 | 90 (60 to 98, n 10) |" in text
     assert "| 0.750 | 10.0 | 900 |" in text
     assert "| variant | method | harmful, simple | benign |" in text
-    assert "| rome-10 | base | 2 of 50 | 0 of 80 |" in text
+    assert "| rome-10 | base | 2 (n 50) | 0 (n 80) |" in text
     assert text.count("not calibrated") == 2
     assert "| rome-10 | profile | not calibrated |" in text
 
