@@ -31,6 +31,7 @@ NAMES = {  # GGUF's names of a layer's tensors, by Hugging Face name
     "mlp.down_proj": "ffn_down",
 }
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+ROTATES_HALVES = {"llama": False, "qwen2": True}  # by family: how llama.cpp rotates q and k
 Q8_0 = 7  # llama.h: LLAMA_FTYPE_MOSTLY_Q8_0
 
 
@@ -50,14 +51,16 @@ def interleaved(weight: Tensor, n_heads: int) -> Tensor:
 
 
 def write_gguf(model: Llama, path: Path) -> None:
-    """A bf16 model as a GGUF file without a vocabulary.
+    """A Llama or Qwen2 as a bf16 GGUF file without a vocabulary.
 
     Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     import gguf
 
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    if config.family not in ROTATES_HALVES:
+        raise ValueError(f"{config.family}: no GGUF is written of it; expected llama or qwen2")
+    writer = gguf.GGUFWriter(path, config.family)
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_positions)
     writer.add_embedding_length(config.hidden)
@@ -71,10 +74,11 @@ def write_gguf(model: Llama, path: Path) -> None:
     writer.add_tokenizer_model("no_vocab")
     for name, parameter in model.tensors().items():
         tensor = parameter.detach()
-        if name.endswith("q_proj.weight"):
-            tensor = interleaved(tensor, config.n_heads)
-        if name.endswith("k_proj.weight"):
-            tensor = interleaved(tensor, config.n_kv_heads)
+        if not ROTATES_HALVES[config.family]:
+            if name.endswith("q_proj.weight"):
+                tensor = interleaved(tensor, config.n_heads)
+            if name.endswith("k_proj.weight"):
+                tensor = interleaved(tensor, config.n_kv_heads)
         if tensor.dim() == 1:  # llama.cpp wants norms in float32
             writer.add_tensor(gguf_name(name), tensor.float().numpy())
         else:
@@ -98,10 +102,17 @@ class Peer:
 
     capacity: tokens per context. quantized: as Q8_0, made from the file. Quantised weights read
     prompts token by token, because llama-cpp-python 0.3.36 crashed in its AMX kernel for longer
-    blocks.
+    blocks. block: tokens that are read at once; by default all, or 1 if quantized.
     """
 
-    def __init__(self, path: Path, capacity: int, threads: int, quantized: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        capacity: int,
+        threads: int,
+        quantized: bool = False,
+        block: int | None = None,
+    ):
         import llama_cpp
 
         self.api: Any = llama_cpp
@@ -117,7 +128,8 @@ class Peer:
             raise RuntimeError(f"llama.cpp could not load {path}")
         self.stack.callback(self.api.llama_model_free, self.model)
         self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
-        self.capacity, self.threads, self.block = capacity, threads, 1 if quantized else capacity
+        self.capacity, self.threads = capacity, threads
+        self.block = block or (1 if quantized else capacity)
 
     def quantize(self, path: Path, threads: int) -> Path:
         params = self.api.llama_model_quantize_default_params()

@@ -102,7 +102,11 @@ def describe_run(args: argparse.Namespace) -> dict[str, Any]:
         "instructions": os.environ.get("ONEDNN_MAX_CPU_ISA", "own"),
         "versions": {"python": sys.version.split()[0], "minisafe": minisafe.__version__}
         | {name: metadata.version(name) for name in packages},
-        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+        "settings": {
+            name: value.name if isinstance(value, Path) else value  # no directory of this machine
+            for name, value in vars(args).items()
+            if name != "json"
+        },
     }
 
 
