@@ -127,11 +127,12 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def write_prompts(path: Path, kind: str, texts: Sequence[tuple[str, str]]) -> None:
-    """Write (category, text) pairs as a prompt set of `minisafe evaluate`."""
+    """Write (category, text) pairs as a prompt set of `minisafe evaluate`, by length: a batch of
+    prompts is read at the length of its longest."""
     lines = [
         {"id": f"{path.stem}-{n:04d}", "split": path.stem.split("-")[0],
          "kind": kind if kind in KINDS else "harmful",
          "category": category, "prompt": text, "expected": []}
-        for n, (category, text) in enumerate(texts)
+        for n, (category, text) in enumerate(sorted(texts, key=lambda pair: len(pair[1])))
     ]  # fmt: skip
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -88,7 +88,7 @@ def test_a_written_set_is_read_again(data: Path, tmp_path: Path) -> None:
     texts = real_prompts.tested(data)["copyright"]
     real_prompts.write_prompts(tmp_path / "test-copyright.jsonl", "copyright", texts)
     prompts = load_prompts(tmp_path / "test-copyright.jsonl", None, None, "harmful")
-    assert [(each.kind, each.text) for each in prompts] == [("harmful", t) for _, t in texts]
+    assert {(each.kind, each.text) for each in prompts} == {("harmful", t) for _, t in texts}
 
 
 def test_rows_refuse_harm_and_answer_harmlessly(data: Path) -> None:
