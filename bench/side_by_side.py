@@ -100,6 +100,8 @@ PARTS: dict[str, tuple[tuple[str, str, str], ...]] = {
             "load_model as_dtype checked_tensors fitted check_tied move",
         ),
         (OURS, "minisafe/checkpoint/config.py", "Family load_config read_config _Reader"),
+        (OURS, "minisafe/checkpoint/keys.py", ""),
+        (OURS, "minisafe/checkpoint/rope.py", "read_rope read_llama3 read_yarn"),
         (OURS, "minisafe/checkpoint/plan.py", ""),
         (OURS, "minisafe/checkpoint/files.py", ""),
         (OURS, "minisafe/checkpoint/header.py", ""),

@@ -18,6 +18,29 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """YaRN frequency scaling (`rope_type: yarn`; Peng et al., 2023).
+
+    Frequencies that turn `beta_fast` times in the original context stay as they are, those that
+    turn `beta_slow` times are slowed by the factor, and those between are blended. `truncate`
+    widens the blend to whole pairs of values. Rotated queries and keys are multiplied by
+    `attention_factor`.
+    """
+
+    factor: float
+    original_max_positions: int
+    attention_factor: float
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+    @property
+    def max_positions(self) -> int:
+        """The context length that this makes. Published configs often state the original one."""
+        return int(self.factor * self.original_max_positions)
+
+
+@dataclass(frozen=True)
 class LlamaConfig:
     """Everything that `Llama` needs to know about a checkpoint's shape.
 
@@ -37,7 +60,7 @@ class LlamaConfig:
     norm_eps: float
     max_positions: int
     rope_theta: float
-    rope_scaling: RopeScaling | None
+    rope_scaling: RopeScaling | Yarn | None
     tied: bool
     qkv_bias: bool
     o_bias: bool

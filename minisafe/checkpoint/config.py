@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe.checkpoint import limits
-from minisafe.config import DTYPES, LlamaConfig, RopeScaling
+from minisafe.checkpoint.keys import Keys
+from minisafe.checkpoint.rope import read_rope, rope_json
+from minisafe.config import DTYPES, LlamaConfig, Yarn
 from minisafe.errors import ConfigError
 from minisafe.files import read_json
 from minisafe.files.display import harmless, shown
@@ -66,18 +67,10 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "rope_theta": config.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": rope_json(config.rope_scaling),
         "tie_word_embeddings": config.tied,
         "torch_dtype": config.dtype,
     }
-    if config.rope_scaling is not None:
-        data["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": config.rope_scaling.factor,
-            "low_freq_factor": config.rope_scaling.low_freq_factor,
-            "high_freq_factor": config.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": config.rope_scaling.original_max_positions,
-        }
     if config.family in ("llama", "qwen3"):
         data["attention_bias"] = config.o_bias
     if config.family == "llama":
@@ -92,40 +85,8 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
     return data
 
 
-class _Reader:
+class _Reader(Keys):
     """Checks one `config.json`; missing keys take the defaults of the family's class."""
-
-    def __init__(self, data: dict[str, Any], source: str):
-        self.data, self.source = data, source
-
-    def fail(self, message: str) -> ConfigError:
-        return ConfigError(f"{self.source}: {message}")
-
-    def integer(
-        self, key: str, default: int | None = None, data: dict[str, Any] | None = None
-    ) -> int:
-        """A whole number within the key's range in `limits.CONFIG`."""
-        value = (self.data if data is None else data).get(key)
-        value = default if value is None else value
-        within = limits.CONFIG[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value not in within:
-            raise self.fail(f"{key} is {shown(value)}; expected a whole number, {within}")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self.data.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise self.fail(f"{key} is {shown(value)}; expected true or false")
-        return bool(value)
-
-    def number(self, key: str, default: float, data: dict[str, Any] | None = None) -> float:
-        """A number within the key's range in `limits.CONFIG`."""
-        value = (self.data if data is None else data).get(key)
-        value = default if value is None else value
-        within = limits.CONFIG[key]
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value not in within:
-            raise self.fail(f"{key} is {shown(value)}; expected a number, {within}")
-        return float(value)
 
     def config(self) -> LlamaConfig:
         family = self.family()
@@ -141,7 +102,10 @@ class _Reader:
                 f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads "
                 f"{n_kv_heads}"
             )
-        rope_theta, rope_scaling = self.rope()
+        max_positions = self.integer("max_position_embeddings", absent.max_positions)
+        rope_theta, rope_scaling = read_rope(self, max_positions)
+        if isinstance(rope_scaling, Yarn):
+            max_positions = max(max_positions, rope_scaling.max_positions)
         bias = family in ("llama", "qwen3") and self.flag("attention_bias")
         return LlamaConfig(
             family=family,
@@ -153,7 +117,7 @@ class _Reader:
             n_kv_heads=n_kv_heads,
             head_dim=self.head_dim(absent.head_dim, hidden, n_heads),
             norm_eps=self.number("rms_norm_eps", 1e-6),
-            max_positions=self.integer("max_position_embeddings", absent.max_positions),
+            max_positions=max_positions,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             tied=self.flag("tie_word_embeddings"),
@@ -204,44 +168,6 @@ class _Reader:
         if dtype is not None and dtype not in DTYPES:
             raise self.fail(f"dtype is {shown(dtype)}; minisafe runs {', '.join(DTYPES)}")
         return dtype
-
-    def rope(self) -> tuple[float, RopeScaling | None]:
-        """`rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5)."""
-        new = self.data.get("rope_parameters")
-        old = self.data.get("rope_scaling")
-        for key, value in (("rope_parameters", new), ("rope_scaling", old)):
-            if value is not None and not isinstance(value, dict):
-                raise self.fail(f"{key} is {shown(value)}; expected an object or null")
-        rope: dict[str, Any] = new or old or {}
-        theta = self.number("rope_theta", self.number("rope_theta", 10000.0), rope)
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind == "default":
-            if any(isinstance(value, dict) for value in rope.values()):
-                raise self.fail("rope_parameters differ by layer type, which is not supported")
-            if rope.get("partial_rotary_factor", 1.0) != 1.0:
-                raise self.fail("partial_rotary_factor is not supported; expected 1.0")
-            return theta, None
-        if kind != "llama3":
-            raise self.fail(f"rope_type is {shown(kind)}; minisafe runs 'default' and 'llama3'")
-        missing = [
-            key
-            for key in (
-                "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-            )
-            if key not in rope
-        ]  # fmt: skip
-        if missing:
-            raise self.fail(f"llama3 RoPE scaling lacks {', '.join(missing)}")
-        low = self.number("low_freq_factor", 1.0, rope)
-        high = self.number("high_freq_factor", 4.0, rope)
-        if high <= low:
-            raise self.fail(f"high_freq_factor {high} must exceed low_freq_factor {low}")
-        return theta, RopeScaling(
-            factor=self.number("factor", 1.0, rope),
-            low_freq_factor=low,
-            high_freq_factor=high,
-            original_max_positions=self.integer("original_max_position_embeddings", None, rope),
-        )
 
     def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
         """The sliding window of each layer in tokens, or None. Llama has none."""

@@ -51,6 +51,9 @@ CONFIG = {  # by key of config.json
     "factor": Range(1.0, 1e4),
     "low_freq_factor": Range(1e-3, 1e4),
     "high_freq_factor": Range(1e-3, 1e4),
+    "attention_factor": Range(1e-3, 1e3),
+    "beta_fast": Range(1e-3, 1e4),
+    "beta_slow": Range(1e-3, 1e4),
 }
 
 HEADER_BYTES = 16 * 2**20  # of one safetensors file; the library reads up to 100 MB

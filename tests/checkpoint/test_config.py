@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minisafe.checkpoint.config import FAMILIES, config_json, load_config, read_config
-from minisafe.config import LlamaConfig, RopeScaling
+from minisafe.config import LlamaConfig, RopeScaling, Yarn
 from minisafe.errors import ConfigError
 from tests.support.tiny import configs, tiny_config
 
@@ -21,6 +21,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 
 def raw(family: str = "llama", **changes: Any) -> dict[str, Any]:
@@ -58,6 +59,20 @@ def test_the_two_spellings_say_the_same() -> None:
     assert new.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
     assert new.rope_theta == 5e5
     assert new.dtype == "bfloat16"
+
+
+def test_yarn_in_both_spellings_and_with_its_defaults() -> None:
+    """What Qwen's cards say to add to a config; the context grows, though the key stays."""
+    short = {"max_position_embeddings": 32768}
+    old = read("qwen2", **short, rope_scaling=YARN)
+    new = read("qwen2", **short, rope_parameters=YARN | {"rope_type": "yarn", "rope_theta": 1e4})
+    assert old == new
+    assert old.rope_scaling == Yarn(4.0, 32768, pytest.approx(1.1386294), 32.0, 1.0, True)
+    assert old.max_positions == 131072
+    assert read("qwen2", max_position_embeddings=200_000, rope_scaling=YARN).max_positions == 200000
+    null = YARN | {"factor": None, "truncate": None, "attention_factor": 1}
+    found = read("qwen2", max_position_embeddings=65536, rope_scaling=null)
+    assert found.rope_scaling == Yarn(2.0, 32768, 1.0, truncate=False)
 
 
 def test_plain_rope_in_both_spellings() -> None:
@@ -162,7 +177,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
     ({"torch_dtype": "int8"}, "int8"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn RoPE scaling lacks original_m"),
+    ({"rope_scaling": YARN | {"factor": 0.5}}, "factor is 0.5; expected a number, 1 to 10000"),
+    ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor is 0"),
+    ({"rope_scaling": YARN | {"beta_fast": 2, "beta_slow": 3}}, "beta_fast 2.0 must not be below"),
+    ({"rope_scaling": YARN | {"beta_slow": 0}}, "beta_slow is 0"),
+    ({"rope_scaling": YARN | {"truncate": 1}}, "truncate is 1; expected true or false"),
+    ({"rope_scaling": YARN | {"mscale": 1.0}}, "mscale is not supported"),
+    ({"rope_scaling": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta is 1.0; yarn needs more"),
+    (
+        {"rope_scaling": YARN | {"factor": 1e4, "original_max_position_embeddings": 2**27}},
+        "a context of 1,342,177,280,000 tokens",
+    ),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type is 'dynamic'"),
     ({"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
     ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),

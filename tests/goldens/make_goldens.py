@@ -56,6 +56,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,  # shorter than the text, so that scaling tells
 }
+YARN = {  # three of eight pairs are blended
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 1.0,
+    "beta_slow": 0.1,
+}
 
 
 def plain_rope(theta: float) -> dict[str, Any]:
@@ -188,6 +195,18 @@ MODELS: dict[str, tuple[PreTrainedConfig, torch.dtype, bool, int]] = {
         ),
         torch.float32,
         False,
+        1,
+    ),
+    "qwen3_yarn": (
+        Qwen3Config(
+            **SHAPE,
+            vocab_size=97,
+            num_key_value_heads=2,
+            head_dim=16,
+            rope_parameters=YARN | {"rope_theta": 1000.0},
+        ),
+        torch.bfloat16,
+        True,
         1,
     ),
 }

@@ -17,12 +17,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from minisafe.checkpoint import load_adapter, load_model, save_adapter, save_model
-from minisafe.config import LlamaConfig, RopeScaling
+from minisafe.checkpoint.config import config_json, read_config
+from minisafe.config import LlamaConfig, RopeScaling, Yarn
 from minisafe.errors import AdapterError
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
+from minisafe.rotary import inverse_frequencies, rotary_tables
 from tests.support.tiny import (
     TOLERANCE,
+    YARN,
     configs,
     greedy,
     random_adapter,
@@ -75,6 +78,7 @@ NAMED: dict[str, LlamaConfig] = {
     "qwen3 window": tiny_config(
         family="qwen3", qk_norm=True, qkv_bias=True, o_bias=True, n_layers=3, windows=(6, None, 6)
     ),
+    "qwen2 yarn": tiny_config(family="qwen2", qkv_bias=True, head_dim=16, rope_scaling=YARN),
 }
 
 
@@ -130,6 +134,39 @@ def test_bfloat16(tmp_path: Path, name: str) -> None:
     assert rms(ours - theirs) < 0.04 * exact.std()
     assert (ours - theirs).abs().max() < 0.35 * exact.std()
     assert rms(ours - exact) < 1.25 * rms(theirs - exact)
+
+
+@pytest.mark.parametrize(
+    ("theta", "head_dim", "given"),
+    [
+        (1e6, 128, {"factor": 4.0, "original_max_position_embeddings": 32768}),  # Qwen's own
+        (1e4, 64, {"factor": 1.0, "original_max_position_embeddings": 4096}),
+        (5e6, 128, {"factor": 2.5, "original_max_position_embeddings": 65536, "truncate": False}),
+        (1e4, 16, {"factor": 8, "original_max_position_embeddings": 16, "attention_factor": 1.5}),
+        (100.0, 8, {"factor": 4.0, "original_max_position_embeddings": 2, "beta_fast": 2}),
+        (10.0, 8, {"factor": 4.0, "original_max_position_embeddings": 99999, "beta_slow": 9}),
+        (1e6, 128, {"factor": None, "original_max_position_embeddings": 64}),
+    ],
+)
+def test_yarn_is_what_transformers_makes_of_the_same_config(
+    theta: float, head_dim: int, given: dict[str, Any]
+) -> None:
+    """Frequencies and the factor of queries and keys, to a millionth."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = given | {"rope_type": "yarn", "rope_theta": theta}
+    data = config_json(tiny_config(family="qwen3", qk_norm=True, head_dim=head_dim))
+    config = read_config(data | {"rope_parameters": dict(rope)})
+    theirs = transformers.Qwen3Config(
+        hidden_size=32, num_attention_heads=4, head_dim=head_dim, max_position_embeddings=64,
+        rope_parameters=dict(rope),
+    )  # fmt: skip
+    frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
+    torch.testing.assert_close(inverse_frequencies(config), frequencies, rtol=1e-6, atol=0)
+    assert isinstance(config.rope_scaling, Yarn)
+    assert config.rope_scaling.attention_factor == pytest.approx(factor, rel=1e-6)
+    cos, _ = rotary_tables(config, 2)
+    assert cos[0, 0].item() == pytest.approx(factor, rel=1e-6)
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Lily and Tom went to the", "\n", "The"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minisafe.config import LlamaConfig
+from minisafe.config import LlamaConfig, Yarn
 
 
 @dataclass
@@ -113,7 +113,8 @@ def rotation(config: LlamaConfig, position: int) -> Tensor:
         angle = position * frequency(config, i)
         matrix[i, i] = matrix[i + half, i + half] = math.cos(angle)
         matrix[i, i + half], matrix[i + half, i] = -math.sin(angle), math.sin(angle)
-    return matrix
+    scaling = config.rope_scaling
+    return matrix * scaling.attention_factor if isinstance(scaling, Yarn) else matrix
 
 
 def frequency(config: LlamaConfig, i: int) -> float:
@@ -122,6 +123,9 @@ def frequency(config: LlamaConfig, i: int) -> float:
     scaling = config.rope_scaling
     if scaling is None:
         return plain
+    if isinstance(scaling, Yarn):
+        share = slowed(config, scaling, i)
+        return share * plain / scaling.factor + (1 - share) * plain
     wavelength = 2 * math.pi / plain
     if wavelength < scaling.original_max_positions / scaling.high_freq_factor:
         return plain
@@ -130,3 +134,18 @@ def frequency(config: LlamaConfig, i: int) -> float:
     turns = scaling.original_max_positions / wavelength
     share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     return (1 - share) * plain / scaling.factor + share * plain
+
+
+def slowed(config: LlamaConfig, yarn: Yarn, i: int) -> float:
+    """How far YaRN slows pair `i`: 0, not at all; 1, by the whole factor."""
+    bounds = []
+    for turns in (yarn.beta_fast, yarn.beta_slow):
+        # the pair that turns so often in the original context, as a fraction of a pair
+        wavelength = yarn.original_max_positions / turns
+        bounds.append(math.log(wavelength / (2 * math.pi), config.rope_theta) * config.head_dim / 2)
+    if yarn.truncate:
+        bounds = [math.floor(bounds[0]), math.ceil(bounds[1])]
+    first, last = max(bounds[0], 0), min(bounds[1], config.head_dim - 1)
+    if first == last:
+        return float(i > first)
+    return min(max((i - first) / (last - first), 0), 1)

@@ -18,13 +18,16 @@ from torch import Tensor
 
 from minisafe.cache import KVCache
 from minisafe.checkpoint import linear_modules
-from minisafe.config import LlamaConfig, RopeScaling
+from minisafe.config import LlamaConfig, RopeScaling, Yarn
 from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
 # What two orders of the same float32 sums may differ by, at logits of up to about 10: ten times
 # what is seen, and a thousandth of what one wrong column in a mask does.
 TOLERANCE = 1e-4
+
+
+YARN = Yarn(4.0, 16, 1.1, beta_fast=2.0, beta_slow=0.05, truncate=False)  # a blend of pairs
 
 
 def tiny_config(**overrides: Any) -> LlamaConfig:
@@ -143,7 +146,7 @@ def configs(draw: st.DrawFn) -> LlamaConfig:
     else:
         windows = (None,) * n_layers
     bias = family in ("llama", "qwen3") and draw(st.booleans())
-    scaling = RopeScaling(4.0, 1.0, 4.0, 16) if draw(st.booleans()) else None
+    scaling = draw(st.sampled_from((None, None, RopeScaling(4.0, 1.0, 4.0, 16), YARN)))
     return tiny_config(
         family=family,
         n_layers=n_layers,
