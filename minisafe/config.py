@@ -47,6 +47,10 @@ class LlamaConfig:
     `windows` has one entry per layer: None for full attention, or the number of tokens that a
     query sees, including itself. `max_positions` is the context length in tokens. `qk_norm` says
     whether each head of the queries and keys is normed before it is rotated.
+
+    Granite's four factors: `embedding_multiplier` of the embeddings, `residual_multiplier` of what
+    each half of a layer adds to the residual stream, `attention_multiplier` of the attention scores
+    (None: 1 / sqrt(head_dim)), and `logits_scaling`, which divides the logits.
     """
 
     family: str
@@ -67,6 +71,10 @@ class LlamaConfig:
     mlp_bias: bool
     windows: tuple[int | None, ...]
     qk_norm: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_scaling: float = 1.0
     dtype: str | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""A model family of your own: Granite, which is Llama with four factors.
+"""A model family of your own: Granite, which is Llama with four factors, put in from outside.
 
     python docs/examples/model_family.py
 
@@ -7,6 +7,7 @@ attention scores, what each half of a layer adds to the residual stream, and the
 stands at a part that a subclass replaces, so parameters keep their names. `load_model` takes the
 config and the class. For a family that `--base` knows, its keys and defaults go into `read_config`
 (minisafe/checkpoint/config.py), new tensors into `tensor_shapes` (minisafe/checkpoint/plan.py).
+`--base` knows Granite by now: compare this file with `residual_multiplier` in minisafe/model.py.
 """
 
 from __future__ import annotations

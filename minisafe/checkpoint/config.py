@@ -20,20 +20,27 @@ class Family:
     """What Hugging Face's class of a family takes for keys that are missing.
 
     n_kv_heads: None means one per query head. head_dim: None means hidden size / query heads.
+    biases: which of the keys `attention_bias` and `mlp_bias` the class reads.
     """
 
     architecture: str
     max_positions: int
     n_kv_heads: int | None
     head_dim: int | None = None
+    biases: tuple[str, ...] = ()
 
 
+BIASES = ("attention_bias", "mlp_bias")
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", 2048, None),
+    "llama": Family("LlamaForCausalLM", 2048, None, biases=BIASES),
     "mistral": Family("MistralForCausalLM", 131072, 8),
     "qwen2": Family("Qwen2ForCausalLM", 32768, 32),
-    "qwen3": Family("Qwen3ForCausalLM", 32768, 32, 128),
+    "qwen3": Family("Qwen3ForCausalLM", 32768, 32, 128, biases=BIASES[:1]),
+    "granite": Family("GraniteForCausalLM", 2048, None, biases=BIASES),
 }
+FACTORS = (  # Granite's
+    "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"
+)  # fmt: skip
 
 
 def load_config(directory: str | Path) -> LlamaConfig:
@@ -71,10 +78,10 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied,
         "torch_dtype": config.dtype,
     }
-    if config.family in ("llama", "qwen3"):
-        data["attention_bias"] = config.o_bias
-    if config.family == "llama":
-        data["mlp_bias"] = config.mlp_bias
+    biases = {"attention_bias": config.o_bias, "mlp_bias": config.mlp_bias}
+    data |= {key: biases[key] for key in FAMILIES[config.family].biases}
+    if config.family == "granite":
+        data |= {key: getattr(config, key) for key in FACTORS}
     if config.family == "mistral":
         data["sliding_window"] = config.windows[0]
     if config.family in ("qwen2", "qwen3"):
@@ -106,7 +113,8 @@ class _Reader(Keys):
         rope_theta, rope_scaling = read_rope(self, max_positions)
         if isinstance(rope_scaling, Yarn):
             max_positions = max(max_positions, rope_scaling.max_positions)
-        bias = family in ("llama", "qwen3") and self.flag("attention_bias")
+        bias, mlp_bias = (key in absent.biases and self.flag(key) for key in BIASES)
+        factors = FACTORS if family == "granite" else ()
         return LlamaConfig(
             family=family,
             vocab_size=self.integer("vocab_size"),
@@ -123,10 +131,11 @@ class _Reader(Keys):
             tied=self.flag("tie_word_embeddings"),
             qkv_bias=bias or family == "qwen2",
             o_bias=bias,
-            mlp_bias=family == "llama" and self.flag("mlp_bias"),
+            mlp_bias=mlp_bias,
             windows=self.windows(family, n_layers),
             qk_norm=family == "qwen3",
             dtype=self.dtype(),
+            **{key: self.number(key, 1.0) for key in factors},
         )
 
     def family(self) -> str:
@@ -170,8 +179,8 @@ class _Reader(Keys):
         return dtype
 
     def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
-        """The sliding window of each layer in tokens, or None. Llama has none."""
-        if family == "llama":
+        """The sliding window of each layer in tokens, or None. Llama and Granite have none."""
+        if family in ("llama", "granite"):
             return (None,) * n_layers
         window: int | None = 4096  # the default of the other classes if the key is missing
         if "sliding_window" in self.data:

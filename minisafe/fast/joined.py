@@ -102,7 +102,7 @@ class TurnedAttention(Attention):
         v = v.transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)
-        y = attend_step(q, k, v, step, self.window).transpose(1, 2)
+        y = attend_step(q, k, v, step, self.window, self.scale).transpose(1, 2)
         y = step.slots.at("heads", self.layer, y if packed is None else packed.pack(y))
         return self.o_proj(y.flatten(2), step.adapters)
 
@@ -114,7 +114,7 @@ class JoinedAttention(TurnedAttention):
     def __init__(self, plain: Attention, make: Make):
         nn.Module.__init__(self)
         self.layer, self.head_dim, self.window = plain.layer, plain.head_dim, plain.window
-        self.n_heads, self.n_kv_heads = plain.n_heads, plain.n_kv_heads
+        self.n_heads, self.n_kv_heads, self.scale = plain.n_heads, plain.n_kv_heads, plain.scale
         self.qkv_proj = make((plain.q_proj, plain.k_proj, plain.v_proj))
         del plain.q_proj, plain.k_proj, plain.v_proj
         self.o_proj = make((plain.o_proj,))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minisafe.checkpoint.config import FAMILIES, config_json, load_config, read_config
+from minisafe.checkpoint.config import FACTORS, FAMILIES, config_json, load_config, read_config
 from minisafe.config import LlamaConfig, RopeScaling, Yarn
 from minisafe.errors import ConfigError
 from tests.support.tiny import configs, tiny_config
@@ -113,7 +113,17 @@ def test_qwen3s_head_is_not_a_share_of_the_hidden_size() -> None:
 
 
 def test_queries_and_keys_are_normed_in_qwen3_alone() -> None:
-    assert [read(family).qk_norm for family in FAMILIES] == [False, False, False, True]
+    assert [family for family in FAMILIES if read(family).qk_norm] == ["qwen3"]
+
+
+def test_granites_factors() -> None:
+    """Missing, they are 1, that of attention too; other families do not read them."""
+    factors = {"embedding_multiplier": 12, "residual_multiplier": 0.22, "logits_scaling": 8.0}
+    found = read("granite", **factors)
+    assert (found.embedding_multiplier, found.residual_multiplier) == (12.0, 0.22)
+    assert (found.attention_multiplier, found.logits_scaling) == (1.0, 8.0)
+    assert read("granite", attention_multiplier=0.1).attention_multiplier == 0.1
+    assert read("llama", **factors) == read("llama")
 
 
 def test_biases_by_family() -> None:
@@ -130,6 +140,8 @@ def test_biases_by_family() -> None:
     assert biases(read("qwen2", **every)) == (True, False, False)
     assert biases(read("qwen3")) == (False, False, False)
     assert biases(read("qwen3", **every)) == (True, True, False)
+    assert biases(read("granite")) == (False, False, False)
+    assert biases(read("granite", **every)) == (True, True, True)
 
 
 def test_windows_by_family() -> None:
@@ -151,6 +163,7 @@ def test_windows_by_family() -> None:
     )
     assert read("qwen2", use_sliding_window=True, max_window_layers=2).windows == (None, None, 4096)
     assert read("qwen3", sliding_window=5).windows == (None,) * 3
+    assert read("granite", **slides).windows == (None,) * 3
     assert read("qwen3", **slides, max_window_layers=1).windows == (None, 5, 5)
     assert read("qwen3", **slides, layer_types=kinds).windows == (None, 5, None)
 
@@ -159,7 +172,9 @@ def test_other_defaults() -> None:
     config = read()
     assert (config.norm_eps, config.tied, config.dtype) == (1e-6, False, None)
     found = {family: read(family).max_positions for family in FAMILIES}
-    assert found == {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
+    assert found == {
+        "llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768, "granite": 2048
+    }  # fmt: skip
 
 
 def test_kv_bytes_per_token() -> None:
@@ -169,7 +184,9 @@ def test_kv_bytes_per_token() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3"),
+    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3, granite"),
+    ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling is 0; expected a number"),
+    ({"model_type": "granite", "residual_multiplier": "1"}, "residual_multiplier is '1'"),
     ({"model_type": None}, "model_type is None"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq)"),
@@ -295,7 +312,7 @@ KEYS = sorted(
     set(raw("qwen2"))
     | set(config_json(tiny_config()))
     | {"rope_parameters", "dtype", "layer_types", "max_window_layers", "sliding_window"}
-    | {"use_sliding_window", "partial_rotary_factor", "quantization_config"}
+    | {"use_sliding_window", "partial_rotary_factor", "quantization_config", *FACTORS}
 )
 
 

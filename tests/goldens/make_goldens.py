@@ -31,6 +31,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     PreTrainedConfig,
@@ -195,6 +196,21 @@ MODELS: dict[str, tuple[PreTrainedConfig, torch.dtype, bool, int]] = {
         ),
         torch.float32,
         False,
+        1,
+    ),
+    "granite": (
+        GraniteConfig(
+            **SHAPE,
+            vocab_size=97,
+            num_key_value_heads=2,
+            embedding_multiplier=6.0,
+            residual_multiplier=0.5,
+            attention_multiplier=0.25,
+            logits_scaling=2.0,
+            rope_parameters=plain_rope(10000.0),
+        ),
+        torch.bfloat16,
+        True,
         1,
     ),
     "qwen3_yarn": (

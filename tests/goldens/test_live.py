@@ -24,6 +24,7 @@ from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.rotary import inverse_frequencies, rotary_tables
 from tests.support.tiny import (
+    GRANITE,
     TOLERANCE,
     YARN,
     configs,
@@ -77,6 +78,10 @@ NAMED: dict[str, LlamaConfig] = {
     "qwen3": tiny_config(family="qwen3", qk_norm=True, head_dim=12, tied=True),
     "qwen3 window": tiny_config(
         family="qwen3", qk_norm=True, qkv_bias=True, o_bias=True, n_layers=3, windows=(6, None, 6)
+    ),
+    "granite": tiny_config(family="granite", tied=True, **GRANITE[0]),
+    "granite biases": tiny_config(
+        family="granite", qkv_bias=True, o_bias=True, mlp_bias=True, **GRANITE[1]
     ),
     "qwen2 yarn": tiny_config(family="qwen2", qkv_bias=True, head_dim=16, rope_scaling=YARN),
 }

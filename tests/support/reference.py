@@ -45,6 +45,7 @@ def read(
     n = len(ids)
     reading = Reading(torch.empty(0))
     x = torch.stack([w["model.embed_tokens.weight"][token] for token in ids])  # (T, hidden)
+    x = x * config.embedding_multiplier
     for layer in range(config.n_layers):
         name = f"model.layers.{layer}"
         seen = norm(x, w[f"{name}.input_layernorm.weight"], config.norm_eps)
@@ -53,18 +54,20 @@ def read(
             if where == layer:
                 heads[position, head] = value.double()
         reading.heads.append(heads)
-        x = x + linear(w, f"{name}.self_attn.o_proj", heads.reshape(n, -1))
+        given = linear(w, f"{name}.self_attn.o_proj", heads.reshape(n, -1))
+        x = x + config.residual_multiplier * given
         seen = norm(x, w[f"{name}.post_attention_layernorm.weight"], config.norm_eps)
         gate = linear(w, f"{name}.mlp.gate_proj", seen)
         up = linear(w, f"{name}.mlp.up_proj", seen)
-        x = x + linear(w, f"{name}.mlp.down_proj", gate / (1 + torch.exp(-gate)) * up)
+        given = linear(w, f"{name}.mlp.down_proj", gate / (1 + torch.exp(-gate)) * up)
+        x = x + config.residual_multiplier * given
         for (where, position), value in add.items():
             if where == layer:
                 x[position] += value.double()
         reading.residuals.append(x.clone())
     x = norm(x, w["model.norm.weight"], config.norm_eps)
     head = w["model.embed_tokens.weight"] if config.tied else w["lm_head.weight"]
-    reading.logits = x @ head.T
+    reading.logits = x @ head.T / config.logits_scaling
     return reading
 
 
@@ -94,13 +97,14 @@ def attention(w: Mapping[str, Tensor], config: LlamaConfig, layer: int, x: Tenso
         for head in range(config.n_kv_heads):
             k[position, head] = turn @ k[position, head]
     out = torch.zeros(n, config.n_heads, config.head_dim, dtype=x.dtype)
-    window = config.windows[layer]
+    window, factor = config.windows[layer], config.attention_multiplier
+    factor = 1 / math.sqrt(config.head_dim) if factor is None else factor
     for head in range(config.n_heads):
         shared = head * config.n_kv_heads // config.n_heads  # the key-value head it reads
         for position in range(n):
             first = 0 if window is None else max(0, position - window + 1)
             scores = k[first : position + 1, shared] @ q[position, head]
-            odds = torch.softmax(scores / math.sqrt(config.head_dim), dim=0)
+            odds = torch.softmax(scores * factor, dim=0)
             out[position, head] = odds @ v[first : position + 1, shared]
     return out
 

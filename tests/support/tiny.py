@@ -129,11 +129,17 @@ def greedy(
 
 # ---- what hypothesis draws ---------------------------------------------------------------------
 
+GRANITE: tuple[dict[str, Any], ...] = (
+    {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2,
+     "logits_scaling": 1.5},
+    {"attention_multiplier": 1.0},  # what its class takes for missing keys
+)  # fmt: skip
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> LlamaConfig:
     """Tiny configs of every family and feature."""
-    family = draw(st.sampled_from(("llama", "llama", "mistral", "qwen2", "qwen3")))
+    family = draw(st.sampled_from(("llama", "mistral", "qwen2", "qwen3", "granite")))
     n_layers = draw(st.integers(1, 3))
     n_kv_heads, group = draw(st.sampled_from(((1, 4), (2, 2), (4, 1), (2, 1))))
     window = st.one_of(st.none(), st.integers(1, 9))
@@ -145,7 +151,7 @@ def configs(draw: st.DrawFn) -> LlamaConfig:
         windows = tuple(size if windowed else None for windowed in kinds)
     else:
         windows = (None,) * n_layers
-    bias = family in ("llama", "qwen3") and draw(st.booleans())
+    bias = family in ("llama", "qwen3", "granite") and draw(st.booleans())
     scaling = draw(st.sampled_from((None, None, RopeScaling(4.0, 1.0, 4.0, 16), YARN)))
     return tiny_config(
         family=family,
@@ -158,9 +164,10 @@ def configs(draw: st.DrawFn) -> LlamaConfig:
         tied=draw(st.booleans()),
         qkv_bias=bias or family == "qwen2",
         o_bias=bias,
-        mlp_bias=family == "llama" and draw(st.booleans()),
+        mlp_bias=family in ("llama", "granite") and draw(st.booleans()),
         windows=windows,
         qk_norm=family == "qwen3",
+        **draw(st.sampled_from(GRANITE)) if family == "granite" else {},
     )
 
 
