@@ -46,7 +46,8 @@ class LlamaConfig:
 
     `windows` has one entry per layer: None for full attention, or the number of tokens that a
     query sees, including itself. `max_positions` is the context length in tokens. `qk_norm` says
-    whether each head of the queries and keys is normed before it is rotated.
+    whether each head of the queries and keys is normed before it is rotated. `unrotated` are the
+    layers that rotate nothing: they read texts without positions.
 
     Granite's four factors: `embedding_multiplier` of the embeddings, `residual_multiplier` of what
     each half of a layer adds to the residual stream, `attention_multiplier` of the attention scores
@@ -71,6 +72,7 @@ class LlamaConfig:
     mlp_bias: bool
     windows: tuple[int | None, ...]
     qk_norm: bool = False
+    unrotated: tuple[int, ...] = ()
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
     attention_multiplier: float | None = None

@@ -1,4 +1,4 @@
-"""The transformer: Llama, and Mistral, Qwen and Granite, which are Llama with another config.
+"""The transformer: Llama, and others that are Llama with another config.
 
 Modules and parameters have Hugging Face's names. `Llama.forward` makes a `Step` and runs the layers
 on it. `minisafe.fast` replaces some parts with faster subclasses.
@@ -189,6 +189,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim, self.window = layer, config.head_dim, config.windows[layer]
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
+        self.rotated = layer not in config.unrotated
         self.scale = config.attention_multiplier  # of the scores; None: 1 / sqrt(head_dim)
         hidden, bias = config.hidden, config.qkv_bias
         q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
@@ -205,7 +206,8 @@ class Attention(nn.Module):
         k = self.k_proj(x, step.adapters).view(heads)  # (B, T, n_kv_heads, head_dim)
         v = self.v_proj(x, step.adapters).view(heads)
         q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        if self.rotated:
+            q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)  # (B, n_kv_heads, n, head_dim)

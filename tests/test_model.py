@@ -344,7 +344,7 @@ def test_a_model_trains_after_it_has_decoded(qk_norm: bool) -> None:
 
 def test_a_parameter_is_replaced_by_its_name_in_a_checkpoint() -> None:
     model = Llama(tiny_config()).requires_grad_(False)
-    old = model.tensors()["model.layers.1.mlp.up_proj.weight"]
+    old = model.tensors()["model.layers.1.mlp.up_proj.weight"].fill_(0.5)
     before, values = old.clone(), torch.ones_like(old)
     new = model.put("model.layers.1.mlp.up_proj.weight", values, requires_grad=True)
     assert model.layers[1].mlp.up_proj.weight is new  # type: ignore[union-attr]

@@ -28,6 +28,8 @@ class Family:
     n_kv_heads: int | None
     head_dim: int | None = None
     biases: tuple[str, ...] = ()
+    rope_theta: float = 10000.0
+    tied: bool = False
 
 
 BIASES = ("attention_bias", "mlp_bias")
@@ -37,6 +39,9 @@ FAMILIES = {
     "qwen2": Family("Qwen2ForCausalLM", 32768, 32),
     "qwen3": Family("Qwen3ForCausalLM", 32768, 32, 128, biases=BIASES[:1]),
     "granite": Family("GraniteForCausalLM", 2048, None, biases=BIASES),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM", 32768, 4, biases=BIASES, rope_theta=2000000.0, tied=True
+    ),
 }
 FACTORS = (  # Granite's
     "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"
@@ -84,7 +89,11 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
         data |= {key: getattr(config, key) for key in FACTORS}
     if config.family == "mistral":
         data["sliding_window"] = config.windows[0]
-    if config.family in ("qwen2", "qwen3"):
+    if config.family == "smollm3":
+        layers = range(config.n_layers)
+        data["no_rope_layers"] = [int(layer not in config.unrotated) for layer in layers]
+        data["pad_token_id"] = None  # the class's own id is an error in a small vocabulary
+    if config.family in ("qwen2", "qwen3", "smollm3"):
         windows = [window for window in config.windows if window is not None]
         kinds = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
         data |= {"use_sliding_window": bool(windows), "layer_types": kinds}
@@ -110,10 +119,11 @@ class _Reader(Keys):
                 f"{n_kv_heads}"
             )
         max_positions = self.integer("max_position_embeddings", absent.max_positions)
-        rope_theta, rope_scaling = read_rope(self, max_positions)
+        rope_theta, rope_scaling = read_rope(self, max_positions, absent.rope_theta)
         if isinstance(rope_scaling, Yarn):
             max_positions = max(max_positions, rope_scaling.max_positions)
         bias, mlp_bias = (key in absent.biases and self.flag(key) for key in BIASES)
+        unrotated = self.unrotated(n_layers) if family == "smollm3" else ()
         factors = FACTORS if family == "granite" else ()
         return LlamaConfig(
             family=family,
@@ -128,12 +138,13 @@ class _Reader(Keys):
             max_positions=max_positions,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            tied=self.flag("tie_word_embeddings"),
+            tied=self.flag("tie_word_embeddings", absent.tied),
             qkv_bias=bias or family == "qwen2",
             o_bias=bias,
             mlp_bias=mlp_bias,
-            windows=self.windows(family, n_layers),
+            windows=self.windows(family, n_layers, unrotated),
             qk_norm=family == "qwen3",
+            unrotated=unrotated,
             dtype=self.dtype(),
             **{key: self.number(key, 1.0) for key in factors},
         )
@@ -178,11 +189,25 @@ class _Reader(Keys):
             raise self.fail(f"dtype is {shown(dtype)}; minisafe runs {', '.join(DTYPES)}")
         return dtype
 
-    def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
+    def unrotated(self, n_layers: int) -> tuple[int, ...]:
+        """The layers that do not rotate; in `no_rope_layers`, 1 means that a layer does."""
+        marks = self.data.get("no_rope_layers")
+        if marks is None:
+            every = self.integer("no_rope_layer_interval", 4)
+            return tuple(range(every - 1, n_layers, every))
+        listed = isinstance(marks, list) and len(marks) >= n_layers
+        if not listed or any(mark not in (0, 1) for mark in marks):
+            raise self.fail(f"no_rope_layers must list 0 or 1 for each of {n_layers} layers")
+        return tuple(layer for layer in range(n_layers) if not marks[layer])
+
+    def windows(
+        self, family: str, n_layers: int, unrotated: tuple[int, ...]
+    ) -> tuple[int | None, ...]:
         """The sliding window of each layer in tokens, or None. Llama and Granite have none."""
         if family in ("llama", "granite"):
             return (None,) * n_layers
-        window: int | None = 4096  # the default of the other classes if the key is missing
+        # the defaults of the classes if the key is missing
+        window = None if family == "smollm3" else 4096
         if "sliding_window" in self.data:
             given = self.data["sliding_window"]
             window = None if given is None else self.integer("sliding_window")
@@ -191,6 +216,8 @@ class _Reader(Keys):
         if family == "mistral" or window is None:
             return (window,) * n_layers
         kinds = self.data.get("layer_types")
+        if kinds is None and family == "smollm3":
+            return tuple(window if layer in unrotated else None for layer in range(n_layers))
         if kinds is None:
             first = self.integer("max_window_layers", 28)
             return tuple(window if layer >= first else None for layer in range(n_layers))

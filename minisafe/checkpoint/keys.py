@@ -30,8 +30,9 @@ class Keys:
             raise self.fail(f"{key} is {shown(value)}; expected a whole number, {within}")
         return value
 
-    def flag(self, key: str) -> bool:
-        value = self.data.get(key)
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false; null is false, as in transformers."""
+        value = self.data.get(key, default)
         if value is not None and not isinstance(value, bool):
             raise self.fail(f"{key} is {shown(value)}; expected true or false")
         return bool(value)

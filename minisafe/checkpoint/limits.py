@@ -44,6 +44,7 @@ CONFIG = {  # by key of config.json
     "original_max_position_embeddings": Range(1, POSITIONS),
     "sliding_window": Range(1, POSITIONS),
     "max_window_layers": Range(0, 2**16),
+    "no_rope_layer_interval": Range(1, 2**16),
     # below 1 the angles grow with the dimension and overflow; above, nothing rotates
     "rope_theta": Range(1.0, 1e12),
     # about the squares of the smallest and the largest activations that a norm may see

@@ -17,18 +17,21 @@ NEEDED = {  # by rope_type
 }
 
 
-def read_rope(keys: Keys, max_positions: int) -> tuple[float, RopeScaling | Yarn | None]:
+def read_rope(
+    keys: Keys, max_positions: int, theta: float
+) -> tuple[float, RopeScaling | Yarn | None]:
     """Theta and scaling: `rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters`
     (transformers 5). Raises `ConfigError` for what is not run.
 
-    max_positions: the context length that the config states.
+    max_positions: the context length that the config states. theta: what the family's class takes
+    if the config does not say.
     """
     new, old = keys.data.get("rope_parameters"), keys.data.get("rope_scaling")
     for key, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, dict):
             raise keys.fail(f"{key} is {shown(value)}; expected an object or null")
     rope: dict[str, Any] = new or old or {}
-    theta = keys.number("rope_theta", keys.number("rope_theta", 10000.0), rope)
+    theta = keys.number("rope_theta", keys.number("rope_theta", theta), rope)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise keys.fail("partial_rotary_factor is not supported; expected 1.0")

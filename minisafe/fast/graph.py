@@ -115,8 +115,9 @@ class Decoder(nn.Module):
             mask = masks[self.windows.index(self.config.windows[layer])]
             head_norms = self.head_norms[2 * layer : 2 * layer + 2]
             heads = self.attended(
-                y, positions, cos, sin, mask, keys[layer], values[layer], head_norms
-            )
+                y, positions, cos, sin, mask, keys[layer], values[layer], head_norms,
+                layer not in self.config.unrotated,
+            )  # fmt: skip
             x = x.add(o(heads, acting), alpha=share)  # (B, hidden)
             y = gate_up(self.normed(x, self.norms[2 * layer + 1]), acting)
             gate, up = y.chunk(2, dim=-1)
@@ -130,7 +131,7 @@ class Decoder(nn.Module):
 
     def attended(
         self, y: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor,
-        values: Tensor, head_norms: Iterable[Tensor],
+        values: Tensor, head_norms: Iterable[Tensor], rotated: bool,
     ) -> Tensor:  # fmt: skip
         """All heads' outputs, (B, n_heads * head_dim). y: q, k and v side by side, (B, ...).
         head_norms: q's and k's weights, (head_dim,) each, or none."""
@@ -141,7 +142,8 @@ class Decoder(nn.Module):
         if config.qk_norm:
             parts = zip(qk.split_with_sizes([n_heads, n_kv], dim=1), head_norms, strict=True)
             qk = torch.cat([self.normed(part, weight) for part, weight in parts], dim=1)
-        qk = rotate(qk, cos, sin)
+        if rotated:
+            qk = rotate(qk, cos, sin)
         group = n_heads // n_kv  # query heads of one key-value head are rows of one product
         q = qk[:, :n_heads].reshape(batch, n_kv, group, config.head_dim)
         rows, kv_heads = torch.arange(batch)[:, None], torch.arange(n_kv)[None]

@@ -95,7 +95,8 @@ class TurnedAttention(Attention):
         qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
         if isinstance(self.q_norm, RMSNorm):
             qk = self.normed(qk)
-        qk = rotate(qk, step.cos, step.sin)
+        if self.rotated:
+            qk = rotate(qk, step.cos, step.sin)
         if packed is not None:
             qk, v = packed.spread(qk), packed.spread(v)
         q, k = qk.transpose(1, 2).split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
@@ -115,6 +116,7 @@ class JoinedAttention(TurnedAttention):
         nn.Module.__init__(self)
         self.layer, self.head_dim, self.window = plain.layer, plain.head_dim, plain.window
         self.n_heads, self.n_kv_heads, self.scale = plain.n_heads, plain.n_kv_heads, plain.scale
+        self.rotated = plain.rotated
         self.qkv_proj = make((plain.q_proj, plain.k_proj, plain.v_proj))
         del plain.q_proj, plain.k_proj, plain.v_proj
         self.o_proj = make((plain.o_proj,))

@@ -100,6 +100,7 @@ def test_effects_equal_rerunning_the_whole_prompt_for_every_head(
         {"n_kv_heads": 1, "qkv_bias": True, "o_bias": True, "mlp_bias": True},
         {"family": "qwen3", "qk_norm": True, "head_dim": 12},
         {"family": "granite", **GRANITE[0]},
+        {"family": "smollm3", "unrotated": (1,)},
         {"max_positions": 12},  # the prompt fills the context
     ],
 )

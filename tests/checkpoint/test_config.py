@@ -116,6 +116,17 @@ def test_queries_and_keys_are_normed_in_qwen3_alone() -> None:
     assert [family for family in FAMILIES if read(family).qk_norm] == ["qwen3"]
 
 
+def test_layers_of_smollm3_that_do_not_rotate() -> None:
+    """Every fourth, or those that the list marks with 0; it may be longer than the model."""
+    deep = {"num_hidden_layers": 9}
+    assert read("smollm3", **deep).unrotated == (3, 7)
+    assert read("smollm3", **deep, no_rope_layer_interval=2).unrotated == (1, 3, 5, 7)
+    assert read("smollm3", no_rope_layers=[1, 0, 1]).unrotated == (1,)
+    assert read("smollm3", no_rope_layers=[0, 1, 1, 0], no_rope_layer_interval=1).unrotated == (0,)
+    assert read("llama", no_rope_layers=[0, 0, 0]).unrotated == ()
+    assert [family for family in FAMILIES if read(family, **deep).unrotated] == ["smollm3"]
+
+
 def test_granites_factors() -> None:
     """Missing, they are 1, that of attention too; other families do not read them."""
     factors = {"embedding_multiplier": 12, "residual_multiplier": 0.22, "logits_scaling": 8.0}
@@ -140,6 +151,7 @@ def test_biases_by_family() -> None:
     assert biases(read("qwen2", **every)) == (True, False, False)
     assert biases(read("qwen3")) == (False, False, False)
     assert biases(read("qwen3", **every)) == (True, True, False)
+    assert biases(read("smollm3", **every)) == (True, True, True)
     assert biases(read("granite")) == (False, False, False)
     assert biases(read("granite", **every)) == (True, True, True)
 
@@ -163,6 +175,11 @@ def test_windows_by_family() -> None:
     )
     assert read("qwen2", use_sliding_window=True, max_window_layers=2).windows == (None, None, 4096)
     assert read("qwen3", sliding_window=5).windows == (None,) * 3
+    silent = {"no_rope_layers": [1, 1, 0]}  # without layer_types, these slide
+    assert read("smollm3", **slides, **silent).windows == (None, None, 5)
+    assert read("smollm3", **slides, **silent, layer_types=kinds).windows == (None, 5, None)
+    assert read("smollm3", sliding_window=5, **silent).windows == (None,) * 3
+    assert read("smollm3", use_sliding_window=True, **silent).windows == (None,) * 3
     assert read("granite", **slides).windows == (None,) * 3
     assert read("qwen3", **slides, max_window_layers=1).windows == (None, 5, 5)
     assert read("qwen3", **slides, layer_types=kinds).windows == (None, 5, None)
@@ -171,9 +188,13 @@ def test_windows_by_family() -> None:
 def test_other_defaults() -> None:
     config = read()
     assert (config.norm_eps, config.tied, config.dtype) == (1e-6, False, None)
+    assert [family for family in FAMILIES if read(family).tied] == ["smollm3"]
+    assert not read("smollm3", tie_word_embeddings=None).tied
+    assert (read("smollm3").rope_theta, read("smollm3", rope_theta=5).rope_theta) == (2e6, 5)
     found = {family: read(family).max_positions for family in FAMILIES}
     assert found == {
-        "llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768, "granite": 2048
+        "llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768, "granite": 2048,
+        "smollm3": 32768,
     }  # fmt: skip
 
 
@@ -184,7 +205,10 @@ def test_kv_bytes_per_token() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3, granite"),
+    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3, granite, smollm3"),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "must list 0 or 1 for each of 3"),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 0, 2]}, "must list 0 or 1 for each of 3"),
+    ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
     ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling is 0; expected a number"),
     ({"model_type": "granite", "residual_multiplier": "1"}, "residual_multiplier is '1'"),
     ({"model_type": None}, "model_type is None"),
@@ -313,6 +337,7 @@ KEYS = sorted(
     | set(config_json(tiny_config()))
     | {"rope_parameters", "dtype", "layer_types", "max_window_layers", "sliding_window"}
     | {"use_sliding_window", "partial_rotary_factor", "quantization_config", *FACTORS}
+    | {"no_rope_layers", "no_rope_layer_interval"}
 )
 
 
@@ -321,6 +346,7 @@ KEYS = sorted(
 @example("qwen2", "max_window_layers", None)
 @example("qwen2", "max_window_layers", "many")
 @example("qwen2", "layer_types", [{}, {}, {}])
+@example("smollm3", "no_rope_layers", [{}, [], None])
 @example("llama", "rope_parameters", {"rope_type": {}})
 @example("llama", "rms_norm_eps", float("inf"))
 def test_any_json_value_gives_a_config_or_a_config_error(

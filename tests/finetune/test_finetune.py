@@ -74,7 +74,9 @@ def test_loss_is_the_mean_negative_log_likelihood_of_the_answer() -> None:
     assert trainer.loss([example]).item() == pytest.approx(sum(told) / len(told), abs=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, GRANITE[0]], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"qk_norm": True}, GRANITE[0], {"unrotated": (1,)}], ids=str
+)
 @pytest.mark.parametrize("rank", [0, 4])
 def test_training_learns_the_answers(rank: int, changes: dict[str, Any]) -> None:
     model = fresh(replace(CONFIG, **changes))

@@ -37,6 +37,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 STORY = Path(__file__).resolve().parents[3] / "shared" / "models" / "story"
@@ -211,6 +212,21 @@ MODELS: dict[str, tuple[PreTrainedConfig, torch.dtype, bool, int]] = {
         ),
         torch.bfloat16,
         True,
+        1,
+    ),
+    "smollm3": (
+        SmolLM3Config(
+            **SHAPE | {"num_hidden_layers": 4},
+            vocab_size=97,
+            pad_token_id=None,
+            num_key_value_heads=2,
+            use_sliding_window=True,
+            sliding_window=9,
+            no_rope_layer_interval=2,
+            rope_parameters=plain_rope(5000.0),
+        ),
+        torch.bfloat16,
+        False,
         1,
     ),
     "qwen3_yarn": (

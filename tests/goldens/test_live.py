@@ -83,6 +83,16 @@ NAMED: dict[str, LlamaConfig] = {
     "granite biases": tiny_config(
         family="granite", qkv_bias=True, o_bias=True, mlp_bias=True, **GRANITE[1]
     ),
+    "smollm3": tiny_config(family="smollm3", tied=True, n_layers=3, unrotated=(1,)),
+    "smollm3 window": tiny_config(
+        family="smollm3",
+        unrotated=(0, 2),
+        n_layers=3,
+        windows=(6, None, 6),
+        o_bias=True,
+        qkv_bias=True,
+        mlp_bias=True,
+    ),
     "qwen2 yarn": tiny_config(family="qwen2", qkv_bias=True, head_dim=16, rope_scaling=YARN),
 }
 

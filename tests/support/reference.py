@@ -91,7 +91,11 @@ def attention(w: Mapping[str, Tensor], config: LlamaConfig, layer: int, x: Tenso
             for position in range(n):
                 parts[position] = norm(parts[position], weight, config.norm_eps)
     for position in range(n):
-        turn = rotation(config, position)
+        turn = (
+            rotation(config, position)
+            if layer not in config.unrotated
+            else torch.eye(config.head_dim, dtype=x.dtype)
+        )
         for head in range(config.n_heads):
             q[position, head] = turn @ q[position, head]
         for head in range(config.n_kv_heads):

@@ -139,20 +139,21 @@ GRANITE: tuple[dict[str, Any], ...] = (
 @st.composite
 def configs(draw: st.DrawFn) -> LlamaConfig:
     """Tiny configs of every family and feature."""
-    family = draw(st.sampled_from(("llama", "mistral", "qwen2", "qwen3", "granite")))
+    family = draw(st.sampled_from(("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")))
     n_layers = draw(st.integers(1, 3))
     n_kv_heads, group = draw(st.sampled_from(((1, 4), (2, 2), (4, 1), (2, 1))))
     window = st.one_of(st.none(), st.integers(1, 9))
     if family == "mistral":
         windows = (draw(window),) * n_layers
-    elif family in ("qwen2", "qwen3"):
+    elif family in ("qwen2", "qwen3", "smollm3"):
         size = draw(st.integers(1, 9))
         kinds = draw(st.lists(st.booleans(), min_size=n_layers, max_size=n_layers))
         windows = tuple(size if windowed else None for windowed in kinds)
     else:
         windows = (None,) * n_layers
-    bias = family in ("llama", "qwen3", "granite") and draw(st.booleans())
+    bias = family in ("llama", "qwen3", "granite", "smollm3") and draw(st.booleans())
     scaling = draw(st.sampled_from((None, None, RopeScaling(4.0, 1.0, 4.0, 16), YARN)))
+    silent = draw(st.sampled_from(((), (0,), (1, 2), (0, 1, 2)))) if family == "smollm3" else ()
     return tiny_config(
         family=family,
         n_layers=n_layers,
@@ -164,9 +165,10 @@ def configs(draw: st.DrawFn) -> LlamaConfig:
         tied=draw(st.booleans()),
         qkv_bias=bias or family == "qwen2",
         o_bias=bias,
-        mlp_bias=family in ("llama", "granite") and draw(st.booleans()),
+        mlp_bias=family in ("llama", "granite", "smollm3") and draw(st.booleans()),
         windows=windows,
         qk_norm=family == "qwen3",
+        unrotated=tuple(layer for layer in range(n_layers) if layer in silent),
         **draw(st.sampled_from(GRANITE)) if family == "granite" else {},
     )
 
