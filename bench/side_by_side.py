@@ -103,6 +103,7 @@ PARTS: dict[str, tuple[tuple[str, str, str], ...]] = {
         (OURS, "minisafe/checkpoint/keys.py", ""),
         (OURS, "minisafe/checkpoint/rope.py", "read_rope read_llama3 read_yarn"),
         (OURS, "minisafe/checkpoint/plan.py", ""),
+        (OURS, "minisafe/checkpoint/fused.py", ""),
         (OURS, "minisafe/checkpoint/files.py", ""),
         (OURS, "minisafe/checkpoint/header.py", ""),
         (GPT_FAST, "generate.py", "_load_model"),

@@ -30,6 +30,7 @@ class Family:
     biases: tuple[str, ...] = ()
     rope_theta: float = 10000.0
     tied: bool = False
+    norm_eps: float = 1e-6
 
 
 BIASES = ("attention_bias", "mlp_bias")
@@ -42,6 +43,7 @@ FAMILIES = {
     "smollm3": Family(
         "SmolLM3ForCausalLM", 32768, 4, biases=BIASES, rope_theta=2000000.0, tied=True
     ),
+    "phi3": Family("Phi3ForCausalLM", 4096, None, norm_eps=1e-5),
 }
 FACTORS = (  # Granite's
     "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"
@@ -87,12 +89,13 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
     data |= {key: biases[key] for key in FAMILIES[config.family].biases}
     if config.family == "granite":
         data |= {key: getattr(config, key) for key in FACTORS}
-    if config.family == "mistral":
+    if config.family in ("smollm3", "phi3"):
+        data["pad_token_id"] = None  # the class's own id is an error in a small vocabulary
+    if config.family in ("mistral", "phi3"):
         data["sliding_window"] = config.windows[0]
     if config.family == "smollm3":
         layers = range(config.n_layers)
         data["no_rope_layers"] = [int(layer not in config.unrotated) for layer in layers]
-        data["pad_token_id"] = None  # the class's own id is an error in a small vocabulary
     if config.family in ("qwen2", "qwen3", "smollm3"):
         windows = [window for window in config.windows if window is not None]
         kinds = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
@@ -120,6 +123,8 @@ class _Reader(Keys):
             )
         max_positions = self.integer("max_position_embeddings", absent.max_positions)
         rope_theta, rope_scaling = read_rope(self, max_positions, absent.rope_theta)
+        if family == "phi3" and rope_scaling is not None:
+            raise self.fail("phi3 with RoPE scaling is not supported; use a model without it")
         if isinstance(rope_scaling, Yarn):
             max_positions = max(max_positions, rope_scaling.max_positions)
         bias, mlp_bias = (key in absent.biases and self.flag(key) for key in BIASES)
@@ -134,7 +139,7 @@ class _Reader(Keys):
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=self.head_dim(absent.head_dim, hidden, n_heads),
-            norm_eps=self.number("rms_norm_eps", 1e-6),
+            norm_eps=self.number("rms_norm_eps", absent.norm_eps),
             max_positions=max_positions,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
@@ -207,13 +212,14 @@ class _Reader(Keys):
         if family in ("llama", "granite"):
             return (None,) * n_layers
         # the defaults of the classes if the key is missing
-        window = None if family == "smollm3" else 4096
+        window = None if family in ("smollm3", "phi3") else 4096
         if "sliding_window" in self.data:
             given = self.data["sliding_window"]
             window = None if given is None else self.integer("sliding_window")
-        if family != "mistral" and not self.flag("use_sliding_window"):
+        everywhere = family in ("mistral", "phi3")
+        if not everywhere and not self.flag("use_sliding_window"):
             window = None
-        if family == "mistral" or window is None:
+        if everywhere or window is None:
             return (window,) * n_layers
         kinds = self.data.get("layer_types")
         if kinds is None and family == "smollm3":

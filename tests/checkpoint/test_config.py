@@ -175,6 +175,8 @@ def test_windows_by_family() -> None:
     )
     assert read("qwen2", use_sliding_window=True, max_window_layers=2).windows == (None, None, 4096)
     assert read("qwen3", sliding_window=5).windows == (None,) * 3
+    assert read("phi3").windows == (None,) * 3
+    assert read("phi3", sliding_window=5, layer_types=kinds).windows == (5,) * 3
     silent = {"no_rope_layers": [1, 1, 0]}  # without layer_types, these slide
     assert read("smollm3", **slides, **silent).windows == (None, None, 5)
     assert read("smollm3", **slides, **silent, layer_types=kinds).windows == (None, 5, None)
@@ -188,13 +190,14 @@ def test_windows_by_family() -> None:
 def test_other_defaults() -> None:
     config = read()
     assert (config.norm_eps, config.tied, config.dtype) == (1e-6, False, None)
+    assert [family for family in FAMILIES if read(family).norm_eps != 1e-6] == ["phi3"]
     assert [family for family in FAMILIES if read(family).tied] == ["smollm3"]
     assert not read("smollm3", tie_word_embeddings=None).tied
     assert (read("smollm3").rope_theta, read("smollm3", rope_theta=5).rope_theta) == (2e6, 5)
     found = {family: read(family).max_positions for family in FAMILIES}
     assert found == {
         "llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768, "granite": 2048,
-        "smollm3": 32768,
+        "smollm3": 32768, "phi3": 4096,
     }  # fmt: skip
 
 
@@ -205,7 +208,10 @@ def test_kv_bytes_per_token() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3, granite, smollm3"),
+    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3, granite, smollm3, phi3"),
+    ({"model_type": "phi3", "rope_scaling": YARN}, "phi3 with RoPE scaling is not supported"),
+    ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_type is 'longrope'"),
+    ({"model_type": "phi3", "partial_rotary_factor": 0.75}, "partial_rotary_factor"),
     ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "must list 0 or 1 for each of 3"),
     ({"model_type": "smollm3", "no_rope_layers": [1, 0, 2]}, "must list 0 or 1 for each of 3"),
     ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),

@@ -106,6 +106,7 @@ def config() -> Target:
         data | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0},
         data | {"model_type": "granite", "attention_multiplier": 0.2, "logits_scaling": 8.0},
         data | {"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 0]},
+        data | {"model_type": "phi3", "sliding_window": 2},
         data | {"model_type": "qwen3", "head_dim": data["head_dim"], "attention_bias": True},
     )
     read = placed(path / "config.json", lambda: model_runs(path))

@@ -34,6 +34,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -228,6 +229,19 @@ MODELS: dict[str, tuple[PreTrainedConfig, torch.dtype, bool, int]] = {
         torch.bfloat16,
         False,
         1,
+    ),
+    "phi3": (
+        Phi3Config(
+            **SHAPE,
+            vocab_size=97,
+            pad_token_id=None,
+            num_key_value_heads=2,
+            sliding_window=9,
+            rope_parameters=plain_rope(10000.0),
+        ),
+        torch.bfloat16,
+        True,
+        2,
     ),
     "qwen3_yarn": (
         Qwen3Config(

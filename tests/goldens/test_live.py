@@ -93,6 +93,7 @@ NAMED: dict[str, LlamaConfig] = {
         qkv_bias=True,
         mlp_bias=True,
     ),
+    "phi3": tiny_config(family="phi3", windows=(7, 7)),
     "qwen2 yarn": tiny_config(family="qwen2", qkv_bias=True, head_dim=16, rope_scaling=YARN),
 }
 
@@ -277,6 +278,25 @@ def test_what_peft_saves_for_refused_features(
     peft.get_peft_model(peer(tmp_path / "base"), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(AdapterError, match=word):
         load_adapter(tmp_path / "adapter", base)
+
+
+@pytest.mark.parametrize("targets", [["qkv_proj"], ["gate_up_proj", "o_proj"], "all-linear"])
+def test_an_adapter_of_fused_projections(tmp_path: Path, targets: list[str] | str) -> None:
+    """peft's modules of Phi-3 are fused; ours are apart."""
+    peft = pytest.importorskip("peft")
+    base = random_model(tiny_config(family="phi3"), 7)
+    save_model(base, tmp_path / "base")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", init_lora_weights=False, r=3, lora_alpha=6, target_modules=targets
+    )
+    theirs = peft.get_peft_model(peer(tmp_path / "base"), config)
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    ids = random_ids(base, 2, 16)
+    adapter = load_adapter(tmp_path / "adapter", base)
+    logits = base(ids, adapters=(AdaptedRows(adapter, slice(0, 2)),))
+    torch.testing.assert_close(logits, logits_of(theirs, ids), atol=TOLERANCE, rtol=0)
+    assert (logits - base(ids)).abs().max() > 0.05
 
 
 def test_peft_reads_an_adapter_that_is_saved(base: Llama, tmp_path: Path) -> None:

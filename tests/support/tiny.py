@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minisafe.cache import KVCache
 from minisafe.checkpoint import linear_modules
+from minisafe.checkpoint.config import FAMILIES
 from minisafe.config import LlamaConfig, RopeScaling, Yarn
 from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
@@ -139,11 +140,11 @@ GRANITE: tuple[dict[str, Any], ...] = (
 @st.composite
 def configs(draw: st.DrawFn) -> LlamaConfig:
     """Tiny configs of every family and feature."""
-    family = draw(st.sampled_from(("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3")))
+    family = draw(st.sampled_from(tuple(FAMILIES)))
     n_layers = draw(st.integers(1, 3))
     n_kv_heads, group = draw(st.sampled_from(((1, 4), (2, 2), (4, 1), (2, 1))))
     window = st.one_of(st.none(), st.integers(1, 9))
-    if family == "mistral":
+    if family in ("mistral", "phi3"):
         windows = (draw(window),) * n_layers
     elif family in ("qwen2", "qwen3", "smollm3"):
         size = draw(st.integers(1, 9))
@@ -153,6 +154,7 @@ def configs(draw: st.DrawFn) -> LlamaConfig:
         windows = (None,) * n_layers
     bias = family in ("llama", "qwen3", "granite", "smollm3") and draw(st.booleans())
     scaling = draw(st.sampled_from((None, None, RopeScaling(4.0, 1.0, 4.0, 16), YARN)))
+    scaling = None if family == "phi3" else scaling
     silent = draw(st.sampled_from(((), (0,), (1, 2), (0, 1, 2)))) if family == "smollm3" else ()
     return tiny_config(
         family=family,
