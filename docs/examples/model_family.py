@@ -31,17 +31,17 @@ TINY = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 
 
 class ScaledLinear(Linear):
-    factor: float
+    times: float
 
     def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
-        return super().forward(x, adapters) * self.factor
+        return super().forward(x, adapters) * self.times
 
 
 class ScaledEmbedding(Embedding):
-    factor: float
+    times: float
 
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids) * self.factor
+        return super().forward(ids) * self.times
 
 
 class Granite(Llama):
@@ -62,7 +62,7 @@ class Granite(Llama):
 
 def scale(part: Any, kind: type, factor: float) -> None:
     """Make a part one whose result is multiplied; its parameters stay as they are."""
-    part.__class__, part.factor = kind, factor
+    part.__class__, part.times = kind, factor
 
 
 def load_granite(directory: Path, **factors: float) -> Llama:
