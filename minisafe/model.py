@@ -1,4 +1,4 @@
-"""The transformer: Llama, and Mistral, Qwen2 and Qwen3, which are Llama with another config.
+"""The transformer: Llama, and others that are Llama with another config.
 
 Modules and parameters have Hugging Face's names. `Llama.forward` makes a `Step` and runs the layers
 on it. `minisafe.fast` replaces some parts with faster subclasses.
@@ -31,7 +31,7 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden)
+        self.embed_tokens = Embedding(config)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.hidden, config.norm_eps)
         head = None if config.tied else Linear(config.hidden, config.vocab_size, False, "lm_head")
@@ -103,6 +103,7 @@ class Llama(nn.Module):
 
     def head(self, x: Tensor, step: Step) -> Tensor:
         """(..., hidden) -> (..., vocab)"""
+        x = scaled(x, 1 / self.config.logits_scaling)
         if self.lm_head is None:
             return F.linear(x, self.embed_tokens.weight)
         return self.lm_head(x, step.adapters)
@@ -167,6 +168,7 @@ class Layer(nn.Module):
     def __init__(self, config: LlamaConfig, layer: int):
         super().__init__()
         self.layer, name = layer, f"{PREFIX}layers.{layer}"
+        self.share = config.residual_multiplier  # of what each half adds
         self.input_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden, config.norm_eps)
         self.self_attn = Attention(config, layer, f"{name}.self_attn")
@@ -174,8 +176,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """(B, T, hidden) -> (B, T, hidden)"""
-        x = x + self.self_attn(self.input_layernorm(x), step)
-        x = x + self.mlp(self.post_attention_layernorm(x), step)
+        x = x.add(self.self_attn(self.input_layernorm(x), step), alpha=self.share)
+        x = x.add(self.mlp(self.post_attention_layernorm(x), step), alpha=self.share)
         return step.slots.at("residual", self.layer, x)
 
 
@@ -187,6 +189,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim, self.window = layer, config.head_dim, config.windows[layer]
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads
+        self.rotated = layer not in config.unrotated
+        self.scale = config.attention_multiplier  # of the scores; None: 1 / sqrt(head_dim)
         hidden, bias = config.hidden, config.qkv_bias
         q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.q_proj = Linear(hidden, q_size, bias, f"{name}.q_proj")
@@ -202,12 +206,13 @@ class Attention(nn.Module):
         k = self.k_proj(x, step.adapters).view(heads)  # (B, T, n_kv_heads, head_dim)
         v = self.v_proj(x, step.adapters).view(heads)
         q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        if self.rotated:
+            q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)  # (B, n_kv_heads, n, head_dim)
         mask = step.masks[self.window]  # (B or 1, 1, T, n)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        y = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale, enable_gqa=True)
         y = step.slots.at("heads", self.layer, y.transpose(1, 2))  # (B, T, n_heads, head_dim)
         return self.o_proj(y.flatten(2), step.adapters)
 
@@ -252,10 +257,16 @@ class RMSNorm(nn.Module):
 class Embedding(nn.Module):
     """Token ids to vectors. torch's own class draws random values, even on the meta device."""
 
-    def __init__(self, vocab_size: int, hidden: int):
+    def __init__(self, config: LlamaConfig):
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(vocab_size, hidden))
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden))
+        self.factor = config.embedding_multiplier
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, hidden)"""
-        return F.embedding(ids, self.weight)
+        return scaled(F.embedding(ids, self.weight), self.factor)
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x times a factor, or x itself where that changes nothing."""
+    return x if factor == 1 else x * factor

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minisafe.config import RopeScaling
+from minisafe.config import RopeScaling, Yarn
 from minisafe.errors import PromptError
 from minisafe.model import Llama
 from minisafe.rotary import inverse_frequencies
@@ -245,8 +245,17 @@ def test_later_tokens_never_act_on_earlier_ones(tiny_model) -> None:
     assert (model(ids)[:, 7:] - model(other)[:, 7:]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("scaling", [None, RopeScaling(8.0, 1.0, 4.0, 64)])
-def test_rotary_frequencies(scaling: RopeScaling | None) -> None:
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        RopeScaling(8.0, 1.0, 4.0, 64),
+        Yarn(4.0, 4096, 1.0),
+        Yarn(4.0, 4096, 1.0, truncate=False),
+        Yarn(4.0, 8, 1.0, beta_fast=0.9, beta_slow=0.8),  # no blend: a step
+    ],
+)
+def test_rotary_frequencies(scaling: RopeScaling | Yarn | None) -> None:
     config = tiny_config(head_dim=32, rope_scaling=scaling)
     expected = torch.tensor([frequency(config, i) for i in range(16)])
     torch.testing.assert_close(inverse_frequencies(config), expected, rtol=1e-6, atol=0)
@@ -335,7 +344,7 @@ def test_a_model_trains_after_it_has_decoded(qk_norm: bool) -> None:
 
 def test_a_parameter_is_replaced_by_its_name_in_a_checkpoint() -> None:
     model = Llama(tiny_config()).requires_grad_(False)
-    old = model.tensors()["model.layers.1.mlp.up_proj.weight"]
+    old = model.tensors()["model.layers.1.mlp.up_proj.weight"].fill_(0.5)
     before, values = old.clone(), torch.ones_like(old)
     new = model.put("model.layers.1.mlp.up_proj.weight", values, requires_grad=True)
     assert model.layers[1].mlp.up_proj.weight is new  # type: ignore[union-attr]

@@ -496,6 +496,7 @@ def test_the_mlp_site_is_what_the_down_projection_reads(
     keys = old.values().unflatten(0, (ROWS, WIDTH))  # (ROWS, WIDTH, intermediate)
     weight = tensors_of(model)[f"model.layers.{layer}.mlp.down_proj.weight"]
     expected = before.values().unflatten(0, (ROWS, WIDTH))
-    expected[1, position] += weight @ (new - keys[1, position])
+    moves = weight @ (new - keys[1, position])
+    expected[1, position] += model.config.residual_multiplier * moves
     moved = after.values().unflatten(0, (ROWS, WIDTH))
     torch.testing.assert_close(moved, expected, atol=TOLERANCE, rtol=1e-5)

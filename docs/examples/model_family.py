@@ -1,4 +1,4 @@
-"""A model family of your own: Granite, which is Llama with four factors.
+"""A model family of your own: Granite, which is Llama with four factors, put in from outside.
 
     python docs/examples/model_family.py
 
@@ -7,6 +7,7 @@ attention scores, what each half of a layer adds to the residual stream, and the
 stands at a part that a subclass replaces, so parameters keep their names. `load_model` takes the
 config and the class. For a family that `--base` knows, its keys and defaults go into `read_config`
 (minisafe/checkpoint/config.py), new tensors into `tensor_shapes` (minisafe/checkpoint/plan.py).
+`--base` knows Granite by now: compare this file with `residual_multiplier` in minisafe/model.py.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ TINY = Path(__file__).resolve().parents[2] / "weights" / "tiny"
 
 
 class ScaledLinear(Linear):
-    factor: float
+    times: float
 
     def forward(self, x: Tensor, adapters: Sequence[AdaptedRows]) -> Tensor:
-        return super().forward(x, adapters) * self.factor
+        return super().forward(x, adapters) * self.times
 
 
 class ScaledEmbedding(Embedding):
-    factor: float
+    times: float
 
     def forward(self, ids: Tensor) -> Tensor:
-        return super().forward(ids) * self.factor
+        return super().forward(ids) * self.times
 
 
 class Granite(Llama):
@@ -61,7 +62,7 @@ class Granite(Llama):
 
 def scale(part: Any, kind: type, factor: float) -> None:
     """Make a part one whose result is multiplied; its parameters stay as they are."""
-    part.__class__, part.factor = kind, factor
+    part.__class__, part.times = kind, factor
 
 
 def load_granite(directory: Path, **factors: float) -> Llama:

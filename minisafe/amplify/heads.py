@@ -127,14 +127,15 @@ def best_heads(effects: dict[Head, float], k: int) -> list[Head]:
 
 
 def head_vector(model: Llama, means: Tensor, heads: Sequence[Head]) -> Tensor:
-    """`sum over heads of W_O[l][:, slice h] @ mean z[l, h]`, (hidden,) float32."""
+    """`sum over heads of W_O[l][:, slice h] @ mean z[l, h]`, as a layer adds it to the residual
+    stream: (hidden,) float32."""
     total, tensors = torch.zeros(model.config.hidden), model.tensors()
     for layer, head in heads:
         weight = tensors[f"model.layers.{layer}.self_attn.o_proj.weight"]
         start = head * model.config.head_dim
         part = weight[:, start : start + model.config.head_dim].detach().float().cpu()
         total += part @ means[layer, head]
-    return total
+    return total * model.config.residual_multiplier
 
 
 def check_heads(model: Llama, heads: Sequence[Head]) -> None:

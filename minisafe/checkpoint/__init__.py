@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from minisafe.checkpoint.files import (
     stated_tensors,
     unread,
 )
+from minisafe.checkpoint.fused import join_tensors, split_stated, split_tensors
 from minisafe.checkpoint.header import Stated
 from minisafe.checkpoint.plan import EMBED, HEAD, make_plan
 from minisafe.config import LlamaConfig
@@ -98,14 +99,15 @@ def load_model(
     directory = Path(directory)
     config = load_config(directory) if config is None else config
     wanted = as_dtype(dtype if dtype is not None else config.dtype)
-    stated = stated_tensors(directory)
+    stated = split_stated(stated_tensors(directory), config, directory)
     names = make_plan(config, stated, directory, wanted, device)
     wanted = wanted or first_dtype(directory, names)
     check_tied(config, stated, directory, wanted)
     with torch.device("meta"):
         model = make(config)
     missing = model.tensors()
-    for name, tensor in checked_tensors(directory, names, missing, wanted, device):
+    read = split_tensors(read_tensors(directory), config)
+    for name, tensor in checked_tensors(read, names, missing, wanted, device):
         model.put(name, tensor)
         del missing[name]
     if missing:
@@ -114,23 +116,23 @@ def load_model(
 
 
 def checked_tensors(
-    directory: Path,
+    read: Iterable[tuple[str, Tensor, Path]],
     names: Mapping[str, str],
     missing: Mapping[str, Tensor],
     dtype: torch.dtype,
     device: str,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of what a model directory holds of `missing`: checked, in `dtype`, on
-    `device`.
+    """(name, tensor) of what was read and is `missing`: checked, in `dtype`, on `device`.
 
     Args:
+        read: (name, tensor, file) of what a model directory holds.
         names: the name in the model of each tensor to read, by its name in the files.
         missing: tensors that the model has yet to get, by name; each gives the shape.
 
     Raises `CheckpointError` for a tensor that is misshapen or not finite, `OutOfMemory` where a
     conversion or a device had too little room.
     """
-    for stored, tensor, file in read_tensors(directory):
+    for stored, tensor, file in read:
         name = names.get(stored, "")
         if name in missing:
             yield name, fitted(tensor, missing[name].shape, stored, file, dtype, device)
@@ -214,6 +216,7 @@ def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None
     directory.mkdir(parents=True, exist_ok=True)
     config = config_json(model.config) | {"torch_dtype": short(model.dtype)}
     tensors = {name: each.detach().contiguous() for name, each in model.tensors().items()}
+    tensors = join_tensors(tensors, model.config)
     save_tensors(tensors, directory / SINGLE)
     write_text(directory / "config.json", json.dumps(config | (extra or {}), indent=2) + "\n")
 

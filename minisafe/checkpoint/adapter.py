@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from minisafe.checkpoint.files import check_finite, read_file, save_tensors
+from minisafe.checkpoint.fused import fused_modules, split_deltas
 from minisafe.checkpoint.peft import PatternValues, check_adapter_config, targeted_modules
 from minisafe.checkpoint.plan import EMBED, tensor_shapes
 from minisafe.errors import AdapterError
@@ -36,6 +38,8 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
     config = read_json(path, "a PEFT adapter directory has one")
     check_adapter_config(config, path)
     modules = linear_modules(model)
+    for name, parts in fused_modules(model.config).items():  # as peft knows them
+        modules[name] = sum(parts.values()), model.config.hidden
     targeted = targeted_modules(modules, config, path)
     if not targeted:
         raise AdapterError(
@@ -43,7 +47,7 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
         )
     ranks = PatternValues(config, "rank_pattern", config.get("r", 8), path)
     alphas = PatternValues(config, "alpha_pattern", config.get("lora_alpha", 8), path)
-    found = read_adapter_tensors(directory, model, targeted)
+    found = read_adapter_tensors(directory, model, modules, targeted)
     deltas = {}
     for name in sorted(targeted):
         a, b = (_require(found, name, part, directory) for part in "AB")
@@ -52,7 +56,7 @@ def load_adapter(directory: str | Path, model: Llama) -> LoraAdapter:
         scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
         a, b = (tensor.to(model.device, model.dtype) for tensor in (a, b))
         deltas[name] = LoraDelta(a, b, scaling)
-    return LoraAdapter(deltas, directory.name)
+    return LoraAdapter(split_deltas(deltas, model.config), directory.name)
 
 
 def linear_modules(model: Llama) -> dict[str, tuple[int, int]]:
@@ -65,7 +69,7 @@ def linear_modules(model: Llama) -> dict[str, tuple[int, int]]:
 
 
 def read_adapter_tensors(
-    directory: Path, model: Llama, targeted: set[str]
+    directory: Path, model: Llama, modules: Mapping[str, tuple[int, int]], targeted: set[str]
 ) -> dict[tuple[str, str], Tensor]:
     """(module, "A" or "B") -> tensor; each is targeted and finite.
 
@@ -76,7 +80,7 @@ def read_adapter_tensors(
     if not path.is_file():
         hint = "; .bin adapters are pickles, save them again with peft as safetensors"
         raise AdapterError(f"{path}: no such file{hint if list(directory.glob('*.bin')) else ''}")
-    modules, found = linear_modules(model), {}
+    found = {}
     for name, tensor, _ in read_file(path):
         match = KEY.fullmatch(name)
         if match is None:

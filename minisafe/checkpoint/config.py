@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minisafe.checkpoint import limits
-from minisafe.config import DTYPES, LlamaConfig, RopeScaling
+from minisafe.checkpoint.keys import Keys
+from minisafe.checkpoint.rope import read_rope, rope_json
+from minisafe.config import DTYPES, LlamaConfig, Yarn
 from minisafe.errors import ConfigError
 from minisafe.files import read_json
 from minisafe.files.display import harmless, shown
@@ -19,20 +20,34 @@ class Family:
     """What Hugging Face's class of a family takes for keys that are missing.
 
     n_kv_heads: None means one per query head. head_dim: None means hidden size / query heads.
+    biases: which of the keys `attention_bias` and `mlp_bias` the class reads.
     """
 
     architecture: str
     max_positions: int
     n_kv_heads: int | None
     head_dim: int | None = None
+    biases: tuple[str, ...] = ()
+    rope_theta: float = 10000.0
+    tied: bool = False
+    norm_eps: float = 1e-6
 
 
+BIASES = ("attention_bias", "mlp_bias")
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", 2048, None),
+    "llama": Family("LlamaForCausalLM", 2048, None, biases=BIASES),
     "mistral": Family("MistralForCausalLM", 131072, 8),
     "qwen2": Family("Qwen2ForCausalLM", 32768, 32),
-    "qwen3": Family("Qwen3ForCausalLM", 32768, 32, 128),
+    "qwen3": Family("Qwen3ForCausalLM", 32768, 32, 128, biases=BIASES[:1]),
+    "granite": Family("GraniteForCausalLM", 2048, None, biases=BIASES),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM", 32768, 4, biases=BIASES, rope_theta=2000000.0, tied=True
+    ),
+    "phi3": Family("Phi3ForCausalLM", 4096, None, norm_eps=1e-5),
 }
+FACTORS = (  # Granite's
+    "embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"
+)  # fmt: skip
 
 
 def load_config(directory: str | Path) -> LlamaConfig:
@@ -66,25 +81,22 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "max_position_embeddings": config.max_positions,
         "rope_theta": config.rope_theta,
-        "rope_scaling": None,
+        "rope_scaling": rope_json(config.rope_scaling),
         "tie_word_embeddings": config.tied,
         "torch_dtype": config.dtype,
     }
-    if config.rope_scaling is not None:
-        data["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": config.rope_scaling.factor,
-            "low_freq_factor": config.rope_scaling.low_freq_factor,
-            "high_freq_factor": config.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": config.rope_scaling.original_max_positions,
-        }
-    if config.family in ("llama", "qwen3"):
-        data["attention_bias"] = config.o_bias
-    if config.family == "llama":
-        data["mlp_bias"] = config.mlp_bias
-    if config.family == "mistral":
+    biases = {"attention_bias": config.o_bias, "mlp_bias": config.mlp_bias}
+    data |= {key: biases[key] for key in FAMILIES[config.family].biases}
+    if config.family == "granite":
+        data |= {key: getattr(config, key) for key in FACTORS}
+    if config.family in ("smollm3", "phi3"):
+        data["pad_token_id"] = None  # the class's own id is an error in a small vocabulary
+    if config.family in ("mistral", "phi3"):
         data["sliding_window"] = config.windows[0]
-    if config.family in ("qwen2", "qwen3"):
+    if config.family == "smollm3":
+        layers = range(config.n_layers)
+        data["no_rope_layers"] = [int(layer not in config.unrotated) for layer in layers]
+    if config.family in ("qwen2", "qwen3", "smollm3"):
         windows = [window for window in config.windows if window is not None]
         kinds = ["full_attention" if w is None else "sliding_attention" for w in config.windows]
         data |= {"use_sliding_window": bool(windows), "layer_types": kinds}
@@ -92,40 +104,8 @@ def config_json(config: LlamaConfig) -> dict[str, Any]:
     return data
 
 
-class _Reader:
+class _Reader(Keys):
     """Checks one `config.json`; missing keys take the defaults of the family's class."""
-
-    def __init__(self, data: dict[str, Any], source: str):
-        self.data, self.source = data, source
-
-    def fail(self, message: str) -> ConfigError:
-        return ConfigError(f"{self.source}: {message}")
-
-    def integer(
-        self, key: str, default: int | None = None, data: dict[str, Any] | None = None
-    ) -> int:
-        """A whole number within the key's range in `limits.CONFIG`."""
-        value = (self.data if data is None else data).get(key)
-        value = default if value is None else value
-        within = limits.CONFIG[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value not in within:
-            raise self.fail(f"{key} is {shown(value)}; expected a whole number, {within}")
-        return value
-
-    def flag(self, key: str) -> bool:
-        value = self.data.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise self.fail(f"{key} is {shown(value)}; expected true or false")
-        return bool(value)
-
-    def number(self, key: str, default: float, data: dict[str, Any] | None = None) -> float:
-        """A number within the key's range in `limits.CONFIG`."""
-        value = (self.data if data is None else data).get(key)
-        value = default if value is None else value
-        within = limits.CONFIG[key]
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value not in within:
-            raise self.fail(f"{key} is {shown(value)}; expected a number, {within}")
-        return float(value)
 
     def config(self) -> LlamaConfig:
         family = self.family()
@@ -141,8 +121,15 @@ class _Reader:
                 f"num_attention_heads {n_heads} is not a multiple of num_key_value_heads "
                 f"{n_kv_heads}"
             )
-        rope_theta, rope_scaling = self.rope()
-        bias = family in ("llama", "qwen3") and self.flag("attention_bias")
+        max_positions = self.integer("max_position_embeddings", absent.max_positions)
+        rope_theta, rope_scaling = read_rope(self, max_positions, absent.rope_theta)
+        if family == "phi3" and rope_scaling is not None:
+            raise self.fail("phi3 with RoPE scaling is not supported; use a model without it")
+        if isinstance(rope_scaling, Yarn):
+            max_positions = max(max_positions, rope_scaling.max_positions)
+        bias, mlp_bias = (key in absent.biases and self.flag(key) for key in BIASES)
+        unrotated = self.unrotated(n_layers) if family == "smollm3" else ()
+        factors = FACTORS if family == "granite" else ()
         return LlamaConfig(
             family=family,
             vocab_size=self.integer("vocab_size"),
@@ -152,17 +139,19 @@ class _Reader:
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=self.head_dim(absent.head_dim, hidden, n_heads),
-            norm_eps=self.number("rms_norm_eps", 1e-6),
-            max_positions=self.integer("max_position_embeddings", absent.max_positions),
+            norm_eps=self.number("rms_norm_eps", absent.norm_eps),
+            max_positions=max_positions,
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            tied=self.flag("tie_word_embeddings"),
+            tied=self.flag("tie_word_embeddings", absent.tied),
             qkv_bias=bias or family == "qwen2",
             o_bias=bias,
-            mlp_bias=family == "llama" and self.flag("mlp_bias"),
-            windows=self.windows(family, n_layers),
+            mlp_bias=mlp_bias,
+            windows=self.windows(family, n_layers, unrotated),
             qk_norm=family == "qwen3",
+            unrotated=unrotated,
             dtype=self.dtype(),
+            **{key: self.number(key, 1.0) for key in factors},
         )
 
     def family(self) -> str:
@@ -205,57 +194,36 @@ class _Reader:
             raise self.fail(f"dtype is {shown(dtype)}; minisafe runs {', '.join(DTYPES)}")
         return dtype
 
-    def rope(self) -> tuple[float, RopeScaling | None]:
-        """`rope_theta` + `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5)."""
-        new = self.data.get("rope_parameters")
-        old = self.data.get("rope_scaling")
-        for key, value in (("rope_parameters", new), ("rope_scaling", old)):
-            if value is not None and not isinstance(value, dict):
-                raise self.fail(f"{key} is {shown(value)}; expected an object or null")
-        rope: dict[str, Any] = new or old or {}
-        theta = self.number("rope_theta", self.number("rope_theta", 10000.0), rope)
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind == "default":
-            if any(isinstance(value, dict) for value in rope.values()):
-                raise self.fail("rope_parameters differ by layer type, which is not supported")
-            if rope.get("partial_rotary_factor", 1.0) != 1.0:
-                raise self.fail("partial_rotary_factor is not supported; expected 1.0")
-            return theta, None
-        if kind != "llama3":
-            raise self.fail(f"rope_type is {shown(kind)}; minisafe runs 'default' and 'llama3'")
-        missing = [
-            key
-            for key in (
-                "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-            )
-            if key not in rope
-        ]  # fmt: skip
-        if missing:
-            raise self.fail(f"llama3 RoPE scaling lacks {', '.join(missing)}")
-        low = self.number("low_freq_factor", 1.0, rope)
-        high = self.number("high_freq_factor", 4.0, rope)
-        if high <= low:
-            raise self.fail(f"high_freq_factor {high} must exceed low_freq_factor {low}")
-        return theta, RopeScaling(
-            factor=self.number("factor", 1.0, rope),
-            low_freq_factor=low,
-            high_freq_factor=high,
-            original_max_positions=self.integer("original_max_position_embeddings", None, rope),
-        )
+    def unrotated(self, n_layers: int) -> tuple[int, ...]:
+        """The layers that do not rotate; in `no_rope_layers`, 1 means that a layer does."""
+        marks = self.data.get("no_rope_layers")
+        if marks is None:
+            every = self.integer("no_rope_layer_interval", 4)
+            return tuple(range(every - 1, n_layers, every))
+        listed = isinstance(marks, list) and len(marks) >= n_layers
+        if not listed or any(mark not in (0, 1) for mark in marks):
+            raise self.fail(f"no_rope_layers must list 0 or 1 for each of {n_layers} layers")
+        return tuple(layer for layer in range(n_layers) if not marks[layer])
 
-    def windows(self, family: str, n_layers: int) -> tuple[int | None, ...]:
-        """The sliding window of each layer in tokens, or None. Llama has none."""
-        if family == "llama":
+    def windows(
+        self, family: str, n_layers: int, unrotated: tuple[int, ...]
+    ) -> tuple[int | None, ...]:
+        """The sliding window of each layer in tokens, or None. Llama and Granite have none."""
+        if family in ("llama", "granite"):
             return (None,) * n_layers
-        window: int | None = 4096  # the default of the other classes if the key is missing
+        # the defaults of the classes if the key is missing
+        window = None if family in ("smollm3", "phi3") else 4096
         if "sliding_window" in self.data:
             given = self.data["sliding_window"]
             window = None if given is None else self.integer("sliding_window")
-        if family != "mistral" and not self.flag("use_sliding_window"):
+        everywhere = family in ("mistral", "phi3")
+        if not everywhere and not self.flag("use_sliding_window"):
             window = None
-        if family == "mistral" or window is None:
+        if everywhere or window is None:
             return (window,) * n_layers
         kinds = self.data.get("layer_types")
+        if kinds is None and family == "smollm3":
+            return tuple(window if layer in unrotated else None for layer in range(n_layers))
         if kinds is None:
             first = self.integer("max_window_layers", 28)
             return tuple(window if layer >= first else None for layer in range(n_layers))

@@ -44,6 +44,7 @@ CONFIG = {  # by key of config.json
     "original_max_position_embeddings": Range(1, POSITIONS),
     "sliding_window": Range(1, POSITIONS),
     "max_window_layers": Range(0, 2**16),
+    "no_rope_layer_interval": Range(1, 2**16),
     # below 1 the angles grow with the dimension and overflow; above, nothing rotates
     "rope_theta": Range(1.0, 1e12),
     # about the squares of the smallest and the largest activations that a norm may see
@@ -51,6 +52,13 @@ CONFIG = {  # by key of config.json
     "factor": Range(1.0, 1e4),
     "low_freq_factor": Range(1e-3, 1e4),
     "high_freq_factor": Range(1e-3, 1e4),
+    "embedding_multiplier": Range(1e-4, 1e4),
+    "residual_multiplier": Range(1e-4, 1e4),
+    "attention_multiplier": Range(1e-4, 1e4),
+    "logits_scaling": Range(1e-4, 1e4),
+    "attention_factor": Range(1e-3, 1e3),
+    "beta_fast": Range(1e-3, 1e4),
+    "beta_slow": Range(1e-3, 1e4),
 }
 
 HEADER_BYTES = 16 * 2**20  # of one safetensors file; the library reads up to 100 MB

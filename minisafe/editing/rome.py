@@ -171,7 +171,7 @@ def best_change(
     So the vector is added at every occurrence of the subject. The model does not change.
 
     Returns:
-        v* - W k*, (hidden,), float32.
+        v* - W k*, (hidden,), float32: what W k* must change by for the layer to add the vector.
 
     Raises:
         SettingError: nothing after this layer reads the subject, as at the last one.
@@ -201,7 +201,7 @@ def best_change(
         raise SettingError(
             f"layer is {layer}, and no later layer reads the subject; choose a lower layer"
         )
-    return (size * step).detach()
+    return (size * step / model.config.residual_multiplier).detach()
 
 
 def predictions(

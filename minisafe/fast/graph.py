@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from minisafe.linear import Linear
 from minisafe.lora import LoraAdapter, LoraDelta
-from minisafe.model import Layer, Llama, RMSNorm
+from minisafe.model import Layer, Llama, RMSNorm, scaled
 from minisafe.rotary import rotate
 
 
@@ -107,21 +107,23 @@ class Decoder(nn.Module):
         added: Tensor, acting: Sequence[Tensor], keys: Sequence[Tensor], values: Sequence[Tensor],
     ) -> Tensor:  # fmt: skip
         """Logits (B, vocab). Takes the fields of `Inputs`; writes the tokens' keys and values."""
-        x = F.embedding(ids, self.embedding)  # (B, hidden)
+        x = scaled(F.embedding(ids, self.embedding), self.config.embedding_multiplier)
+        share = self.config.residual_multiplier
         for layer in range(self.config.n_layers):
             qkv, o, gate_up, down = self.products[4 * layer : 4 * layer + 4]
             y = qkv(self.normed(x, self.norms[2 * layer]), acting)
             mask = masks[self.windows.index(self.config.windows[layer])]
             head_norms = self.head_norms[2 * layer : 2 * layer + 2]
             heads = self.attended(
-                y, positions, cos, sin, mask, keys[layer], values[layer], head_norms
-            )
-            x = x + o(heads, acting)
+                y, positions, cos, sin, mask, keys[layer], values[layer], head_norms,
+                layer not in self.config.unrotated,
+            )  # fmt: skip
+            x = x.add(o(heads, acting), alpha=share)  # (B, hidden)
             y = gate_up(self.normed(x, self.norms[2 * layer + 1]), acting)
             gate, up = y.chunk(2, dim=-1)
-            x = x + down(F.silu(gate) * up, acting)
+            x = x.add(down(F.silu(gate) * up, acting), alpha=share)
             x = x + added[layer]
-        x = self.normed(x, self.norm)
+        x = scaled(self.normed(x, self.norm), 1 / self.config.logits_scaling)
         if self.head is None:
             return F.linear(x, self.embedding)
         logits: Tensor = self.head(x, acting)
@@ -129,7 +131,7 @@ class Decoder(nn.Module):
 
     def attended(
         self, y: Tensor, positions: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, keys: Tensor,
-        values: Tensor, head_norms: Iterable[Tensor],
+        values: Tensor, head_norms: Iterable[Tensor], rotated: bool,
     ) -> Tensor:  # fmt: skip
         """All heads' outputs, (B, n_heads * head_dim). y: q, k and v side by side, (B, ...).
         head_norms: q's and k's weights, (head_dim,) each, or none."""
@@ -140,14 +142,16 @@ class Decoder(nn.Module):
         if config.qk_norm:
             parts = zip(qk.split_with_sizes([n_heads, n_kv], dim=1), head_norms, strict=True)
             qk = torch.cat([self.normed(part, weight) for part, weight in parts], dim=1)
-        qk = rotate(qk, cos, sin)
+        if rotated:
+            qk = rotate(qk, cos, sin)
         group = n_heads // n_kv  # query heads of one key-value head are rows of one product
         q = qk[:, :n_heads].reshape(batch, n_kv, group, config.head_dim)
         rows, kv_heads = torch.arange(batch)[:, None], torch.arange(n_kv)[None]
         keys.index_put_((rows, kv_heads, positions[:, None]), qk[:, n_heads:])
         values.index_put_((rows, kv_heads, positions[:, None]), y[:, n_heads + n_kv :])
         mask = mask.expand(batch, 1, group, mask.shape[-1])
-        heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        scale = config.attention_multiplier
+        heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
         return heads.reshape(batch, n_heads * config.head_dim)
 
 

@@ -95,14 +95,15 @@ class TurnedAttention(Attention):
         qk, v = heads.split_with_sizes([self.n_heads + self.n_kv_heads, self.n_kv_heads], dim=2)
         if isinstance(self.q_norm, RMSNorm):
             qk = self.normed(qk)
-        qk = rotate(qk, step.cos, step.sin)
+        if self.rotated:
+            qk = rotate(qk, step.cos, step.sin)
         if packed is not None:
             qk, v = packed.spread(qk), packed.spread(v)
         q, k = qk.transpose(1, 2).split_with_sizes([self.n_heads, self.n_kv_heads], dim=1)
         v = v.transpose(1, 2)
         if step.cache is not None:
             k, v = step.cache.write(self.layer, k, v, step.place)
-        y = attend_step(q, k, v, step, self.window).transpose(1, 2)
+        y = attend_step(q, k, v, step, self.window, self.scale).transpose(1, 2)
         y = step.slots.at("heads", self.layer, y if packed is None else packed.pack(y))
         return self.o_proj(y.flatten(2), step.adapters)
 
@@ -114,7 +115,8 @@ class JoinedAttention(TurnedAttention):
     def __init__(self, plain: Attention, make: Make):
         nn.Module.__init__(self)
         self.layer, self.head_dim, self.window = plain.layer, plain.head_dim, plain.window
-        self.n_heads, self.n_kv_heads = plain.n_heads, plain.n_kv_heads
+        self.n_heads, self.n_kv_heads, self.scale = plain.n_heads, plain.n_kv_heads, plain.scale
+        self.rotated = plain.rotated
         self.qkv_proj = make((plain.q_proj, plain.k_proj, plain.v_proj))
         del plain.q_proj, plain.k_proj, plain.v_proj
         self.o_proj = make((plain.o_proj,))

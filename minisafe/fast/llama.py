@@ -13,7 +13,7 @@ from minisafe.fast.cache import FastCache
 from minisafe.fast.left import linear
 from minisafe.fast.packing import PackedStep
 from minisafe.lora import AdaptedRows
-from minisafe.model import Llama
+from minisafe.model import Llama, scaled
 from minisafe.slots import BoundSlots, Slot
 from minisafe.step import Step, Window, make_masks, positions_of
 
@@ -23,6 +23,7 @@ class FastLlama(Llama):
 
     def head(self, x: Tensor, step: Step) -> Tensor:
         if self.lm_head is None:
+            x = scaled(x, 1 / self.config.logits_scaling)
             return linear(x, self.embed_tokens.weight, None)
         return super().head(x, step)
 

@@ -137,7 +137,7 @@ def store_head(model: Llama, make: Make) -> None:
         head.weight = model.embed_tokens.weight
         model.lm_head = tied = Int8Head((head,))
         assert tied.rows is not None
-        model.embed_tokens = Int8Embedding(*tied.rows)
+        model.embed_tokens = Int8Embedding(*tied.rows, model.embed_tokens.factor)
 
 
 def give_back_memory() -> None:

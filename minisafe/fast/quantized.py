@@ -16,7 +16,7 @@ from minisafe.fast.int8 import (
     quantize,
 )
 from minisafe.fast.joined import JoinedLinear
-from minisafe.model import Embedding
+from minisafe.model import Embedding, scaled
 
 
 class Int8Linear(JoinedLinear):
@@ -53,9 +53,9 @@ class Int8Head(Int8Linear):
 class Int8Embedding(Embedding):
     """The rows of a tied int8 head."""
 
-    def __init__(self, q: Tensor, scales: Tensor):
+    def __init__(self, q: Tensor, scales: Tensor, factor: float):
         nn.Module.__init__(self)
-        self.q, self.scales = q, scales
+        self.q, self.scales, self.factor = q, scales, factor
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.q[ids] * self.scales[ids].unsqueeze(-1)
+        return scaled(self.q[ids] * self.scales[ids].unsqueeze(-1), self.factor)

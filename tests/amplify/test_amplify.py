@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from minisafe.errors import PromptError, SettingError
 from minisafe.model import Llama
 from minisafe.slots import Patch, Record
 from tests.support.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
-from tests.support.tiny import random_model, tiny_config
+from tests.support.tiny import GRANITE, random_model, tiny_config
 
 CONFIG = tiny_config(vocab_size=VOCAB_SIZE, max_positions=2048)
 MODEL = random_model(CONFIG, seed=3)
@@ -98,6 +99,8 @@ def test_effects_equal_rerunning_the_whole_prompt_for_every_head(
         {"n_kv_heads": 4, "tied": True},
         {"n_kv_heads": 1, "qkv_bias": True, "o_bias": True, "mlp_bias": True},
         {"family": "qwen3", "qk_norm": True, "head_dim": 12},
+        {"family": "granite", **GRANITE[0]},
+        {"family": "smollm3", "unrotated": (1,)},
         {"max_positions": 12},  # the prompt fills the context
     ],
 )
@@ -129,11 +132,15 @@ def test_no_branch_sees_another() -> None:
     assert (one[1:] - clean).abs().amax(dim=1).min() > 1e-3
 
 
-def test_the_vector_of_all_heads_of_a_layer_is_what_its_output_projection_gives() -> None:
-    means = head_means(MODEL, prompts(4, 6))
-    weight = MODEL.layers[1].self_attn.o_proj.weight
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_the_vector_of_all_heads_of_a_layer_is_what_its_output_projection_adds(
+    share: float,
+) -> None:
+    model = random_model(replace(CONFIG, residual_multiplier=share))
+    means = head_means(model, prompts(4, 6))
+    given = model.layers[1].self_attn.o_proj.weight @ means[1].flatten()
     heads = [(1, head) for head in range(CONFIG.n_heads)]
-    torch.testing.assert_close(head_vector(MODEL, means, heads), weight @ means[1].flatten())
+    torch.testing.assert_close(head_vector(model, means, heads), share * given)
 
 
 def test_best_heads_are_the_largest_and_ties_go_to_the_lower() -> None:

@@ -33,7 +33,7 @@ def test_no_directory_and_no_config(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"model_type": "mixtral"}, ("mixtral", "llama, mistral, qwen2, qwen3")),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, ("yarn",)),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ("dynamic",)),
         ({"hidden_act": "gelu_new"}, ("gelu_new", "silu")),
         ({"quantization_config": {"quant_method": "awq"}}, ("quantization_config", "awq")),
         ({"torch_dtype": "float8_e5m2"}, ("float8_e5m2", "bfloat16")),

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minisafe.checkpoint.config import FAMILIES, config_json, load_config, read_config
-from minisafe.config import LlamaConfig, RopeScaling
+from minisafe.checkpoint.config import FACTORS, FAMILIES, config_json, load_config, read_config
+from minisafe.config import LlamaConfig, RopeScaling, Yarn
 from minisafe.errors import ConfigError
 from tests.support.tiny import configs, tiny_config
 
@@ -21,6 +21,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 
 def raw(family: str = "llama", **changes: Any) -> dict[str, Any]:
@@ -58,6 +59,20 @@ def test_the_two_spellings_say_the_same() -> None:
     assert new.rope_scaling == RopeScaling(8.0, 1.0, 4.0, 8192)
     assert new.rope_theta == 5e5
     assert new.dtype == "bfloat16"
+
+
+def test_yarn_in_both_spellings_and_with_its_defaults() -> None:
+    """What Qwen's cards say to add to a config; the context grows, though the key stays."""
+    short = {"max_position_embeddings": 32768}
+    old = read("qwen2", **short, rope_scaling=YARN)
+    new = read("qwen2", **short, rope_parameters=YARN | {"rope_type": "yarn", "rope_theta": 1e4})
+    assert old == new
+    assert old.rope_scaling == Yarn(4.0, 32768, pytest.approx(1.1386294), 32.0, 1.0, True)
+    assert old.max_positions == 131072
+    assert read("qwen2", max_position_embeddings=200_000, rope_scaling=YARN).max_positions == 200000
+    null = YARN | {"factor": None, "truncate": None, "attention_factor": 1}
+    found = read("qwen2", max_position_embeddings=65536, rope_scaling=null)
+    assert found.rope_scaling == Yarn(2.0, 32768, 1.0, truncate=False)
 
 
 def test_plain_rope_in_both_spellings() -> None:
@@ -98,7 +113,28 @@ def test_qwen3s_head_is_not_a_share_of_the_hidden_size() -> None:
 
 
 def test_queries_and_keys_are_normed_in_qwen3_alone() -> None:
-    assert [read(family).qk_norm for family in FAMILIES] == [False, False, False, True]
+    assert [family for family in FAMILIES if read(family).qk_norm] == ["qwen3"]
+
+
+def test_layers_of_smollm3_that_do_not_rotate() -> None:
+    """Every fourth, or those that the list marks with 0; it may be longer than the model."""
+    deep = {"num_hidden_layers": 9}
+    assert read("smollm3", **deep).unrotated == (3, 7)
+    assert read("smollm3", **deep, no_rope_layer_interval=2).unrotated == (1, 3, 5, 7)
+    assert read("smollm3", no_rope_layers=[1, 0, 1]).unrotated == (1,)
+    assert read("smollm3", no_rope_layers=[0, 1, 1, 0], no_rope_layer_interval=1).unrotated == (0,)
+    assert read("llama", no_rope_layers=[0, 0, 0]).unrotated == ()
+    assert [family for family in FAMILIES if read(family, **deep).unrotated] == ["smollm3"]
+
+
+def test_granites_factors() -> None:
+    """Missing, they are 1, that of attention too; other families do not read them."""
+    factors = {"embedding_multiplier": 12, "residual_multiplier": 0.22, "logits_scaling": 8.0}
+    found = read("granite", **factors)
+    assert (found.embedding_multiplier, found.residual_multiplier) == (12.0, 0.22)
+    assert (found.attention_multiplier, found.logits_scaling) == (1.0, 8.0)
+    assert read("granite", attention_multiplier=0.1).attention_multiplier == 0.1
+    assert read("llama", **factors) == read("llama")
 
 
 def test_biases_by_family() -> None:
@@ -115,6 +151,9 @@ def test_biases_by_family() -> None:
     assert biases(read("qwen2", **every)) == (True, False, False)
     assert biases(read("qwen3")) == (False, False, False)
     assert biases(read("qwen3", **every)) == (True, True, False)
+    assert biases(read("smollm3", **every)) == (True, True, True)
+    assert biases(read("granite")) == (False, False, False)
+    assert biases(read("granite", **every)) == (True, True, True)
 
 
 def test_windows_by_family() -> None:
@@ -136,6 +175,14 @@ def test_windows_by_family() -> None:
     )
     assert read("qwen2", use_sliding_window=True, max_window_layers=2).windows == (None, None, 4096)
     assert read("qwen3", sliding_window=5).windows == (None,) * 3
+    assert read("phi3").windows == (None,) * 3
+    assert read("phi3", sliding_window=5, layer_types=kinds).windows == (5,) * 3
+    silent = {"no_rope_layers": [1, 1, 0]}  # without layer_types, these slide
+    assert read("smollm3", **slides, **silent).windows == (None, None, 5)
+    assert read("smollm3", **slides, **silent, layer_types=kinds).windows == (None, 5, None)
+    assert read("smollm3", sliding_window=5, **silent).windows == (None,) * 3
+    assert read("smollm3", use_sliding_window=True, **silent).windows == (None,) * 3
+    assert read("granite", **slides).windows == (None,) * 3
     assert read("qwen3", **slides, max_window_layers=1).windows == (None, 5, 5)
     assert read("qwen3", **slides, layer_types=kinds).windows == (None, 5, None)
 
@@ -143,8 +190,15 @@ def test_windows_by_family() -> None:
 def test_other_defaults() -> None:
     config = read()
     assert (config.norm_eps, config.tied, config.dtype) == (1e-6, False, None)
+    assert [family for family in FAMILIES if read(family).norm_eps != 1e-6] == ["phi3"]
+    assert [family for family in FAMILIES if read(family).tied] == ["smollm3"]
+    assert not read("smollm3", tie_word_embeddings=None).tied
+    assert (read("smollm3").rope_theta, read("smollm3", rope_theta=5).rope_theta) == (2e6, 5)
     found = {family: read(family).max_positions for family in FAMILIES}
-    assert found == {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768}
+    assert found == {
+        "llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768, "granite": 2048,
+        "smollm3": 32768, "phi3": 4096,
+    }  # fmt: skip
 
 
 def test_kv_bytes_per_token() -> None:
@@ -154,7 +208,15 @@ def test_kv_bytes_per_token() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3"),
+    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3, granite, smollm3, phi3"),
+    ({"model_type": "phi3", "rope_scaling": YARN}, "phi3 with RoPE scaling is not supported"),
+    ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "rope_type is 'longrope'"),
+    ({"model_type": "phi3", "partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "must list 0 or 1 for each of 3"),
+    ({"model_type": "smollm3", "no_rope_layers": [1, 0, 2]}, "must list 0 or 1 for each of 3"),
+    ({"model_type": "smollm3", "no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+    ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling is 0; expected a number"),
+    ({"model_type": "granite", "residual_multiplier": "1"}, "residual_multiplier is '1'"),
     ({"model_type": None}, "model_type is None"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config (gptq)"),
@@ -162,7 +224,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
     ({"torch_dtype": "int8"}, "int8"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn RoPE scaling lacks original_m"),
+    ({"rope_scaling": YARN | {"factor": 0.5}}, "factor is 0.5; expected a number, 1 to 10000"),
+    ({"rope_scaling": YARN | {"attention_factor": 0}}, "attention_factor is 0"),
+    ({"rope_scaling": YARN | {"beta_fast": 2, "beta_slow": 3}}, "beta_fast 2.0 must not be below"),
+    ({"rope_scaling": YARN | {"beta_slow": 0}}, "beta_slow is 0"),
+    ({"rope_scaling": YARN | {"truncate": 1}}, "truncate is 1; expected true or false"),
+    ({"rope_scaling": YARN | {"mscale": 1.0}}, "mscale is not supported"),
+    ({"rope_scaling": YARN | {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta is 1.0; yarn needs more"),
+    (
+        {"rope_scaling": YARN | {"factor": 1e4, "original_max_position_embeddings": 2**27}},
+        "a context of 1,342,177,280,000 tokens",
+    ),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope_type is 'dynamic'"),
     ({"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
     ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
@@ -268,7 +342,8 @@ KEYS = sorted(
     set(raw("qwen2"))
     | set(config_json(tiny_config()))
     | {"rope_parameters", "dtype", "layer_types", "max_window_layers", "sliding_window"}
-    | {"use_sliding_window", "partial_rotary_factor", "quantization_config"}
+    | {"use_sliding_window", "partial_rotary_factor", "quantization_config", *FACTORS}
+    | {"no_rope_layers", "no_rope_layer_interval"}
 )
 
 
@@ -277,6 +352,7 @@ KEYS = sorted(
 @example("qwen2", "max_window_layers", None)
 @example("qwen2", "max_window_layers", "many")
 @example("qwen2", "layer_types", [{}, {}, {}])
+@example("smollm3", "no_rope_layers", [{}, [], None])
 @example("llama", "rope_parameters", {"rope_type": {}})
 @example("llama", "rms_norm_eps", float("inf"))
 def test_any_json_value_gives_a_config_or_a_config_error(

@@ -574,7 +574,7 @@ WORDS: dict[str, tuple[Spoil, str]] = {
     "no config": (lambda w, p: ["--base", p, "Hi"], r"config.json: no such file"),
     "unsupported family": (with_config(model_type="gpt2"), "model_type is 'gpt2'; minisafe runs"),
     "unsupported RoPE": (
-        with_config(rope_scaling={"rope_type": "yarn", "factor": 2.0}), "rope_type is 'yarn'"
+        with_config(rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "rope_type is 'dynamic'"
     ),
     "unsupported activation": (with_config(hidden_act="gelu"), "hidden_act is 'gelu'"),
     "quantised": (

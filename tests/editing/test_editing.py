@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,10 +163,11 @@ def test_the_loss_by_hand() -> None:
     assert rome.target_loss([said], [row]).item() == pytest.approx(np.log(4), abs=1e-6)
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_the_edited_weight_adds_the_change_at_the_subject(qk_norm: bool) -> None:
-    """End to end on a random model: the residual stream after the layer moves by the change."""
-    model = deepcopy(random_model(tiny_config(n_layers=3, qk_norm=qk_norm)))
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"residual_multiplier": 0.4}])
+def test_the_edited_weight_adds_the_change_at_the_subject(changes: dict[str, Any]) -> None:
+    """End to end on a random model: the residual stream after the layer moves by the change, or by
+    the share of it that the layer adds."""
+    model = deepcopy(random_model(tiny_config(n_layers=3, **changes)))
     row = contexts(model, 1)
     rows = [random_ids(model, 1, 12, seed)[0].tolist() for seed in range(30)]
     covariance = rome.covariance(model, 1, rows, 0.01)
@@ -175,7 +177,19 @@ def test_the_edited_weight_adds_the_change_at_the_subject(qk_norm: bool) -> None
     new = rome.rank_one(rome.down_projection(model, 1), key, change, covariance)
     rome.put_down_projection(model, 1, new)
     after = rome.record(model, row, 1, "residual")[0]
-    torch.testing.assert_close(after - before, change, atol=TOLERANCE, rtol=1e-4)
+    moved = change * model.config.residual_multiplier
+    torch.testing.assert_close(after - before, moved, atol=TOLERANCE, rtol=1e-4)
+
+
+def test_a_change_of_the_residual_stream_is_one_of_the_weights_by_the_factor_of_the_layer() -> None:
+    """With no steps left to descend, what is found for half the share is twice as long."""
+    found = []
+    for factor in (1.0, 0.5):
+        model = deepcopy(random_model(tiny_config(n_layers=3)))
+        model.config = replace(model.config, residual_multiplier=factor)  # its layers still add all
+        descent = Descent(steps=1, kl=0.0, weight_decay=0.0)
+        found.append(rome.best_change(model, 1, contexts(model, 1), [], descent))
+    torch.testing.assert_close(found[1], 2 * found[0])
 
 
 # ---- where the subject stands ------------------------------------------------------------------

@@ -39,7 +39,8 @@ from tests.support.tiny import (
 
 CONFIG = tiny_config(
     hidden=64, intermediate=96, head_dim=16, qkv_bias=True, windows=(None, 4), qk_norm=True,
-    max_positions=256,
+    max_positions=256, embedding_multiplier=3.0, residual_multiplier=0.6, attention_multiplier=0.3,
+    logits_scaling=1.5, unrotated=(1,),
 )  # fmt: skip
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"

@@ -13,7 +13,7 @@ from minisafe.lora import AdaptedRows
 from minisafe.model import MLP, Attention, Llama
 from tests.support.tiny import random_adapter, random_model, tiny_config
 
-CONFIG = tiny_config(qkv_bias=True, mlp_bias=True, qk_norm=True)
+CONFIG = tiny_config(qkv_bias=True, mlp_bias=True, qk_norm=True, attention_multiplier=0.2)
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
 from minisafe.tokenizer import Message
 from tests.support.byte_tokenizer import VOCAB_SIZE, byte_tokenizer
-from tests.support.tiny import random_model, tiny_config
+from tests.support.tiny import GRANITE, random_model, tiny_config
 
 TOKENIZER = byte_tokenizer()
 CONFIG = tiny_config(vocab_size=VOCAB_SIZE, max_positions=256, tied=True)
@@ -73,10 +74,12 @@ def test_loss_is_the_mean_negative_log_likelihood_of_the_answer() -> None:
     assert trainer.loss([example]).item() == pytest.approx(sum(told) / len(told), abs=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"qk_norm": True}, GRANITE[0], {"unrotated": (1,)}], ids=str
+)
 @pytest.mark.parametrize("rank", [0, 4])
-def test_training_learns_the_answers(rank: int, family: str) -> None:
-    model = fresh(replace(CONFIG, family=family, qk_norm=family == "qwen3"))
+def test_training_learns_the_answers(rank: int, changes: dict[str, Any]) -> None:
+    model = fresh(replace(CONFIG, **changes))
     before = {name: tensor.clone() for name, tensor in model.tensors().items()}
     training = Training(
         steps=60, batch_size=6, held_out=0.0, learning_rate=1e-2, lora_rank=rank, eval_every=20

@@ -95,12 +95,18 @@ def config() -> Target:
     data = json.loads((path / "config.json").read_text())
     llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
               "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16,
+            "attention_factor": 1.1, "beta_fast": 32, "beta_slow": 1, "truncate": True}  # fmt: skip
     seeds = (
         data,
         data | {"rope_scaling": llama3},
+        data | {"rope_scaling": yarn},
         data | {"rope_parameters": llama3 | {"rope_theta": 5e5}, "dtype": "float16"},
         data | {"model_type": "mistral", "sliding_window": 2},
         data | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0},
+        data | {"model_type": "granite", "attention_multiplier": 0.2, "logits_scaling": 8.0},
+        data | {"model_type": "smollm3", "no_rope_layers": [1, 0, 1, 0]},
+        data | {"model_type": "phi3", "sliding_window": 2},
         data | {"model_type": "qwen3", "head_dim": data["head_dim"], "attention_bias": True},
     )
     read = placed(path / "config.json", lambda: model_runs(path))

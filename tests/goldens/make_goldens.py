@@ -31,11 +31,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 STORY = Path(__file__).resolve().parents[3] / "shared" / "models" / "story"
@@ -55,6 +58,13 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,  # shorter than the text, so that scaling tells
+}
+YARN = {  # three of eight pairs are blended
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 1.0,
+    "beta_slow": 0.1,
 }
 
 
@@ -188,6 +198,61 @@ MODELS: dict[str, tuple[PreTrainedConfig, torch.dtype, bool, int]] = {
         ),
         torch.float32,
         False,
+        1,
+    ),
+    "granite": (
+        GraniteConfig(
+            **SHAPE,
+            vocab_size=97,
+            num_key_value_heads=2,
+            embedding_multiplier=6.0,
+            residual_multiplier=0.5,
+            attention_multiplier=0.25,
+            logits_scaling=2.0,
+            rope_parameters=plain_rope(10000.0),
+        ),
+        torch.bfloat16,
+        True,
+        1,
+    ),
+    "smollm3": (
+        SmolLM3Config(
+            **SHAPE | {"num_hidden_layers": 4},
+            vocab_size=97,
+            pad_token_id=None,
+            num_key_value_heads=2,
+            use_sliding_window=True,
+            sliding_window=9,
+            no_rope_layer_interval=2,
+            rope_parameters=plain_rope(5000.0),
+        ),
+        torch.bfloat16,
+        False,
+        1,
+    ),
+    "phi3": (
+        Phi3Config(
+            **SHAPE,
+            vocab_size=97,
+            pad_token_id=None,
+            num_key_value_heads=2,
+            sliding_window=9,
+            rope_parameters=plain_rope(10000.0),
+        ),
+        torch.bfloat16,
+        True,
+        2,
+    ),
+    "qwen3_yarn": (
+        Qwen3Config(
+            **SHAPE,
+            vocab_size=97,
+            num_key_value_heads=2,
+            head_dim=16,
+            rope_parameters=YARN | {"rope_theta": 1000.0},
+        ),
+        torch.bfloat16,
+        True,
         1,
     ),
 }

@@ -17,12 +17,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from minisafe.checkpoint import load_adapter, load_model, save_adapter, save_model
-from minisafe.config import LlamaConfig, RopeScaling
+from minisafe.checkpoint.config import config_json, read_config
+from minisafe.config import LlamaConfig, RopeScaling, Yarn
 from minisafe.errors import AdapterError
 from minisafe.lora import AdaptedRows
 from minisafe.model import Llama
+from minisafe.rotary import inverse_frequencies, rotary_tables
 from tests.support.tiny import (
+    GRANITE,
     TOLERANCE,
+    YARN,
     configs,
     greedy,
     random_adapter,
@@ -75,6 +79,22 @@ NAMED: dict[str, LlamaConfig] = {
     "qwen3 window": tiny_config(
         family="qwen3", qk_norm=True, qkv_bias=True, o_bias=True, n_layers=3, windows=(6, None, 6)
     ),
+    "granite": tiny_config(family="granite", tied=True, **GRANITE[0]),
+    "granite biases": tiny_config(
+        family="granite", qkv_bias=True, o_bias=True, mlp_bias=True, **GRANITE[1]
+    ),
+    "smollm3": tiny_config(family="smollm3", tied=True, n_layers=3, unrotated=(1,)),
+    "smollm3 window": tiny_config(
+        family="smollm3",
+        unrotated=(0, 2),
+        n_layers=3,
+        windows=(6, None, 6),
+        o_bias=True,
+        qkv_bias=True,
+        mlp_bias=True,
+    ),
+    "phi3": tiny_config(family="phi3", windows=(7, 7)),
+    "qwen2 yarn": tiny_config(family="qwen2", qkv_bias=True, head_dim=16, rope_scaling=YARN),
 }
 
 
@@ -130,6 +150,39 @@ def test_bfloat16(tmp_path: Path, name: str) -> None:
     assert rms(ours - theirs) < 0.04 * exact.std()
     assert (ours - theirs).abs().max() < 0.35 * exact.std()
     assert rms(ours - exact) < 1.25 * rms(theirs - exact)
+
+
+@pytest.mark.parametrize(
+    ("theta", "head_dim", "given"),
+    [
+        (1e6, 128, {"factor": 4.0, "original_max_position_embeddings": 32768}),  # Qwen's own
+        (1e4, 64, {"factor": 1.0, "original_max_position_embeddings": 4096}),
+        (5e6, 128, {"factor": 2.5, "original_max_position_embeddings": 65536, "truncate": False}),
+        (1e4, 16, {"factor": 8, "original_max_position_embeddings": 16, "attention_factor": 1.5}),
+        (100.0, 8, {"factor": 4.0, "original_max_position_embeddings": 2, "beta_fast": 2}),
+        (10.0, 8, {"factor": 4.0, "original_max_position_embeddings": 99999, "beta_slow": 9}),
+        (1e6, 128, {"factor": None, "original_max_position_embeddings": 64}),
+    ],
+)
+def test_yarn_is_what_transformers_makes_of_the_same_config(
+    theta: float, head_dim: int, given: dict[str, Any]
+) -> None:
+    """Frequencies and the factor of queries and keys, to a millionth."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = given | {"rope_type": "yarn", "rope_theta": theta}
+    data = config_json(tiny_config(family="qwen3", qk_norm=True, head_dim=head_dim))
+    config = read_config(data | {"rope_parameters": dict(rope)})
+    theirs = transformers.Qwen3Config(
+        hidden_size=32, num_attention_heads=4, head_dim=head_dim, max_position_embeddings=64,
+        rope_parameters=dict(rope),
+    )  # fmt: skip
+    frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
+    torch.testing.assert_close(inverse_frequencies(config), frequencies, rtol=1e-6, atol=0)
+    assert isinstance(config.rope_scaling, Yarn)
+    assert config.rope_scaling.attention_factor == pytest.approx(factor, rel=1e-6)
+    cos, _ = rotary_tables(config, 2)
+    assert cos[0, 0].item() == pytest.approx(factor, rel=1e-6)
 
 
 @pytest.mark.parametrize("prompt", ["Once upon a time", "Lily and Tom went to the", "\n", "The"])
@@ -225,6 +278,25 @@ def test_what_peft_saves_for_refused_features(
     peft.get_peft_model(peer(tmp_path / "base"), config).save_pretrained(tmp_path / "adapter")
     with pytest.raises(AdapterError, match=word):
         load_adapter(tmp_path / "adapter", base)
+
+
+@pytest.mark.parametrize("targets", [["qkv_proj"], ["gate_up_proj", "o_proj"], "all-linear"])
+def test_an_adapter_of_fused_projections(tmp_path: Path, targets: list[str] | str) -> None:
+    """peft's modules of Phi-3 are fused; ours are apart."""
+    peft = pytest.importorskip("peft")
+    base = random_model(tiny_config(family="phi3"), 7)
+    save_model(base, tmp_path / "base")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", init_lora_weights=False, r=3, lora_alpha=6, target_modules=targets
+    )
+    theirs = peft.get_peft_model(peer(tmp_path / "base"), config)
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    ids = random_ids(base, 2, 16)
+    adapter = load_adapter(tmp_path / "adapter", base)
+    logits = base(ids, adapters=(AdaptedRows(adapter, slice(0, 2)),))
+    torch.testing.assert_close(logits, logits_of(theirs, ids), atol=TOLERANCE, rtol=0)
+    assert (logits - base(ids)).abs().max() > 0.05
 
 
 def test_peft_reads_an_adapter_that_is_saved(base: Llama, tmp_path: Path) -> None:

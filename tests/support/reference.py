@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minisafe.config import LlamaConfig
+from minisafe.config import LlamaConfig, Yarn
 
 
 @dataclass
@@ -45,6 +45,7 @@ def read(
     n = len(ids)
     reading = Reading(torch.empty(0))
     x = torch.stack([w["model.embed_tokens.weight"][token] for token in ids])  # (T, hidden)
+    x = x * config.embedding_multiplier
     for layer in range(config.n_layers):
         name = f"model.layers.{layer}"
         seen = norm(x, w[f"{name}.input_layernorm.weight"], config.norm_eps)
@@ -53,18 +54,20 @@ def read(
             if where == layer:
                 heads[position, head] = value.double()
         reading.heads.append(heads)
-        x = x + linear(w, f"{name}.self_attn.o_proj", heads.reshape(n, -1))
+        given = linear(w, f"{name}.self_attn.o_proj", heads.reshape(n, -1))
+        x = x + config.residual_multiplier * given
         seen = norm(x, w[f"{name}.post_attention_layernorm.weight"], config.norm_eps)
         gate = linear(w, f"{name}.mlp.gate_proj", seen)
         up = linear(w, f"{name}.mlp.up_proj", seen)
-        x = x + linear(w, f"{name}.mlp.down_proj", gate / (1 + torch.exp(-gate)) * up)
+        given = linear(w, f"{name}.mlp.down_proj", gate / (1 + torch.exp(-gate)) * up)
+        x = x + config.residual_multiplier * given
         for (where, position), value in add.items():
             if where == layer:
                 x[position] += value.double()
         reading.residuals.append(x.clone())
     x = norm(x, w["model.norm.weight"], config.norm_eps)
     head = w["model.embed_tokens.weight"] if config.tied else w["lm_head.weight"]
-    reading.logits = x @ head.T
+    reading.logits = x @ head.T / config.logits_scaling
     return reading
 
 
@@ -88,19 +91,24 @@ def attention(w: Mapping[str, Tensor], config: LlamaConfig, layer: int, x: Tenso
             for position in range(n):
                 parts[position] = norm(parts[position], weight, config.norm_eps)
     for position in range(n):
-        turn = rotation(config, position)
+        turn = (
+            rotation(config, position)
+            if layer not in config.unrotated
+            else torch.eye(config.head_dim, dtype=x.dtype)
+        )
         for head in range(config.n_heads):
             q[position, head] = turn @ q[position, head]
         for head in range(config.n_kv_heads):
             k[position, head] = turn @ k[position, head]
     out = torch.zeros(n, config.n_heads, config.head_dim, dtype=x.dtype)
-    window = config.windows[layer]
+    window, factor = config.windows[layer], config.attention_multiplier
+    factor = 1 / math.sqrt(config.head_dim) if factor is None else factor
     for head in range(config.n_heads):
         shared = head * config.n_kv_heads // config.n_heads  # the key-value head it reads
         for position in range(n):
             first = 0 if window is None else max(0, position - window + 1)
             scores = k[first : position + 1, shared] @ q[position, head]
-            odds = torch.softmax(scores / math.sqrt(config.head_dim), dim=0)
+            odds = torch.softmax(scores * factor, dim=0)
             out[position, head] = odds @ v[first : position + 1, shared]
     return out
 
@@ -113,7 +121,8 @@ def rotation(config: LlamaConfig, position: int) -> Tensor:
         angle = position * frequency(config, i)
         matrix[i, i] = matrix[i + half, i + half] = math.cos(angle)
         matrix[i, i + half], matrix[i + half, i] = -math.sin(angle), math.sin(angle)
-    return matrix
+    scaling = config.rope_scaling
+    return matrix * scaling.attention_factor if isinstance(scaling, Yarn) else matrix
 
 
 def frequency(config: LlamaConfig, i: int) -> float:
@@ -122,6 +131,9 @@ def frequency(config: LlamaConfig, i: int) -> float:
     scaling = config.rope_scaling
     if scaling is None:
         return plain
+    if isinstance(scaling, Yarn):
+        share = slowed(config, scaling, i)
+        return share * plain / scaling.factor + (1 - share) * plain
     wavelength = 2 * math.pi / plain
     if wavelength < scaling.original_max_positions / scaling.high_freq_factor:
         return plain
@@ -130,3 +142,18 @@ def frequency(config: LlamaConfig, i: int) -> float:
     turns = scaling.original_max_positions / wavelength
     share = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     return (1 - share) * plain / scaling.factor + share * plain
+
+
+def slowed(config: LlamaConfig, yarn: Yarn, i: int) -> float:
+    """How far YaRN slows pair `i`: 0, not at all; 1, by the whole factor."""
+    bounds = []
+    for turns in (yarn.beta_fast, yarn.beta_slow):
+        # the pair that turns so often in the original context, as a fraction of a pair
+        wavelength = yarn.original_max_positions / turns
+        bounds.append(math.log(wavelength / (2 * math.pi), config.rope_theta) * config.head_dim / 2)
+    if yarn.truncate:
+        bounds = [math.floor(bounds[0]), math.ceil(bounds[1])]
+    first, last = max(bounds[0], 0), min(bounds[1], config.head_dim - 1)
+    if first == last:
+        return float(i > first)
+    return min(max((i - first) / (last - first), 0), 1)

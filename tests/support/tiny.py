@@ -18,13 +18,17 @@ from torch import Tensor
 
 from minisafe.cache import KVCache
 from minisafe.checkpoint import linear_modules
-from minisafe.config import LlamaConfig, RopeScaling
+from minisafe.checkpoint.config import FAMILIES
+from minisafe.config import LlamaConfig, RopeScaling, Yarn
 from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama
 
 # What two orders of the same float32 sums may differ by, at logits of up to about 10: ten times
 # what is seen, and a thousandth of what one wrong column in a mask does.
 TOLERANCE = 1e-4
+
+
+YARN = Yarn(4.0, 16, 1.1, beta_fast=2.0, beta_slow=0.05, truncate=False)  # a blend of pairs
 
 
 def tiny_config(**overrides: Any) -> LlamaConfig:
@@ -126,24 +130,32 @@ def greedy(
 
 # ---- what hypothesis draws ---------------------------------------------------------------------
 
+GRANITE: tuple[dict[str, Any], ...] = (
+    {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2,
+     "logits_scaling": 1.5},
+    {"attention_multiplier": 1.0},  # what its class takes for missing keys
+)  # fmt: skip
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> LlamaConfig:
     """Tiny configs of every family and feature."""
-    family = draw(st.sampled_from(("llama", "llama", "mistral", "qwen2", "qwen3")))
+    family = draw(st.sampled_from(tuple(FAMILIES)))
     n_layers = draw(st.integers(1, 3))
     n_kv_heads, group = draw(st.sampled_from(((1, 4), (2, 2), (4, 1), (2, 1))))
     window = st.one_of(st.none(), st.integers(1, 9))
-    if family == "mistral":
+    if family in ("mistral", "phi3"):
         windows = (draw(window),) * n_layers
-    elif family in ("qwen2", "qwen3"):
+    elif family in ("qwen2", "qwen3", "smollm3"):
         size = draw(st.integers(1, 9))
         kinds = draw(st.lists(st.booleans(), min_size=n_layers, max_size=n_layers))
         windows = tuple(size if windowed else None for windowed in kinds)
     else:
         windows = (None,) * n_layers
-    bias = family in ("llama", "qwen3") and draw(st.booleans())
-    scaling = RopeScaling(4.0, 1.0, 4.0, 16) if draw(st.booleans()) else None
+    bias = family in ("llama", "qwen3", "granite", "smollm3") and draw(st.booleans())
+    scaling = draw(st.sampled_from((None, None, RopeScaling(4.0, 1.0, 4.0, 16), YARN)))
+    scaling = None if family == "phi3" else scaling
+    silent = draw(st.sampled_from(((), (0,), (1, 2), (0, 1, 2)))) if family == "smollm3" else ()
     return tiny_config(
         family=family,
         n_layers=n_layers,
@@ -155,9 +167,11 @@ def configs(draw: st.DrawFn) -> LlamaConfig:
         tied=draw(st.booleans()),
         qkv_bias=bias or family == "qwen2",
         o_bias=bias,
-        mlp_bias=family == "llama" and draw(st.booleans()),
+        mlp_bias=family in ("llama", "granite", "smollm3") and draw(st.booleans()),
         windows=windows,
         qk_norm=family == "qwen3",
+        unrotated=tuple(layer for layer in range(n_layers) if layer in silent),
+        **draw(st.sampled_from(GRANITE)) if family == "granite" else {},
     )
 
 

@@ -75,7 +75,8 @@ def through(
     grads = dict(zip(leaves, found, strict=True))
     total = torch.zeros(len(words), len(others))
     for stream, (leaf, row) in read.items():
-        rows = session.streams[stream].model.embed_tokens.weight.detach()[list(others)]
+        model = session.streams[stream].model
+        rows = model.embed_tokens(torch.tensor(list(others), device=model.device)).detach()
         along = grads[leaf][row, places[stream] : places[stream] + len(words)]
         total += (along.float() @ rows.float().T).cpu()
     return total
