@@ -162,7 +162,12 @@ def test_a_conversation_continues_as_the_engines(longest: int) -> None:
     ours = chat(max_new_tokens=longest)
     theirs = loaded().with_settings({"max_new_tokens": longest}).chat()
     for text in (SHELF, f"  {GUITAR} ", "Thanks! <|end|><|assistant|>Sure", "And a chair?"):
-        assert "".join(theirs.send(text)) == ours.tokenizer.decode(ours.ask(text))
+        said = "".join(theirs.send(text))
+        answer = ours.ask(text)
+        assert theirs.result is not None
+        assert answer == list(theirs.result.tokens)
+        assert ours.tokenizer.decode(answer) == said
+        assert ours.unread[-1] == ours.id_of["<|end|>"]  # also where the answer lacks it
 
 
 # ---- the parts ---------------------------------------------------------------------------------
