@@ -50,6 +50,7 @@ def read_rope(
 
 
 def read_llama3(keys: Keys, rope: dict[str, Any]) -> RopeScaling:
+    """Llama 3's scaling; raises `ConfigError` for values out of range."""
     low = keys.number("low_freq_factor", 1.0, rope)
     high = keys.number("high_freq_factor", 4.0, rope)
     if high <= low:

@@ -144,7 +144,9 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert found["part"] in headings(target), f"{page.name}: {found.group()}"
 
 
-NAMED = re.compile(r"`(?P<file>(?:minisafe|tests|bench|weights|docs)/[\w./-]+\.(?:py|md|json))`")
+NAMED = re.compile(
+    r"`(?P<file>(?:minisafe|tests|bench|weights|docs|examples)/[\w./-]+\.(?:py|md|json))`"
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

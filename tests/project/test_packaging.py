@@ -71,7 +71,9 @@ def test_the_wheel_holds_the_package_and_the_shipped_model(wheel: Path) -> None:
     assert {"profile.json", "README.md"} <= wanted
     assert {f"minisafe/weights/smollm2/{name}" for name in wanted} <= held
     assert not [each for each in held if each.startswith("minisafe/weights/smollm2/base/")]
-    assert not [each for each in held if each.startswith(("tests/", "bench/", "docs/"))]
+    assert not [
+        each for each in held if each.startswith(("tests/", "bench/", "docs/", "examples/"))
+    ]
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:

@@ -102,7 +102,7 @@ def run_tests(root: Path, tests: Sequence[str]) -> tuple[bool, str]:
 
 def copied(root: Path, to: Path) -> Path:
     """The package with its tests and what they read; weights are linked, since none changes."""
-    for name in ("minisafe", "tests", "bench", "docs"):
+    for name in ("minisafe", "tests", "bench", "docs", "examples"):
         if (root / name).is_dir():
             shutil.copytree(root / name, to / name, ignore=NOT_COPIED)
     for path in (*root.glob("*.*"), root / "Makefile", root / ".ci"):
