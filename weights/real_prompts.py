@@ -35,7 +35,8 @@ def development(data: Path) -> dict[str, list[str]]:
         "own safe": [row["prompt"] for row in own if row["kind"] == "borderline"],
         "own unsafe": [row["prompt"] for row in own if row["kind"] == "harmful"],
         "advbench": asked[TRAINED:], "plain": plain[TRAINED:],
-        "harmbench": [text for _, text in harmbench(data / "harmbench_val.csv")],
+        "harmbench": [text for _, text in harmbench(
+            data / "harmbench_val.csv", "standard", "contextual")],
     }  # fmt: skip
 
 
@@ -71,20 +72,21 @@ def compared(parts: Mapping[str, list[str]]) -> dict[str, Texts]:
 
 
 def tested(data: Path) -> dict[str, Texts]:
-    """The test prompts by kind, HarmBench's copyright behaviours apart, and every eighth harmful
-    prompt to attack."""
+    """The test prompts by kind, HarmBench's contextual and copyright behaviours apart, and every
+    eighth harmful prompt to attack."""
     safe, unsafe = xstest(data, first=False)
-    strong = table(data / "strongreject.csv")
-    harmful = harmbench(data / "harmbench_test.csv") + named(xstest=unsafe)
+    path, strong = data / "harmbench_test.csv", table(data / "strongreject.csv")
+    harmful = harmbench(path, "standard") + named(xstest=unsafe)
     harmful += [
         (f"strongreject {row['category'].lower()}", row["forbidden_prompt"]) for row in strong
     ]
     return {
         "harmful": harmful,
+        "contextual": harmbench(path, "contextual"),
         "attacked": harmful[3::8],
         "borderline": named(xstest=safe),
         "benign": named(plain=instructions(data / "harmless_test.json")[:200]),
-        "copyright": harmbench(data / "harmbench_test.csv", copyright=True),
+        "copyright": harmbench(path, "copyright"),
     }
 
 
@@ -98,14 +100,15 @@ def instructions(path: Path) -> list[str]:
     return [row["instruction"] for row in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def harmbench(path: Path, copyright: bool = False) -> Texts:
-    """HarmBench's behaviours, a contextual one behind its context, by functional category."""
+def harmbench(path: Path, *categories: str) -> Texts:
+    """HarmBench's behaviours of these functional categories; a contextual one stands behind its
+    context."""
     return [
         (f"harmbench {row['FunctionalCategory']}",
          f"{row['ContextString']}\n\n---\n\n{row['Behavior']}" if row["ContextString"]
          else row["Behavior"])
         for row in table(path)
-        if (row["FunctionalCategory"] == "copyright") == copyright
+        if row["FunctionalCategory"] in categories
     ]  # fmt: skip
 
 

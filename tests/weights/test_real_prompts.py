@@ -79,8 +79,8 @@ def test_the_threshold_comes_from_prompts_that_nothing_was_trained_on(data: Path
 def test_copyright_stands_apart_and_a_context_in_front(data: Path) -> None:
     parts = real_prompts.tested(data)
     assert len(parts["copyright"]) == 10
-    assert ("harmbench contextual", "words\n\n---\n\ntest 1") in parts["harmful"]
-    assert not set(parts["copyright"]) & set(parts["harmful"])
+    assert ("harmbench contextual", "words\n\n---\n\ntest 1") in parts["contextual"]
+    assert not set(parts["copyright"] + parts["contextual"]) & set(parts["harmful"])
     assert set(parts["attacked"]) < set(parts["harmful"])
 
 
