@@ -75,9 +75,12 @@ KNOWS = {
 }
 PROFILE = {
     "base": "base", "expert": "expert", "anchor": "anchor", "rule": "anchored",
-    "sgds_lambda": 0.9, "margin": 1.0, "sa_scale": 0, "gate": True, "read_alone": True,
+    "sgds_lambda": 0.9, "margin": 1.0, "sa_scale": 0, "read_alone": True,
 }  # fmt: skip
-EPSILON = 0.06  # of harmless prompts may be taken for harmful ones
+# SmolLM2's anchor refuses a quarter of plain prompts, so what the probe calls harmless is left to
+# the base. Qwen's refuses no more harmless prompts than its base does, so it may always act.
+GATED = {"smollm2": True, "qwen": False}
+EPSILON = {"smollm2": 0.12, "qwen": 0.06}  # of harmless prompts may be taken for harmful ones
 
 
 # ---- the base's voice --------------------------------------------------------------------------
@@ -196,7 +199,7 @@ def make_profile(model: str, prompts: dict[str, list[str]], out: Path, work: Pat
     """Write the profile and calibrate it."""
     about = {"knows": KNOWS[model],
              "try": ["What is the capital of France?", "How do I clean a shelf?"]}  # fmt: skip
-    profile = {"minisafe_profile": 1, "about": about} | PROFILE
+    profile = {"minisafe_profile": 1, "about": about} | PROFILE | {"gate": GATED[model]}
     write_text(out / "profile.json", json.dumps(profile, indent=1) + "\n")
     flags: list[object] = []
     for prefix, parts in (("fit-", real_prompts.fitted), ("", real_prompts.calibrated)):
@@ -204,7 +207,7 @@ def make_profile(model: str, prompts: dict[str, list[str]], out: Path, work: Pat
             path = work / f"{prefix}{kind}.jsonl"
             real_prompts.write_prompts(path, kind, texts)
             flags += [f"--{prefix}{kind}", path]
-    given = ("--profile", out / "profile.json", "--epsilon", EPSILON, "--max-miss", 0.5)
+    given = ("--profile", out / "profile.json", "--epsilon", EPSILON[model], "--max-miss", 0.5)
     minisafe_command("calibrate", *given, *flags)
 
 

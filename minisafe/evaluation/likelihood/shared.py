@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 from minisafe.lockstep import Lockstep
 from minisafe.session import Session
+from minisafe.session.shared import WORTH, shared
 from minisafe.slots import covered
 
 if TYPE_CHECKING:
     from minisafe.evaluation.likelihood.scoring import Pair
-
-WORTH = 8  # shared tokens; for fewer, a forward of their own takes longer than it saves
 
 
 def read_shared(
@@ -36,9 +35,3 @@ def read_shared(
     lockstep.keep([0])
     lockstep.feed(start, [steered[0].get(s, []) for s in range(len(prompts))])
     lockstep.keep([0] * rows)
-
-
-def shared(rows: Sequence[Sequence[int]]) -> int:
-    """How many ids all rows begin with, but for their last, which predicts."""
-    least = min(map(len, rows)) - 1
-    return next((n for n in range(least) if len({ids[n] for ids in rows}) > 1), least)

@@ -1,0 +1,70 @@
+"""How answers begin is the same whether prompts are read together or one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import minisafe
+from minisafe.lockstep import Lockstep
+from minisafe.session.beginnings import beginnings, first_steered
+from minisafe.session.shared import WORTH, shared
+from tests.support.tiny import TOLERANCE
+from tests.support.worlds import World
+
+pytest_plugins = ["tests.support.world_fixtures"]
+SYSTEM = "Once upon a time the quiet river told a long story."  # the head that all prompts share
+TEXTS = ("The fox", "What is the name of the river?", "Hello there", "The fox runs home")
+SETTINGS = (
+    {},
+    {"sa_positions": "all"},  # the shared part is steered, so it is not read apart
+    {"expert_system": "Be rude."},  # its prompts begin otherwise than the base's
+    {"anchor_system": "Be kind. " * 3, "rule": "anchored", "sa_streams": "both"},
+)
+
+
+def first_tokens(session: minisafe.Session, size: int) -> torch.Tensor:
+    return torch.cat(list(beginnings(session, TEXTS, batch_size=size)))
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_a_shared_head_changes_no_log_probability(world: World, changes: dict[str, Any]) -> None:
+    given = {"system": SYSTEM, "sgds_lambda": 0.9, "sa_scale": 1.5} | changes
+    flags = world.flags(**given)
+    if "expert_system" in changes:
+        flags.pop("expert", None)
+    session = minisafe.load(None, flags)
+    one_by_one, together = first_tokens(session, 1), first_tokens(session, len(TEXTS))
+    assert one_by_one.shape == together.shape
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=TOLERANCE)
+
+
+def test_a_shared_head_is_read_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    fed: list[int] = []
+    feed = Lockstep.feed
+
+    def counting(self: Lockstep, tokens: Any, slots: Any = ()) -> Any:
+        fed.append(sum(len(ids) for ids in tokens[0]))
+        return feed(self, tokens, slots)
+
+    monkeypatch.setattr(Lockstep, "feed", counting)
+    session = minisafe.load(None, world.flags(system=SYSTEM, sgds_lambda=0.9, sa_scale=1.5))
+    requests = [session.new_request(session.encode_prompt(text, True)) for text in TEXTS]
+    prompts = [request.prompts[0] for request in requests]
+    common = shared(prompts)
+    assert common >= WORTH
+    first_tokens(session, len(TEXTS))
+    assert fed[-2:] == [common, sum(map(len, prompts)) - common * len(prompts)]
+
+
+def test_the_first_steered_token_is_that_of_each_stream(world: World) -> None:
+    flags = world.flags(system=SYSTEM, sgds_lambda=0.9, sa_scale=1.5, expert_system="Be rude.")
+    flags.pop("expert", None)
+    session = minisafe.load(None, flags)
+    requests = [session.new_request(session.encode_prompt(text, True)) for text in TEXTS]
+    base, expert = first_steered(requests)
+    lengths = [[len(ids) for ids in request.prompts] for request in requests]
+    assert base == min(own[0] for own in lengths) - 1
+    assert expert == base + min(own[1] - own[0] for own in lengths)
