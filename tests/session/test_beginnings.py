@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 import minisafe
 from minisafe.lockstep import Lockstep
-from minisafe.session.beginnings import beginnings, first_steered
+from minisafe.probe import Probe
+from minisafe.session.beginnings import beginnings, first_steered, harm
 from minisafe.session.shared import WORTH, shared
 from tests.support.tiny import TOLERANCE
 from tests.support.worlds import World
@@ -68,3 +70,14 @@ def test_the_first_steered_token_is_that_of_each_stream(world: World) -> None:
     lengths = [[len(ids) for ids in request.prompts] for request in requests]
     assert base == min(own[0] for own in lengths) - 1
     assert expert == base + min(own[1] - own[0] for own in lengths)
+
+
+def test_each_text_keeps_its_own_harm_whatever_their_lengths(world: World) -> None:
+    session = minisafe.load(None, world.flags(sgds_lambda=0.9, sa_scale=1.5))
+    (size,) = {each.shape[1:] for each in beginnings(session, TEXTS)}
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    session = replace(session, probe=Probe(weight, torch.zeros(1)))
+    texts = sorted(TEXTS, key=len, reverse=True)
+    wanted = [harm(session, [text])[0] for text in texts]
+    assert harm(session, texts) == pytest.approx(wanted, abs=TOLERANCE)
+    assert len(set(wanted)) == len(texts)
