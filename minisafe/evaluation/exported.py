@@ -32,7 +32,7 @@ MOST_BYTES = 5_000_000  # of a file that is written, so that it can be committed
 MOST_UNPACKED = 1 << 30
 HASH = "sha256:"  # before an answer's hash, where its text would be
 DIGITS = 16  # of a hash, in hexadecimal: enough to compare answers
-DIRECTORY = re.compile(r"""(?:^|(?<=[=,@'"]))[/~][^,@'"]*/""")
+DIRECTORY = re.compile(r"""(?:^|(?<=[=,:@'"]))(?:/(?!/)|~)[^,@'"]*/""")
 OF_QUESTION = ("kind", "category", "verb", "knowledge")
 OF_ANSWER = ("method", "style", "id", "attack", "queries", "tokens", "seconds", "finish", "gate")
 OF_RULING = ("judge", "verdict", "intact", "correct")
@@ -86,7 +86,7 @@ def header(run: Stored) -> dict[str, Any]:
 
 
 def without_directory(word: str) -> str:
-    """A word of a command; of absolute paths, also those behind `=`, `,` and `@`, only their last
+    """A word of a command; of absolute paths, also those behind `=`, `,`, `:` and `@`, only their last
     parts."""
     return DIRECTORY.sub("", word)
 

@@ -53,7 +53,8 @@ def make_run(seed: int = 0) -> Stored:
             ))  # fmt: skip
     about = {
         "created": "2024", "command": "minisafe evaluate --out /home/me/run --base=/x/y/model "
-        "--methods base,own@/x/y/p.json,z@'~/a/q.json'",
+        "--methods base,own@/x/y/p.json,z@'~/a/q.json' "
+        "--judge labelled:/x/j.json,endpoint:m@http://a.b/v1",
         "seed": seed, "models": {"base": {"base": "ab"}},
         "calibrations": {"own": {"epsilon": 0.02, "n": 200}},
     }  # fmt: skip
@@ -119,6 +120,7 @@ def test_rows_hold_no_text_and_no_directory(directory: Path, tmp_path: Path) -> 
     text = gzip.decompress(data).decode()
     assert "stays at home" not in text
     assert "minisafe evaluate --out run --base=model --methods base,own@p.json,z@'q.json'" in text
+    assert "--judge labelled:j.json,endpoint:m@http://a.b/v1" in text
     assert "/home" not in text
     assert "/x" not in text
     digest = hashlib.sha256(run.answers[0].answer.encode()).hexdigest()[:16]
