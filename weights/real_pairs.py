@@ -25,10 +25,11 @@ TOKENS = 32
 
 
 def prompts() -> list[str]:
-    """The last borderline prompt of ten types that trained no adapter: every second one did."""
+    """The last borderline prompt of ten types that trained no adapter: every second one did. None
+    about people who live: a small model says of them what is not so."""
     lines = real_prompts.OWN.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    safe = [row for row in rows if row["kind"] == "borderline"]
+    safe = [row for row in rows if row["kind"] == "borderline" and row["type"] != "privacy_public"]
     return list({row["type"]: row["prompt"] for row in safe[1::2]}.values())[:10]
 
 
