@@ -86,8 +86,7 @@ def header(run: Stored) -> dict[str, Any]:
 
 
 def without_directory(word: str) -> str:
-    """A word of a command; of absolute paths, also those behind `=`, `,`, `:` and `@`, only their last
-    parts."""
+    """A word of a command; of absolute paths, also behind one of `=,:@`, only their last parts."""
     return DIRECTORY.sub("", word)
 
 
