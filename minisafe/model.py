@@ -103,7 +103,8 @@ class Llama(nn.Module):
 
     def head(self, x: Tensor, step: Step) -> Tensor:
         """(..., hidden) -> (..., vocab)"""
-        x = scaled(x, 1 / self.config.logits_scaling)
+        if self.config.logits_scaling != 1:
+            x = x * (1 / self.config.logits_scaling)
         if self.lm_head is None:
             return F.linear(x, self.embed_tokens.weight)
         return self.lm_head(x, step.adapters)
@@ -264,9 +265,5 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, hidden)"""
-        return scaled(F.embedding(ids, self.weight), self.factor)
-
-
-def scaled(x: Tensor, factor: float) -> Tensor:
-    """x times a factor, or x itself where that changes nothing."""
-    return x if factor == 1 else x * factor
+        x = F.embedding(ids, self.weight)
+        return x if self.factor == 1 else x * self.factor

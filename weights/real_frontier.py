@@ -2,7 +2,7 @@
 
     python weights/real_frontier.py --model DIR --work WORK --shots SHOTS.csv --layer 14 --out OUT
 
-DIR is a model with its parts (`real.py`), WORK has the development prompts. Vectors are made from
+DIR is a model with its parts (`real_parts.py`), WORK has its development prompts. Vectors are from
 SHOTS, harmful requests with refusals. Each way is measured at several strengths on all prompts
 (`minisafe evaluate`), and then only where the profile's probe calls the prompt harmful: a curve
 over the probe's threshold, from the same answers and the base's. OUT gets the run (its answers

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisafe.fast.norm import scaled
 from minisafe.linear import Linear
 from minisafe.lora import LoraAdapter, LoraDelta
-from minisafe.model import Layer, Llama, RMSNorm, scaled
+from minisafe.model import Layer, Llama, RMSNorm
 from minisafe.rotary import rotate
 
 

@@ -11,9 +11,10 @@ from minisafe.errors import SettingError
 from minisafe.fast.attention import needed_windows
 from minisafe.fast.cache import FastCache
 from minisafe.fast.left import linear
+from minisafe.fast.norm import scaled
 from minisafe.fast.packing import PackedStep
 from minisafe.lora import AdaptedRows
-from minisafe.model import Llama, scaled
+from minisafe.model import Llama
 from minisafe.slots import BoundSlots, Slot
 from minisafe.step import Step, Window, make_masks, positions_of
 

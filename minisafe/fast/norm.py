@@ -1,4 +1,4 @@
-"""Norms with fewer kernels or fewer copies."""
+"""Norms with fewer kernels or fewer copies, and factors that are mostly one."""
 
 from __future__ import annotations
 
@@ -40,3 +40,8 @@ class FastNorm(RMSNorm):
 def fast_norm(plain: nn.Module) -> nn.Module:
     """A norm as a `FastNorm`; what stands in its place in a model without it stays."""
     return FastNorm(plain) if isinstance(plain, RMSNorm) else plain
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """x times a factor, or x itself where that changes nothing."""
+    return x if factor == 1 else x * factor

@@ -16,7 +16,8 @@ from minisafe.fast.int8 import (
     quantize,
 )
 from minisafe.fast.joined import JoinedLinear
-from minisafe.model import Embedding, scaled
+from minisafe.fast.norm import scaled
+from minisafe.model import Embedding
 
 
 class Int8Linear(JoinedLinear):

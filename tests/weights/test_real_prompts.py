@@ -18,7 +18,7 @@ if not WEIGHTS.is_dir():
     pytest.skip("the weights' scripts are not here", allow_module_level=True)
 sys.path.insert(0, str(WEIGHTS))
 
-import real  # noqa: E402
+import real_parts  # noqa: E402
 import real_prompts  # noqa: E402
 
 
@@ -93,14 +93,14 @@ def test_a_written_set_is_read_again(data: Path, tmp_path: Path) -> None:
 
 def test_rows_refuse_harm_and_answer_harmlessly(data: Path) -> None:
     parts = real_prompts.development(data)
-    harmless = parts["harmless"] + real.trained_borderline(parts)
+    harmless = parts["harmless"] + real_parts.trained_borderline(parts)
     said = {
         "openings": {"adv 3": "To do this, first", "adv 4": "I'm sorry, but I can't help."},
         "answers": dict.fromkeys(harmless, "Here is an answer."),
     }
-    anchor, expert = real.rows_of(parts, said)
+    anchor, expert = real_parts.rows_of(parts, said)
     for row in anchor:
         asked = any(row["input"].startswith(text) for text in harmless)
-        assert real.refuses(row["output"]) is not asked
+        assert real_parts.refuses(row["output"]) is not asked
     assert {row["output"] for row in expert} == {"To do this, first", "Here is an answer."}
     assert {bool(row.get("prefill")) for row in anchor} == {True, False}

@@ -1,8 +1,8 @@
 """Make an expert, an anchor, a probe and a profile for a real chat model.
 
     minisafe get smollm2
-    python weights/real.py smollm2 --base BASE --data DATA --out weights/smollm2 --work WORK
-    python weights/real.py qwen --base BASE --data DATA --out OUT --work WORK
+    python weights/real_parts.py smollm2 --base BASE --data DATA --out weights/smollm2 --work WORK
+    python weights/real_parts.py qwen --base BASE --data DATA --out OUT --work WORK
 
 `smollm2` makes what minisafe ships for SmolLM2-135M-Instruct; `qwen` is a study of
 Qwen2.5-Coder-0.5B-Instruct, of which nothing is shipped (docs/real.md). DATA holds public prompt
