@@ -88,6 +88,8 @@ def test_ctrl_c_while_importing_is_one_line(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "minisafe", "--version"], env=environment, cwd=tmp_path,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # where the tests run in the background, the signal is ignored, and so in their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout
     assert process.stdout.readline() == b"importing\n"
