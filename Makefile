@@ -1,13 +1,18 @@
 # make chat: set up, then talk to the shipped model, safely.   make test: set up, then every check.
 # make docs: the documentation site, in build/site.   make figures: the pictures of the docs.
 # make smollm2: the same with a real model, which is downloaded first (docs/real.md).
+# make test-minimal: the core tests with the oldest versions that pyproject.toml allows, in an
+# environment of its own. PYTHON=python3.10 makes it with the oldest Python. A download of 3 GB.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+MINIMAL ?= .venv-minimal
+MINIMAL_TESTS ?= tests/test_*.py tests/checkpoint tests/tokenizer tests/session tests/goldens \
+  tests/examples/test_programs.py tests/project/test_light.py
 FUZZ_INPUTS ?= 20000
 FIGURES ?= docs/make_figures.py docs/tutorial/make_figures.py
-.PHONY: chat smollm2 test fuzz mutants api docs figures notebooks weights setup setup-gguf setup-docs \
-  setup-notebooks setup-dev lint clean
+.PHONY: chat smollm2 test test-minimal fuzz mutants api docs figures notebooks weights setup \
+  setup-gguf setup-docs setup-notebooks setup-dev lint clean
 
 chat: setup
 	$(BIN)/python cli.py chat --safe
@@ -19,6 +24,10 @@ smollm2: setup-gguf
 
 test: setup-dev lint
 	$(BIN)/python -m pytest -q
+
+# not part of `make test`, which is for the newest versions (constraints.txt)
+test-minimal: $(MINIMAL)/.test
+	$(MINIMAL)/bin/python -m pytest -q -p no:cacheprovider $(MINIMAL_TESTS)
 
 # run every reader of untrusted files on this many mutated files; the table is for docs/trust.md
 fuzz: setup-dev
@@ -84,5 +93,10 @@ $(VENV)/.notebooks: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[notebooks]'
 	touch $@ $(VENV)/.run
 
+$(MINIMAL)/.test: pyproject.toml constraints-minimal.txt
+	$(PYTHON) -m venv $(MINIMAL)
+	$(MINIMAL)/bin/python -m pip install -q -c constraints-minimal.txt -e '.[test,report,gguf,parquet]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(MINIMAL) build dist .pytest_cache .mypy_cache .ruff_cache

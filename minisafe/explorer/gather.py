@@ -12,7 +12,7 @@ from minisafe.explorer.runs import Run, run
 from minisafe.guidance import Plain
 from minisafe.session import Session
 from minisafe.session.chat_prompt import ChatPrompt
-from minisafe.session.traced import rule_name
+from minisafe.session.own_rule import rule_name
 from minisafe.trace.recompute import LOWERED, MEASURE
 
 Report = Callable[[str, int, int], None]  # what, done, in all

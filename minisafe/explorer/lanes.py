@@ -9,7 +9,7 @@ from typing import Any
 from minisafe.engine import Generation
 from minisafe.guidance import Plain
 from minisafe.session import Session
-from minisafe.session.traced import rule_name
+from minisafe.session.own_rule import rule_name
 
 FACTORS = (0.0, 0.5, 1.0, 1.5, 2.0)  # of the session's scale, at which answers are stored
 IN_WORDS = {"sgds": "sGDS"}

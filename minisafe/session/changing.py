@@ -11,6 +11,7 @@ from minisafe.errors import SafetyWarning, SettingError
 from minisafe.guidance import SGDS, Rule
 from minisafe.session.asked import check_asked
 from minisafe.session.faster import engine_for
+from minisafe.session.own_rule import is_own, rule_name
 from minisafe.session.promise import check_numbers
 from minisafe.session.settings import SETTABLE, Settings, resolve
 from minisafe.vectors import Steering
@@ -55,6 +56,11 @@ def changed(session: Session, changes: Mapping[str, Any]) -> Session:
 
 def rule_under(session: Session, settings: Settings) -> Rule:
     """The rule under other numbers; it cannot be switched on or off."""
+    if is_own(session.rule):
+        raise SettingError(
+            f"guidance is by the program's own rule, {rule_name(session.rule)}, which these "
+            "settings do not reach; give `with_rule` another one"
+        )
     if not isinstance(session.rule, SGDS) or settings.sgds_lambda == 0:
         raise SettingError(
             "guidance cannot be switched on or off now; start again with --sgds-lambda"

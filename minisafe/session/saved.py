@@ -19,6 +19,7 @@ from minisafe.files import parse_json, read_text, write_text
 from minisafe.session.chat import Chat
 from minisafe.session.conversation import Conversation, Exchange
 from minisafe.session.fingerprints import fingerprints
+from minisafe.session.own_rule import is_own
 from minisafe.session.settings import DECIDES_SAFETY, SETTABLE, SETTINGS, Settings, checked
 from minisafe.tokenizer import Tokenizer
 
@@ -64,6 +65,8 @@ def made_with(chat: Chat) -> dict[str, str]:
     if chat.safe and session.shots:
         shots = json.dumps(session.shots, sort_keys=True).encode()
         found["anchor's demonstrations"] = hashlib.sha256(shots).hexdigest()[:16]
+    if chat.safe and is_own(session.rule):
+        found["rule"] = repr(session.rule)
     options = json.dumps(dict(session.settings.template_options), sort_keys=True)
     return found | {
         "tokenizer": tokenizer_hash(session.tokenizer), "template_options": options,

@@ -24,6 +24,7 @@ from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt, as_chat
 from minisafe.session.draws import draws_of
 from minisafe.session.faster import Engine
 from minisafe.session.others import fronts
+from minisafe.session.own_rule import with_rule
 from minisafe.session.running import Running
 from minisafe.session.settings import Settings
 from minisafe.session.stages import AloneState, Stages, active_stages
@@ -390,6 +391,20 @@ class Session:
         Raises `SettingError` for a name that needs a new load, or a value out of range.
         """
         return changed(self, changes)
+
+    def with_rule(self, rule: Rule) -> Session:
+        """The same session under a guidance rule of your own; shares what is loaded.
+
+        rule: an instance of a frozen dataclass with `n_streams` (how many streams it reads: all of
+        `streams`), `drawn_from` (the number of the stream that it corrects: that of the profile's
+        rule), `first_tokens` (how many tokens of an answer it acts on, None for all), and
+        `__call__`, a pure function: given a tuple of float32 log-probabilities, one (rows, vocab)
+        per stream, the base's first, it returns those to sample from, (rows, vocab), normalised.
+
+        Raises `SafetyError` if the rule does not fit what is loaded or changes nothing,
+        `SettingError` if what it returns cannot be sampled from.
+        """
+        return with_rule(self, rule)
 
     def plain(self) -> Session:
         """The same session without any safety stage."""

@@ -13,6 +13,7 @@ from typing import Any
 from minisafe.engine import RequestState
 from minisafe.gate import Gate
 from minisafe.guidance import SGDS, Plain, Rule
+from minisafe.session.own_rule import is_own, numbers_of, rule_name
 from minisafe.session.settings import Settings
 from minisafe.vectors import Steering
 
@@ -56,8 +57,8 @@ class SafetyGuidance:
 
 @dataclass(frozen=True)
 class OtherRule:
-    """A rule that SafeInfer is compared with, its numbers, and the kinds of its streams after the
-    base."""
+    """A rule that SafeInfer is compared with, or a program's own; its numbers, and the kinds of
+    its streams after the base."""
 
     name: str
     numbers: Mapping[str, Any]
@@ -178,10 +179,10 @@ def active_stages(
         layers, scale = tuple(sorted(steering.vectors)), steering.scale
         vector, positions = str(settings.vector), steering.positions
         sa = Amplification(vector, layers, scale, positions, reversed=scale < 0)
-    if isinstance(rule, SGDS):
+    if isinstance(rule, SGDS) and not is_own(rule):
         sgds = guidance(settings, rule, kinds)
     elif not isinstance(rule, Plain):
-        other = OtherRule(settings.rule, dict(vars(rule)), tuple(kinds))
+        other = OtherRule(rule_name(rule), numbers_of(rule), tuple(kinds))
     state = None if gate is None else GateState(gate.threshold)
     return Stages(bool(settings.safe), sa, sgds, other, state)
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from minisafe import __version__
 from minisafe.engine import RequestState
 from minisafe.errors import SettingError
-from minisafe.guidance import RULES, Rule
+from minisafe.guidance import RULES
 from minisafe.sampling import filtered
 from minisafe.session.answer import Answer, Result
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.fingerprints import fingerprints
+from minisafe.session.own_rule import rule_name
 from minisafe.session.settings import PATHS
 from minisafe.trace.beside import Beside
 from minisafe.trace.measure import compare, gather, penalties
@@ -169,9 +170,3 @@ class Trace:
             "positions": steering.positions,
             "streams": [self.names[each] for each in steering.streams],
         }
-
-
-def rule_name(rule: Rule) -> str:
-    """A rule's name in `guidance.RULES`, else that of its class."""
-    names = (name for name, kind in RULES.items() if type(rule) is kind)
-    return next(names, type(rule).__name__.lower())

@@ -38,6 +38,8 @@ session: int = minisafe.load("weights/tiny")
 minisafe.load("weights/tiny").generate(3)
 """
 
+BESIDE = {"evaluation", "cli", "explorer", "check", "testing", "get"}  # rooms on the top floors
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -76,6 +78,19 @@ def test_the_wheel_holds_the_package_and_the_shipped_model(wheel: Path) -> None:
     assert not [
         each for each in held if each.startswith(("tests/", "bench/", "docs/", "examples/"))
     ]
+
+
+def test_the_wheels_code_is_small(wheel: Path) -> None:
+    """In kB (10^3 bytes) as the wheel holds it, beside the weights. A program that only answers
+    needs what is not in `BESIDE`; test_light.py and test_house.py hold it to that."""
+    held = [
+        each
+        for each in zipfile.ZipFile(wheel).infolist()
+        if not each.filename.startswith("minisafe/weights/")
+    ]
+    rooms = [(each.filename.split("/")[1], each.compress_size / 1e3) for each in held]
+    assert sum(size for room, size in rooms if room not in BESIDE) < 400
+    assert sum(size for _, size in rooms) < 680
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
