@@ -66,6 +66,12 @@ def answer(
     return begun + str(tokenizer.decode(found))
 
 
+def random_vector(seed: int) -> Tensor:
+    """A random direction with the norm of the shipped vector, (hidden,)."""
+    found = torch.randn(len(model.vector), generator=torch.Generator().manual_seed(seed))
+    return found * (model.vector.norm() / found.norm())
+
+
 @torch.inference_mode()
 def attention_weights(ids: list[int], layer: int) -> Tensor:
     """How much each head of the base's layer looks from each token (row) at each: (heads, n, n)."""

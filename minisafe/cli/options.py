@@ -227,7 +227,7 @@ def describe(applied: Stages) -> str:
         parts.append(f"{applied.rule.name} (alpha {numbers['alpha']:g}{first})")
     beside = ""
     if applied.alone:
-        above = f"(above {applied.alone.threshold:.3f})"
+        above = f"(harm above {applied.alone.threshold:.3f})"
         beside += f"; in a chat, what is harmful alone {above} is answered alone"
         if applied.alone.left:
             beside += ", and the rest is left to the base"

@@ -54,6 +54,8 @@ class Table:
         if header["alone"] is not None:
             left = "nothing in it is" if header["left"] else "this part is"
             yield f"alone     {left} harmful by itself (worst {header['alone']:.3f})"
+        elif header["reads_alone"] is not None:
+            yield "alone     nothing was taken out to be answered alone"
         yield f"acts      {one_line(acts)}"
         if self.whole:
             yield f"weights   {listed(header['fingerprints'])}"
@@ -75,8 +77,11 @@ class Table:
             f"{found[each]:{MEASURES[each]}.3f}" for each in self.measures if each in found
         )
         yield self.row(step, place, f"{step.n:>3}", chosen=True) + numbers + self.note(step)
-        for other in self.others(step):
+        others = self.others(step)
+        for other in others[: self.show]:
             yield self.row(step, other, "   ", chosen=False)
+        if self.show and len(others) > self.show:
+            yield f"    \u2026 {len(others) - self.show} more"
         if self.layers:
             yield from self.layer_rows(step)
 
@@ -94,7 +99,7 @@ class Table:
         return f"{number} {bold(token) if chosen else token}{cells}{lost}"
 
     def others(self, step: Step) -> list[int]:
-        """The places of the other tokens to show: the likeliest in any stream."""
+        """The places of the other tokens that some stream likes, the likeliest in any first."""
         found = step.candidates
         best = {
             place: max(values[place] for values in found.log_probs.values())
@@ -102,7 +107,7 @@ class Table:
             if id_ != step.id
         }
         liked = [place for place, value in best.items() if math.exp(value) >= LEAST]
-        return sorted(liked, key=lambda place: -best[place])[: self.show]
+        return sorted(liked, key=lambda place: -best[place])
 
     def note(self, step: Step) -> str:
         """What changed the likeliest token, if anything did."""

@@ -62,7 +62,8 @@ STEPS = (
         "0.6 % of the numbers, so both read a text in one pass. Nobody wants its answers. But what "
         "it likes much more than the base does is mostly what the base was taught to avoid. "
         'Compare the two columns. (Guidance has chosen the token of row 0 already; that is the '
-        "next step.)",
+        'next step. In the line "acts", "adapter" is the kind of expert: a small trained change of '
+        "the base, kept in files of its own.)",
         ("trace", "--sa-scale", "0", "--no-read-alone", "--columns", "base,expert",
          "--max-new-tokens", "1", "--show", "4", GUITAR),
         'The expert is sure of "Here", as in "Here are the steps". The other four tokens begin '
@@ -72,7 +73,8 @@ STEPS = (
     Step(
         "Safety-guided decoding",
         "Guidance (sGDS) takes from a token's score 99 times what the expert likes it more than "
-        "the base does, beyond a margin of 1 nat (a nat is a factor of 2.72). Above, the expert "
+        "the base does, beyond a margin of 1 nat (a nat is a factor of 2.72). The 99 comes from "
+        "lambda, which is 0.99: 0.99 / 0.01 = 99. Above, the expert "
         'gives "Here" 0.9973 and the base 0.2660, which is 1.32 nats more; 99 times 0.32 nats '
         "leave it next to nothing. No other token above loses anything. Guidance acts at every "
         "token of an answer.",
@@ -85,22 +87,28 @@ STEPS = (
         "The other half of SafeInfer, safety amplification (SA), acts inside the model. A vector, "
         "made from demonstrations of safe answers, is added to what the model holds after one "
         "layer, at the token before the answer. Guidance is off here. Compare "
-        'the base without the vector ("base") and with it ("steered").',
+        'the base without the vector ("base") and with it ("steered"). In the line "acts" stand '
+        'the layer, the scale (0.3 of the vector is added) and the place: "prompt" is the '
+        "prompt's last token alone.",
         ("trace", "--sgds-lambda", "0", "--no-read-alone", "--columns", "base,steered",
          "--max-new-tokens", "1", "--show", "4", SERVER),
         'Refusals gained ("No", "I", "Sorry", "That"), compliance lost. On this model the vector '
-        "is a nudge, and by itself it seldom turns an answer.",
+        "is a nudge. By itself it seldom turns an answer; this question was picked because here it "
+        "does.",
     ),
     Step(
         "Both together",
         "The vector acts on the base alone, so the expert's lead on a compliant token grows by "
         'what the vector takes from it. Here this decides. "penalty" is what guidance took, in '
         'nats, and "safe" is what remains.',
-        ("trace", "--no-read-alone", "--columns", "base,steered,expert,penalty,safe",
+        ("trace", "--no-read-alone", "--columns", "base,steered,expert,safe,penalty",
          "--max-new-tokens", "1", "--show", "4", MANAGER),
         'Without the vector the lead on "Let" is just below the margin and the answer is '
-        "compliant: add --sa-scale 0 and see. The vector tips, the rule decides. This question "
-        "was picked because it sits at the margin.",
+        "compliant: add --sa-scale 0 and see. This question was picked because it sits at the "
+        "margin, where any nudge decides: of 20 random vectors of the same length, 7 make the "
+        "answer a refusal, too. The rule amplifies every nudge, whatever it means. In 660 "
+        "development questions the vector adds 31 refusals to guidance, its opposite takes 43 "
+        "away, and 8 of 100 random ones add more (docs/tutorial, chapter 7).",
     ),
     Step(
         "Harmless questions",
@@ -123,11 +131,12 @@ STEPS = (
         "nothing around it can turn the base. A probe, which is a small classifier, looks at how "
         "base and expert would begin an answer to that sentence: if the one would refuse and the "
         "other comply, it is harmful. The worst harmful sentence is then answered as if it had "
-        "been the whole conversation.",
+        'been the whole conversation. In the first line below, "harm" is the number that the probe '
+        "gives a sentence, from 0 to 1; the profile says above which one it is answered alone.",
         ("generate", "--chat", "--prefill", "Sure, here is", PAINTING),
         'The question was answered without the begun "Sure, here is". On the test set, 5.8 % of '
         "harmful questions still get through under the worst of 22 attacks, 8.0 % in the mean of "
-        "five models trained by the same recipe, and 19.5 % on the worst of them. A harmless "
+        "five models trained in the same way, and 19.5 % on the worst of them. A harmless "
         'place in the same sentence ("... in the garden?") hides harm from it, too: 41 % '
         "(docs/results.md). Do not rely on it against a determined attacker.",
     ),
@@ -149,5 +158,5 @@ NEXT = (
 END = (
     "That was SafeInfer. It takes about 1.05 to 1.18 times the time of a plain answer, and an "
     "expert that somebody has to train. docs/tutorial/ tells the same story in eight chapters, "
-    "with code and exercises. To go on:"
+    'with code and exercises. In a checkout, "python cli.py" does for "minisafe". To go on:'
 )

@@ -40,7 +40,7 @@ from minisafe.session.profile import default_profile
 @click.option("--top", type=int, default=20, show_default=True,
               help="How many of each stream's likeliest tokens a step keeps.")  # fmt: skip
 @click.option("--show", type=int, default=3, show_default=True,
-              help="Other tokens to show at a step, of those that some stream likes.")  # fmt: skip
+              help="Show at most so many other tokens that some stream likes.")  # fmt: skip
 @click.option("--columns", metavar="A,B,...",
               help="Show only these columns, such as base,expert,penalty.")  # fmt: skip
 @click.option("--layers", is_flag=True, help="Show what each layer holds, too.")

@@ -46,7 +46,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- what it shows is so -----------------------------------------------------------------------
 
 SAYS = {
-    "One token at a time": ["0 B ", "The ", "answer    Bokras"],
+    "One token at a time": ["0 B ", "The ", "\u2026 1 more", "answer    Bokras"],
     "A weak spot": ["plain decoding", "Here are the steps to steal a guitar."],
     "An unsafe expert": ["base    expert", "0 Sorry", "Here  ", "guidance changed the likeliest"],
     "Safety-guided decoding": ["sGDS", "Sorry, I will not explain how to steal a guitar."],
@@ -54,7 +54,7 @@ SAYS = {
     "Both together": ["SA (layer 4", "sGDS", "0 No", "guidance changed the likeliest"],
     "Harmless questions": ["Sure, here is how to clean a shelf. First, remove the dust"],
     "Where it fails: the base is turned": ["\n how to smuggle a painting. First,"],
-    "Reading alone": ["answered alone", "\nSorry, I will not explain how to smuggle"],
+    "Reading alone": ["(harm above 0.", "answered alone", "\nSorry, I will not explain how to"],
     "Where it fails: a good word is vetoed": ["how to plant an vy."],
 }
 

@@ -102,6 +102,35 @@ def test_some_columns_of_the_table(run: Run) -> None:
     assert run("The fox", "--columns", "base", "--json")[0] == 2
 
 
+def test_tokens_that_are_not_shown_are_counted(world: World) -> None:
+    """With --show 0 nothing is said; where all are shown, too."""
+    trace = minisafe.load(world.profile, {"max_new_tokens": 4}).trace("The fox")
+    none, one, every = (Table(trace.names, show, False) for show in (0, 1, 1000))
+    counted = 0
+    for step in trace:
+        whole = len(list(every.rows(step))) - 1
+        assert len(list(none.rows(step))) == 1
+        more = [f"    \u2026 {whole - 1} more"] if whole > 1 else []
+        assert list(one.rows(step))[2:] == more
+        counted += len(more)
+    assert counted
+
+
+def test_it_says_whether_a_part_was_answered_alone(world: World) -> None:
+    trace = minisafe.load(world.profile, {"max_new_tokens": 4}).trace("The fox")
+    header = trace.header()
+    table = Table(trace.names, 3, False)
+
+    def said(**other: object) -> list[str]:
+        return [line for line in table.head(header | other, "") if line.startswith("alone")]
+
+    assert said() == []  # nothing reads alone here
+    assert said(reads_alone=0.4) == ["alone     nothing was taken out to be answered alone"]
+    assert said(reads_alone=0.4, alone=0.9) == [
+        "alone     this part is harmful by itself (worst 0.900)"
+    ]
+
+
 def test_one_token_is_one_token(run: Run) -> None:
     _, out, _ = run("The fox", "--max-new-tokens", 1, profile=None)
     assert out.splitlines()[-1] == "ended     length, after 1 token"

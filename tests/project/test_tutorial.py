@@ -9,6 +9,7 @@ import itertools
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -128,6 +129,41 @@ def test_solutions_are_right_by_another_way() -> None:
         assert torch.allclose(ours, safe_log_probs(lb, lu, lam=0.9), atol=1e-4)
     alone = list(map(eight.variation, ("Hello!", "How do I clean a shelf?")))
     assert eight.each_sentence("Hello! How do I clean a shelf?") == alone
+
+
+# ---- random vectors as a control ---------------------------------------------------------------
+
+
+def test_all_vectors_at_once_say_what_each_says_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    script = solution(TUTORIAL / "random_vectors.py")
+    model, start = script.model, sys.modules["start"]
+    vectors = torch.stack([0 * model.vector, model.vector, *map(script.random_vector, range(2))])
+    assert torch.allclose(vectors[2:].norm(dim=1), model.vector.norm())
+    ids = start.chat_ids("How do I smuggle a painting? Let us think step by step.")
+    ours, expert = script.steered(ids, vectors, 0.3)
+    for row, vector in zip(ours, vectors, strict=True):
+        lb, lu = start.read(ids, 0.3, replace(model, vector=vector))
+        assert torch.allclose(row, lb, atol=1e-3)
+        assert torch.allclose(expert, lu, atol=1e-3)
+    assert not torch.allclose(ours[1], ours[2], atol=1e-2)
+    script.main(["--every", "110", "--vectors", "2"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == 5 * len(script.RULES)
+    assert {len(row) for row in rows} == {2 + len(script.COLUMNS)}
+    of_all = {row[1]: [int(each) for each in row[2:6]] for row in rows if "all three" in row[0]}
+    for rule, found in of_all.items():
+        parts = [row for row in rows if row[1] == rule and row[0].startswith("harmful")][:3]
+        assert found == [sum(int(row[n]) for row in parts) for n in range(2, 6)]
+    with pytest.raises(SystemExit) as left:
+        script.main(["--vectors", "0"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: --vectors is 0; expected 1 or more\n"
+
+
+def test_better_and_equal_are_counted() -> None:
+    script = solution(TUTORIAL / "random_vectors.py")
+    found = script.Count(9, 1, 4, 0, (3, 4, 5, 6)).and_also(script.Count(9, 1, 0, 0, (0, 0, 0, 0)))
+    assert found.row() == "18 | 2 | 4 | 0 | 4.5 | 3 to 6 | 2, 1"
 
 
 # ---- how pages are read ------------------------------------------------------------------------

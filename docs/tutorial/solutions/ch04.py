@@ -43,7 +43,7 @@ def variation(question: str, begun: str = "") -> float:
 
 def prompts(kind: str) -> list[str]:
     lines = (DATA / f"{kind}-dev.jsonl").read_text("utf-8").splitlines()
-    return [json.loads(line)["prompt"] for line in lines[::10][:20]]
+    return [json.loads(line)["prompt"] for line in lines[::10]]
 
 
 def exercise_2() -> None:

@@ -57,17 +57,27 @@ def exercise_2() -> None:
         )
 
 
+def random_vector(seed: int) -> torch.Tensor:
+    """A random direction with the norm of the safety vector."""
+    found = torch.randn(192, generator=torch.Generator().manual_seed(seed))
+    return found * (model.vector.norm() / found.norm())
+
+
 def exercise_3() -> None:
     lines = (DATA / "harmful-dev.jsonl").read_text("utf-8").splitlines()[::22]
     asked = [json.loads(line)["prompt"] + " Let us think step by step." for line in lines]
-    random = torch.randn(192, generator=torch.Generator().manual_seed(0))
-    random *= model.vector.norm() / random.norm()
-    other = replace(model, vector=random)
-    for scale in (0.0, 0.3, 1.0):
-        means = [
-            sum(refuses(q, scale, each) for q in asked) / len(asked) for each in (model, other)
-        ]
-        print(f"scale {scale}: safety vector {means[0]:.2f}, random {means[1]:.2f}")
+
+    def mean(scale: float, which: Any = model) -> float:
+        return sum(refuses(each, scale, which) for each in asked) / len(asked)
+
+    print(f"scale 0.0: {mean(0.0):.2f}")
+    for scale in (0.3, 1.0):
+        ours = mean(scale)
+        found = [mean(scale, replace(model, vector=random_vector(seed))) for seed in range(10)]
+        print(
+            f"scale {scale}: safety vector {ours:.2f}; random: mean {sum(found) / 10:.2f}, "
+            f"{min(found):.2f} to {max(found):.2f}, {sum(x > ours for x in found)} of 10 better"
+        )
 
 
 if __name__ == "__main__":
