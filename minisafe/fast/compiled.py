@@ -57,7 +57,7 @@ def check_compile(device: str, weights: str) -> None:
     if shutil.which(compiler) is None:
         raise SettingError(
             f"compile needs a C++ compiler, but {compiler!r} was not found; install one, name one "
-            "in the variable CXX, or use --no-compile"
+            "in the variable CXX, or do without compiling"
         )
 
 
