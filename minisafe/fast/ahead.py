@@ -33,7 +33,7 @@ Lineup = tuple[LoraAdapter | None, ...]  # each row's adapter
 LEAST = 2  # tokens in a row, with the new one: for torch's compiler, 1 is no variable size
 # the products are calls of torch's own, which has its own threads; what is between them is too
 # little to be divided
-OPTIONS: dict[str, Any] = {"aot_inductor.package_constants_in_so": False, "cpp.threads": 1}
+OPTIONS: dict[str, Any] = {"cpp.threads": 1}
 EXAMPLE = {"n": 37, "capacity": 53, "table": 67}  # sizes that are no model's
 
 
@@ -41,12 +41,6 @@ class Runner(Protocol):
     """Machine code in memory; torch's `AOTIModelContainerRunnerCpu`."""
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]: ...
-
-    def get_constant_names_to_original_fqns(self) -> dict[str, str]: ...
-
-    def update_constant_buffer(
-        self, tensor_map: dict[str, Tensor], inactive: bool, all_given: bool, in_place: bool
-    ) -> None: ...
 
 
 def joined(parts: Sequence[Linear]) -> Tensor:
@@ -146,6 +140,25 @@ class Ahead(nn.Module):
         return logits
 
 
+class Bare(nn.Module):
+    """`Ahead` without weights: they are inputs. torch can also let machine code point at weights,
+    but the products then read tensor objects that torch has freed (docs/log.md)."""
+
+    def __init__(self, step: Ahead):
+        super().__init__()
+        self.steps, self.names = (step,), weights_of(step).keys()  # a tuple, so not its own part
+
+    def forward(self, weights: Sequence[Tensor], *given: Any) -> Tensor:
+        named = dict(zip(self.names, weights, strict=True))
+        logits: Tensor = torch.func.functional_call(self.steps[0], named, given)
+        return logits
+
+
+def weights_of(step: Ahead) -> dict[str, Tensor]:
+    """Every tensor that a step reads, once, by name."""
+    return {name: each.detach() for name, each in step.named_parameters()}
+
+
 def example(model: Llama, rows: int) -> tuple[Any, ...]:
     """Inputs of `Ahead.forward` that show their sizes."""
     config, n, capacity = model.config, EXAMPLE["n"], EXAMPLE["capacity"]
@@ -170,15 +183,20 @@ def export_step(model: Llama, lineup: Lineup, path: Path, options: Mapping[str, 
 
     n, capacity, table = (Dim(name, min=LEAST, max=1 << 24) for name in EXAMPLE)
     held = [{2: capacity}] * model.config.n_layers
-    sizes = (None, None, {0: n}, {0: table}, {0: table}, None, held, held)
-    step, given = Ahead(model, lineup).eval(), example(model, len(lineup))
+    step = Ahead(model, lineup).eval()
+    weights = list(weights_of(step).values())
+    given = (weights, *example(model, len(lineup)))
+    sizes = (
+        [None] * len(weights),
+        (None, None, {0: n}, {0: table}, {0: table}, None, held, held),
+    )
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about torch
         package = Path(folder) / "step.pt2"
         try:
             with torch.no_grad():
                 program = export(
-                    step, given, dynamic_shapes=sizes, strict=False,
+                    Bare(step), given, dynamic_shapes=sizes, strict=False,
                     prefer_deferred_runtime_asserts_over_guards=True,
                 )  # fmt: skip
             torch._inductor.aoti_compile_and_package(
@@ -199,36 +217,33 @@ def take_library(package: Path, path: Path) -> None:
             shutil.copyfileobj(source, target)
 
 
-def load_step(model: Llama, lineup: Lineup, path: Path) -> tuple[Runner, Ahead]:
-    """The machine code in `path`, reading the model's own tensors; and what keeps them alive.
-
-    Joins the model's weights in place. Raises `SettingError` if it cannot be loaded.
+def load_step(model: Llama, lineup: Lineup, path: Path) -> tuple[Runner, list[Tensor]]:
+    """The machine code in `path`, and the tensors that it reads before all else: the model's own,
+    which are joined in place, and the adapters' copies. Raises `SettingError` if it cannot be
+    loaded.
     """
-    step = Ahead(model, lineup)
-    tensors = {name: each.detach() for name, each in step.named_parameters(remove_duplicate=False)}
+    weights = list(weights_of(Ahead(model, lineup)).values())
     try:
         runner: Runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path.absolute()), 1)
-        names = runner.get_constant_names_to_original_fqns()
-        wanted = {name: tensors[of] for name, of in names.items()}
-        runner.update_constant_buffer(wanted, False, True, True)
-    except (RuntimeError, KeyError, AttributeError) as error:
+    except (RuntimeError, AttributeError) as error:
         reason = (str(error).splitlines() or ["no reason"])[0]
         raise SettingError(f"{path}: cannot be loaded ({reason}); compile it again") from None
-    return runner, step
+    return runner, weights
 
 
 class Steps:
     """A model's steps, each with its lineup. They have no state, so several threads may call."""
 
-    def __init__(self, model: Llama, found: Sequence[tuple[Lineup, tuple[Runner, Ahead]]]):
+    def __init__(self, model: Llama, found: Sequence[tuple[Lineup, tuple[Runner, list[Tensor]]]]):
         self.config = model.config
-        self.runners = {tuple(map(id, lineup)): each[0] for lineup, each in found}
-        self.kept = tuple(found)  # what the machine code reads, and adapters, whose ids are keys
+        self.runners = {tuple(map(id, lineup)): each for lineup, each in found}
+        self.kept = tuple(lineup for lineup, _ in found)  # adapters, whose ids are keys
         self.rotary, self.dtype = model.rotary, model.dtype
         self.columns = torch.arange(model.config.max_positions)
 
-    def runner_for(self, step: Step) -> Runner | None:
-        """The machine code for this step, with its slots and adapters; None if there is none."""
+    def code_for(self, step: Step) -> tuple[Runner, list[Tensor]] | None:
+        """The machine code for this step, with its slots and adapters, and the weights that it
+        reads; None if there is none."""
         place, cache = step.place, step.cache
         if (
             place.width != 1
@@ -245,12 +260,14 @@ class Steps:
             rows[each.rows] = [each.adapter] * len(rows[each.rows])
         return self.runners.get(tuple(map(id, rows)))
 
-    def run(self, runner: Runner, ids: Tensor, step: Step) -> Tensor:
+    def run(self, code: tuple[Runner, list[Tensor]], ids: Tensor, step: Step) -> Tensor:
         """Logits (B, vocab) of ids (B, 1); writes to the cache and applies the step's slots."""
         cache, place = step.cache, step.place
         assert isinstance(cache, FastCache)
         cos, sin = self.rotary.tables(place.stop, self.dtype, cache.device)
+        runner, weights = code
         return runner.run([
+            *weights,
             ids[:, 0].contiguous(), torch.tensor(place.starts), self.columns[: place.stop],
             cos, sin, added_by(step, self.config, len(ids)), *cache.layers(place.rows),
         ])[0]  # fmt: skip
@@ -262,8 +279,8 @@ class AheadLlama(FastLlama):
     steps: Steps
 
     def run(self, ids: Tensor, step: Step, last_only: bool, no_logits: bool) -> Tensor:
-        runner = None if no_logits else self.steps.runner_for(step)
-        if runner is None:
+        code = None if no_logits else self.steps.code_for(step)
+        if code is None:
             return super().run(ids, step, last_only, no_logits)
-        logits = self.steps.run(runner, ids, step)
+        logits = self.steps.run(code, ids, step)
         return logits if last_only else logits.unsqueeze(1)

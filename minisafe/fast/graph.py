@@ -133,10 +133,11 @@ class Decoder(nn.Module):
                 y, positions, cos, sin, mask, keys[layer], values[layer], head_norms,
                 layer not in self.config.unrotated,
             )  # fmt: skip
-            x = x.add(o(heads, acting), alpha=share)  # (B, hidden)
+            # not `add` with alpha: where it fuses that with a product, torch's compiler loses alpha
+            x = x + scaled(o(heads, acting), share)  # (B, hidden)
             y = gate_up(self.normed(x, self.norms[2 * layer + 1]), acting)
             gate, up = y.chunk(2, dim=-1)
-            x = x.add(down(F.silu(gate) * up, acting), alpha=share)
+            x = x + scaled(down(F.silu(gate) * up, acting), share)
             x = x + added[layer]
         x = scaled(self.normed(x, self.norm), 1 / self.config.logits_scaling)
         if self.head is None:

@@ -118,6 +118,7 @@ def check_model(model: Llama) -> None:
 
 
 def lineup_of(members: Sequence[Stream]) -> Lineup:
+    """The adapters of streams of one model, with one prompt."""
     return tuple(stream.adapter for stream in members)
 
 
@@ -143,10 +144,12 @@ def adapter_hash(adapter: LoraAdapter | None) -> str:
 
 
 def hash_of(file: Path) -> str:
+    """Hexadecimal SHA-256 of a library."""
     return hashlib.sha256(read_bytes(file, LARGEST, SettingError)).hexdigest()
 
 
 def system() -> str:
+    """The operating system and the kind of processor, such as "Linux x86_64"."""
     return f"{platform.system()} {platform.machine()}"
 
 
@@ -281,4 +284,5 @@ def check_part(path: Path, made: Part, here: Part) -> None:
 
 
 def count(n: int, what: str) -> str:
+    """`1 stream`, `2 streams`"""
     return f"{n} {what}{'' if n == 1 else 's'}"

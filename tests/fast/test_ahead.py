@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minisafe.engine import Generation, Request
-from minisafe.fast.ahead import Ahead, AheadLlama, Joined, Lineup, Runner, Steps, joined
+from minisafe.fast.ahead import Ahead, AheadLlama, Bare, Joined, Lineup, Steps, joined, weights_of
 from minisafe.fast.package import use_package, write_package
 from minisafe.fast.prepare import quicken
 from minisafe.guidance import SGDS
@@ -58,13 +58,14 @@ class Python:
     """A step's Python code where its machine code is expected."""
 
     def __init__(self, step: Ahead):
-        self.step, self.calls = step, 0
+        self.bare, self.weights, self.calls = Bare(step), list(weights_of(step).values()), 0
 
     def run(self, inputs: list[Tensor]) -> list[Tensor]:
         self.calls += 1
         assert all(each.is_contiguous() for each in inputs)  # machine code takes it for granted
-        held, n = inputs[6:], CONFIG.n_layers
-        return [self.step(*inputs[:6], held[:n], held[n:])]
+        start, n = len(self.weights), CONFIG.n_layers
+        weights, first, held = inputs[:start], inputs[start : start + 6], inputs[start + 6 :]
+        return [self.bare(weights, *first, held[:n], held[n:])]
 
 
 def ahead(lineups: Sequence[Lineup] = LINEUPS) -> tuple[Llama, list[Python]]:
@@ -74,8 +75,8 @@ def ahead(lineups: Sequence[Lineup] = LINEUPS) -> tuple[Llama, list[Python]]:
     runners = [Python(Ahead(model, lineup)) for lineup in lineups]
     model.__class__ = AheadLlama
     assert isinstance(model, AheadLlama)
-    found: list[tuple[Runner, Ahead]] = [(each, each.step) for each in runners]  # type: ignore[misc]
-    model.steps = Steps(model, list(zip(lineups, found, strict=True)))
+    code = [(each, each.weights) for each in runners]
+    model.steps = Steps(model, list(zip(lineups, code, strict=True)))
     return model, runners
 
 

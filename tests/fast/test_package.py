@@ -13,7 +13,7 @@ import torch
 
 from minisafe.errors import SettingError
 from minisafe.fast import package
-from minisafe.fast.ahead import Ahead, Lineup
+from minisafe.fast.ahead import Lineup
 from minisafe.fast.package import MANIFEST, read_package, use_package, write_package
 from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter
@@ -41,9 +41,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(package, "check_compile", lambda *given: None)
     monkeypatch.setattr(package, "export_step", export)
-    monkeypatch.setattr(
-        package, "load_step", lambda model, lineup, path: (object(), Ahead(model, lineup))
-    )
+    monkeypatch.setattr(package, "load_step", lambda model, lineup, path: (object(), []))
     out = tmp_path / "package"
     write_package(streams(MODEL, ADAPTER), out)
     return out
