@@ -61,9 +61,9 @@ def check_session(
     """
     place = make_place(session, texts, chat, n_tokens)
     settings = session.settings
-    if settings.compile or settings.weights != "plain":
+    if settings.compile or settings.compiled is not None or settings.weights != "plain":
         place = replace(place, plain=plain_readings(place))
-    put_in(session.streams, settings.weights, settings.compile)
+    put_in(session.streams, settings.weights, settings.compile, settings.compiled)
     plans = plans_of(place)
     total, done = sum(len(plan.parts) for plan in plans), count()
 

@@ -30,6 +30,7 @@ HOMES = {
     "amplify": "amplify_command",
     "finetune": "finetune",
     "convert": "convert",
+    "compile": "compile_command",
     "edit": "edit_command",
     "evaluate": "evaluate_command",
     "report": "report",

@@ -162,10 +162,13 @@ def common_flags() -> dict[str, Any]:
     return dict(click.get_current_context().meta.get(FLAGS, {}))
 
 
+NEVER_COMPILED = {"compile": False, "compiled": None}  # for what needs plain weights
+
+
 def load_plain(flags: Mapping[str, Any], own: Iterable[str]) -> Session:
     """Load the base alone, for plain decoding; `own` names the flags that are not settings."""
     given = {name: value for name, value in flags.items() if name not in {"profile", *own}}
-    settings = {"weights": "plain"} | given | {"safe": False, "compile": False}
+    settings = {"weights": "plain"} | given | NEVER_COMPILED | {"safe": False}
     return load(flags.get("profile"), settings)
 
 

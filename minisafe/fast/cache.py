@@ -43,6 +43,7 @@ class FastCache(KVCache):
         self._held = held
         self._views: Views | None = None
         self._flat: tuple[tuple[Tensor, ...], ...] | None = None
+        self._layers: dict[tuple[int, int], list[Tensor]] = {}
 
     def write(self, layer: int, k: Tensor, v: Tensor, place: Placement) -> tuple[Tensor, Tensor]:
         views = self._views
@@ -78,6 +79,15 @@ class FastCache(KVCache):
             for head in range(n_heads)
         ]
         return Views(place, by_layer, vectors=torch.tensor(vectors, device=self.device))
+
+    def layers(self, rows: slice) -> list[Tensor]:
+        """The keys of every layer for these rows, (B, n_kv_heads, capacity, head_dim) each, then
+        the values: contiguous views, made once. For a cache that is held in the model's dtype."""
+        known = self._layers.get((rows.start, rows.stop))
+        if known is None:
+            known = [part for each in self.held for part in each[:, rows].unbind(0)]
+            self._layers[rows.start, rows.stop] = known
+        return known
 
     def flat(self) -> tuple[tuple[Tensor, ...], ...]:
         """By layer, what is held as one vector a row, head and column: (..., head_dim or 1)."""

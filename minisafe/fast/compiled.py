@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 
 from minisafe.errors import SettingError
-from minisafe.fast.graph import Decoder, Inputs, window_kinds
+from minisafe.fast.graph import Decoder, Inputs, added_by, by_model, only_adds, window_kinds
 from minisafe.fast.llama import FastLlama
 from minisafe.fast.prepare import check_known, quicken
 from minisafe.lockstep import Stream
 from minisafe.lora import AdaptedRows, LoraAdapter
 from minisafe.model import Llama
-from minisafe.slots import Add
 from minisafe.step import Step
 
 # only templates: here they are faster than the kernels that torch would time them against. Each
@@ -58,7 +57,7 @@ def check_compile(device: str, weights: str) -> None:
     if shutil.which(compiler) is None:
         raise SettingError(
             f"compile needs a C++ compiler, but {compiler!r} was not found; install one, name one "
-            "in the variable CXX, or use --no-compile"
+            "in the variable CXX, or do without compiling"
         )
 
 
@@ -90,11 +89,7 @@ class Graphs:
             and torch.get_num_threads() == self.threads
             and (several in self.graphs or several or not self.graphs)
             and all(any(each.adapter is a for a in self.adapters) for each in step.adapters)
-            and all(
-                type(slot) is Add and slot.vector.shape == (self.model_config.hidden,)
-                for bound in step.slots.waiting.values()
-                for slot, _, _ in bound
-            )
+            and only_adds(step, self.model_config.hidden)
         )
 
     def __call__(self, ids: Tensor, step: Step) -> Tensor:
@@ -121,19 +116,9 @@ class Graphs:
         cos, sin = (fresh(t[:, 0].expand(batch, 1, head_dim)) for t in (step.cos, step.sin))
         return Inputs(
             fresh(ids[:, 0]), torch.tensor(place.starts), cos, sin, masks,
-            self.added(batch, step), self.acting(batch, step.adapters),
+            added_by(step, self.model_config, batch), self.acting(batch, step.adapters),
             keys.unbind(0), values.unbind(0),
         )  # fmt: skip
-
-    def added(self, batch: int, step: Step) -> Tensor:
-        """What the slots add, (n_layers, B, hidden); marks them as applied."""
-        config = self.model_config
-        total = torch.zeros(config.n_layers, batch, config.hidden, dtype=step.cos.dtype)
-        for (_, layer), bound in step.slots.waiting.items():
-            for slot, rows, columns in bound:
-                total[layer] = slot.apply(total[layer].unsqueeze(1), rows, columns).squeeze(1)
-        step.slots.waiting.clear()
-        return total
 
     def acting(self, batch: int, adapted: Sequence[AdaptedRows]) -> tuple[Tensor, ...]:
         """Per adapter of the graph, a mask (B, 1) of the rows that it acts on."""
@@ -257,9 +242,6 @@ def compile_step(model: Llama, adapters: Sequence[LoraAdapter] = (), rows: int =
 
 def compile_streams(streams: Sequence[Stream]) -> None:
     """Call `compile_step` for every model of the streams, with its streams' adapters and rows."""
-    by_model: dict[int, list[Stream]] = {}
-    for stream in streams:
-        by_model.setdefault(id(stream.model), []).append(stream)
-    for members in by_model.values():
+    for members in by_model(streams):
         adapters = {id(s.adapter): s.adapter for s in members if s.adapter is not None}
         compile_step(members[0].model, tuple(adapters.values()), len(members))

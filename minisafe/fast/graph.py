@@ -14,11 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minisafe.config import LlamaConfig
 from minisafe.fast.norm import scaled
 from minisafe.linear import Linear
+from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter, LoraDelta
 from minisafe.model import Layer, Llama, RMSNorm
 from minisafe.rotary import rotate
+from minisafe.slots import Add
+from minisafe.step import Step
 
 
 class Product(nn.Module):
@@ -97,8 +101,18 @@ class Decoder(nn.Module):
                 (attn.q_proj, attn.k_proj, attn.v_proj), (attn.o_proj,),
                 (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,),
             ):  # fmt: skip
-                self.products.append(Product(parts, adapters))
-        self.head = None if model.lm_head is None else Product((model.lm_head,), adapters)
+                self.products.append(self.product(parts, adapters))
+        head = model.lm_head
+        self.head = None if head is None else self.product((head,), adapters)
+
+    def product(self, parts: Sequence[Linear], adapters: Sequence[LoraAdapter]) -> nn.Module:
+        """What computes linear maps of the same input; called with x and `acting`."""
+        return Product(parts, adapters)
+
+    def so_far(self, held: Tensor, mask: Tensor) -> Tensor:
+        """The part of a layer's keys or values that attention reads: (B, n_kv_heads, n, head_dim)
+        of what `Inputs` gives; here, all of it. mask: (B, 1, 1, n)"""
+        return held
 
     def normed(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, weight.shape, weight, self.config.norm_eps)
@@ -119,10 +133,11 @@ class Decoder(nn.Module):
                 y, positions, cos, sin, mask, keys[layer], values[layer], head_norms,
                 layer not in self.config.unrotated,
             )  # fmt: skip
-            x = x.add(o(heads, acting), alpha=share)  # (B, hidden)
+            # not `add` with alpha: where it fuses that with a product, torch's compiler loses alpha
+            x = x + scaled(o(heads, acting), share)  # (B, hidden)
             y = gate_up(self.normed(x, self.norms[2 * layer + 1]), acting)
             gate, up = y.chunk(2, dim=-1)
-            x = x.add(down(F.silu(gate) * up, acting), alpha=share)
+            x = x + scaled(down(F.silu(gate) * up, acting), share)
             x = x + added[layer]
         x = scaled(self.normed(x, self.norm), 1 / self.config.logits_scaling)
         if self.head is None:
@@ -150,10 +165,38 @@ class Decoder(nn.Module):
         rows, kv_heads = torch.arange(batch)[:, None], torch.arange(n_kv)[None]
         keys.index_put_((rows, kv_heads, positions[:, None]), qk[:, n_heads:])
         values.index_put_((rows, kv_heads, positions[:, None]), y[:, n_heads + n_kv :])
+        keys, values = self.so_far(keys, mask), self.so_far(values, mask)
         mask = mask.expand(batch, 1, group, mask.shape[-1])
         scale = config.attention_multiplier
         heads = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
         return heads.reshape(batch, n_heads * config.head_dim)
+
+
+def added_by(step: Step, config: LlamaConfig, batch: int) -> Tensor:
+    """What the step's slots add, (n_layers, B, hidden); marks them as applied."""
+    total = torch.zeros(config.n_layers, batch, config.hidden, dtype=step.cos.dtype)
+    for (_, layer), bound in step.slots.waiting.items():
+        for slot, rows, columns in bound:
+            total[layer] = slot.apply(total[layer].unsqueeze(1), rows, columns).squeeze(1)
+    step.slots.waiting.clear()
+    return total
+
+
+def only_adds(step: Step, hidden: int) -> bool:
+    """Whether all slots of the step add to the residual stream, which is what `added_by` takes."""
+    return all(
+        type(slot) is Add and slot.vector.shape == (hidden,)
+        for bound in step.slots.waiting.values()
+        for slot, _, _ in bound
+    )
+
+
+def by_model(streams: Sequence[Stream]) -> list[list[Stream]]:
+    """The streams of each model, in the streams' order."""
+    found: dict[int, list[Stream]] = {}
+    for stream in streams:
+        found.setdefault(id(stream.model), []).append(stream)
+    return list(found.values())
 
 
 def window_kinds(model: Llama) -> list[int | None]:

@@ -3,28 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from minisafe.engine import Generation, Request
+from minisafe.errors import SettingError
 from minisafe.gate import Gate
 from minisafe.guidance import Rule
 from minisafe.lockstep import Lockstep, Stream
+from minisafe.session.settings import Settings
 from minisafe.vectors import Steering
 
 
-def check_fast(device: str, weights: str, compiled: bool) -> None:
-    """Raise `SettingError` if decoding should be compiled and cannot be; needs no model."""
-    if compiled:
+def check_fast(settings: Settings) -> None:
+    """Raise `SettingError` if the step should be compiled, or was compiled ahead of time, and that
+    cannot be; needs no model."""
+    if settings.compiled is not None:
+        check_ahead(settings, settings.compiled)
+    elif settings.compile:
         from minisafe.fast.compiled import check_compile
 
-        check_compile(device, weights)
+        check_compile(settings.device, settings.weights)
 
 
-def put_in(streams: Sequence[Stream], weights: str, compiled: bool) -> None:
-    """Convert the streams' models, in place, as the settings `weights` and `compile` say."""
-    FAST_PATHS["compile" if compiled else weights](streams)
+def check_ahead(settings: Settings, package: Path) -> None:
+    """Raise `SettingError` if another setting contradicts a package, or it cannot run here."""
+    for name, fits, expected in (
+        ("compile", not settings.compile, "no; the package is compiled already"),
+        ("device", torch.device(settings.device).type == "cpu", "cpu"),
+        ("weights", settings.weights in ("auto", "plain"), "auto or plain"),
+        ("cache_dtype", settings.cache_dtype == "auto", "auto"),
+    ):
+        if not fits:
+            raise SettingError(
+                f"{name} is {getattr(settings, name)!r}, but with compiled it must be {expected}"
+            )
+    from minisafe.fast.package import read_package
+
+    read_package(package)
+
+
+def put_in(
+    streams: Sequence[Stream], weights: str, compiled: bool, package: Path | None = None
+) -> None:
+    """Convert the streams' models, in place, as the settings `weights`, `compile` and `compiled`
+    (the package) say."""
+    if package is None:
+        FAST_PATHS["compile" if compiled else weights](streams)
+        return
+    from minisafe.fast.package import use_package
+
+    use_package(package, streams)
+
+
+def compile_ahead(
+    streams: Sequence[Stream], out: Path, instructions: str, progress: Callable[..., None]
+) -> dict[str, Any]:
+    """Write a package of the streams' steps, for `compiled`; returns its manifest."""
+    from minisafe.fast.package import write_package
+
+    return asdict(write_package(streams, out, instructions, progress))
 
 
 def keep_plain(streams: Sequence[Stream]) -> None:

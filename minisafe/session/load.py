@@ -43,7 +43,8 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
         BadInput: a file or setting cannot be used; the message says which and why.
     """
     session = load_unprepared(profile, overrides)
-    put_in(session.streams, session.settings.weights, session.settings.compile)
+    settings = session.settings
+    put_in(session.streams, settings.weights, settings.compile, settings.compiled)
     return session
 
 
@@ -56,7 +57,7 @@ def load_unprepared(
     check_asked(settings, asked.origin)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    check_fast(settings.device, settings.weights, settings.compile)
+    check_fast(settings)
     check_device(settings.device)
     session = make_session(asked, load_base(settings))
     check_parts(session)

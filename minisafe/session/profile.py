@@ -97,7 +97,7 @@ def profile_settings(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: unknown setting {unknown[0]!r}; known: {', '.join(SETTINGS)}")
     for name in data:
         if name in SETTINGS and not SETTINGS[name].in_file:
-            raise SettingError(f"{path}: {name} is for research only; expected as a flag")
+            raise SettingError(f"{path}: {name} is never read from a file; expected as a flag")
     settings = {
         name: checked(name, value, str(path)) for name, value in data.items() if name in SETTINGS
     }

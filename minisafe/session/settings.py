@@ -227,6 +227,13 @@ class Settings(Sampling):
         "compiler): faster tokens, but a start of seconds per layer and a second copy of the "
         "weights (below).",
     )  # fmt: skip
+    compiled: Path | None = declared(
+        None, PATH, "Directory of minisafe compile: run the decoding step that it compiled.",
+        docs="Directory of `minisafe compile`: run the decoding step that was compiled ahead of "
+        "time. It needs no compiler and is loaded at once. A package is machine code, so only a "
+        "flag or the API names one, never a file (below).",
+        in_file=False,
+    )  # fmt: skip
     device: str = declared("cpu", TEXT, "Device to run on: cpu, cuda, cuda:1 and so on.")
     threads: int | None = declared(None, WHOLE, "CPU threads.", at_least(1), unset="torch's own")
     system: str | None = declared(None, TEXT, "System prompt.", in_chat=True)

@@ -25,7 +25,8 @@ OF_DECODING = [
     ["--safe"], ["--no-safe"], ["--expert", "e"], ["--expert-system", "x"], ["--vector", "v"],
     ["--edit", "e"], ["--sa-layer", "1"], ["--sa-scale", "1"], ["--sgds-lambda", "0.5"],
     ["--margin", "0"], ["--gate"], ["--rule", "sgds"], ["--speculate", "0"], ["--weights", "int8"],
-    ["--cache-dtype", "int8"], ["--compile"], ["--system", "x"], ["--temperature", "0"],
+    ["--cache-dtype", "int8"], ["--compile"], ["--compiled", "d"], ["--system", "x"],
+    ["--temperature", "0"],
 ]  # fmt: skip
 OF_A_VECTOR = ("--edit", "--expert", "--expert-system", "--sa-layer", "--sa-scale", "--system")
 EDIT = ["edit", "--subject", "fox", "--prompt", "The {}", "--target", "ran"]

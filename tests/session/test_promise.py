@@ -218,7 +218,7 @@ WAYS = {
         "towards harm", lambda p: p.set(sa_scale=-3), {"reverse_sa": True}
     ),
     "a negative scale from the vector": Way("sa_scale -5", lambda p: p.vector(sa_scale=-5)),
-    "the switch in the profile": Way("for research only", lambda p: p.set(reverse_sa=True)),
+    "the switch in the profile": Way("never read from a file", lambda p: p.set(reverse_sa=True)),
     "a made vector that was turned around": Way(
         "their hash differs", lambda p: p.vector(-1, values=made_hash())
     ),
