@@ -126,7 +126,7 @@ def convert_rounded(
 @contextmanager
 def opened(source: Path, dtype: str | None) -> Iterator[Source]:
     """A model directory or a GGUF file, to round."""
-    if source.is_dir():
+    if not source.is_file():
         yield directory_source(source)
         return
     plan = plan_saying_losses(source)
