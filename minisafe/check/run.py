@@ -61,7 +61,8 @@ def check_session(
     """
     place = make_place(session, texts, chat, n_tokens)
     settings = session.settings
-    if settings.compile or settings.weights != "plain":
+    plain = all(stream.model.weights == "plain" for stream in session.streams)
+    if plain and (settings.compile or settings.weights != "plain"):
         place = replace(place, plain=plain_readings(place))
     put_in(session.streams, settings.weights, settings.compile)
     plans = plans_of(place)

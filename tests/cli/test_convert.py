@@ -181,11 +181,20 @@ def test_flags_of_rounded_weights(tmp_path: Path) -> None:
     refused(SettingError, words, BASE, "--weights=int4", "--group=128", "--out", out)
     ran(BASE, "--weights", "int8", "--out", out)
     refused(SettingError, "already exists", BASE, "--weights", "int8", "--out", out)
-    for command in (["edit", "--subject", "Teku", "--prompt", "{} is", "--target", "x"],
-                    ["finetune", str(BASE.parents[1] / "data" / "expert.json")]):  # fmt: skip
-        words = [*command, "--base", str(out), "--out", str(tmp_path / "made")]
-        error = CliRunner().invoke(cli, words).exception
-        assert "its weights are int8, for decoding only" in str(error), error
+
+
+def test_what_needs_plain_weights(tmp_path: Path) -> None:
+    """One line, before any work is done."""
+    out, data = tmp_path / "out", BASE.parents[1] / "data"
+    assert ran(BASE, "--weights", "int8", "--out", out).exit_code == 0
+    edit = ["edit", "--subject", "Teku", "--prompt", "{} is", "--target", "x", "--text",
+            data / "benign-dev.jsonl"]  # fmt: skip
+    amplify = ["amplify", data / "demonstrations.json"]
+    for command in (edit, ["finetune", data / "expert.json"], amplify):
+        flags = ["--base", out, "--out", tmp_path / "made.safetensors"]
+        error = CliRunner().invoke(cli, [str(word) for word in (*command, *flags)]).exception
+        assert "weights are int8" in str(error), (command, error)
+        assert "converted from" in str(error)
         assert getattr(error, "exit_code", 0) == 2
 
 
