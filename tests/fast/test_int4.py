@@ -59,6 +59,12 @@ def test_a_product_equals_the_reference(
     equals(int4_linear(x, hold_int4(codes, scales)), x, codes, scales)
 
 
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="not seen there")
+def test_torch_s_layout_is_known() -> None:
+    """Without it the kernel is never used, and the tests below are skipped."""
+    assert layout() == 64
+
+
 @needs_kernel
 def test_torch_s_layout_is_read_as_torch_writes_it() -> None:
     x, codes, scales = factors(0, 3, 192, 96, 32, torch.bfloat16)
