@@ -29,6 +29,7 @@ from timing import by_turns, ratio, seconds_by_turns
 from minisafe import Llama, LlamaConfig
 from minisafe.checkpoint import INDEX, SINGLE, load_model, save_model, save_tensors
 from minisafe.fast.prepare import prepare
+from minisafe.rounding import ROUNDED
 
 BENCH = Path(__file__).resolve().parent
 SHARDS = 4
@@ -46,6 +47,17 @@ def checkpoints(config: LlamaConfig) -> Iterator[tuple[Path, Path]]:
         del model
         os.sync()  # so that the first readers do not share the disk with the writer
         yield whole, sharded
+
+
+def round_to(form: str, whole: Path, out: Path) -> Path:
+    """The directory of a model's weights in int8 or int4, written by `minisafe convert`."""
+    flags = ["--weights", form, "--out", str(out)]
+    command = [sys.executable, "-m", "minisafe", "convert", str(whole), *flags]
+    paths = [str(BENCH.parent), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    os.sync()
+    return out
 
 
 def save_shards(model: Llama, directory: Path) -> None:
@@ -98,6 +110,12 @@ def memory_rows(
     for name, directory, weights, target in systems:
         found = probe(directory, weights=weights, threads=threads)
         rows += peak_rows(f"{name}, over the weights", found, found["weights"], target)
+    with TemporaryDirectory() as name:
+        for form in ROUNDED:
+            found = probe(round_to(form, whole, Path(name) / form), threads=threads)
+            rows += peak_rows(
+                f"{form} from disk, over the file", found, found["weights"], "<= 1.15"
+            )
     for n in contexts:
         found = probe(whole, system="safe", prompt=n, threads=threads)
         below = found["weights"] + found["caches"]

@@ -43,13 +43,21 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
 
     from minisafe import SGDS, Generation, Lockstep, Request, Stream
     from minisafe.checkpoint import load_model
+    from minisafe.checkpoint.rounded import WEIGHTS
     from minisafe.fast.prepare import prepare
+    from minisafe.fast.rounded import load_rounded
     from minisafe.guidance import Plain
 
-    model = load_model(args.directory)
-    found["weights"] = sum(each.nbytes for each in model.parameters())
+    rounded = args.directory / WEIGHTS
+    if rounded.is_file():
+        model = load_rounded(args.directory)
+        found["weights"] = rounded.stat().st_size
+    else:
+        model = load_model(args.directory)
+        found["weights"] = sum(each.nbytes for each in model.parameters())
     subject = subject_of(model, torch.Generator().manual_seed(0))
-    prepare(model, args.weights)
+    if not rounded.is_file():
+        prepare(model, args.weights)
     n, steering = args.prompt, None
     prompt = prompt_of(n, model.config.vocab_size)
     streams: tuple[Stream, ...] = (Stream(model),)

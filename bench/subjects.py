@@ -12,6 +12,7 @@ from torch import Tensor
 
 import minisafe
 from minisafe import Llama, LlamaConfig, Steering
+from minisafe.checkpoint import linear_modules
 from minisafe.checkpoint.config import read_config
 from minisafe.lora import LoraAdapter, LoraDelta
 
@@ -83,13 +84,12 @@ def random_adapter(
     model: Llama, generator: torch.Generator, rank: int, endings: tuple[str, ...]
 ) -> LoraAdapter:
     """A random LoRA adapter on the linear layers whose names end like this."""
-    deltas = {}
-    for name, weight in tensors_of(model).items():
-        if name.endswith(tuple(f"{ending}.weight" for ending in endings)):
-            n_out, n_in = weight.shape
+    deltas, norm = {}, model.norm.weight
+    for name, (n_out, n_in) in linear_modules(model).items():
+        if name.endswith(endings):
             a = torch.randn(rank, n_in, generator=generator) * n_in**-0.5
             b = torch.randn(n_out, rank, generator=generator)
-            deltas[name.removesuffix(".weight")] = LoraDelta(a.to(weight), b.to(weight), 0.5)
+            deltas[name] = LoraDelta(a.to(norm), b.to(norm), 0.5)
     return LoraAdapter(deltas)
 
 

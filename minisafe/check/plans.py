@@ -203,7 +203,9 @@ def speculation(place: Place) -> Plan:
 def fast(place: Place) -> Plan:
     """Fast weights against plain ones."""
     if not place.plain:
-        return Plan(law.FAST, why_not="the weights are plain")
+        plain = all(stream.model.weights == "plain" for stream in place.session.streams)
+        why = "the weights are plain" if plain else "weights were read rounded"
+        return Plan(law.FAST, why_not=why)
 
     def measure(stream: int) -> float:
         now = place.engines[stream].log_probs(place.prompts[stream], place.answers)

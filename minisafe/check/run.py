@@ -61,7 +61,9 @@ def check_session(
     """
     place = make_place(session, texts, chat, n_tokens)
     settings = session.settings
-    if settings.compile or settings.compiled is not None or settings.weights != "plain":
+    plain = all(stream.model.weights == "plain" for stream in session.streams)
+    compiled = settings.compile or settings.compiled is not None
+    if plain and (compiled or settings.weights != "plain"):
         place = replace(place, plain=plain_readings(place))
     put_in(session.streams, settings.weights, settings.compile, settings.compiled)
     plans = plans_of(place)

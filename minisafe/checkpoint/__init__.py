@@ -42,6 +42,7 @@ from minisafe.checkpoint.files import (
 from minisafe.checkpoint.fused import join_tensors, split_stated, split_tensors
 from minisafe.checkpoint.header import Stated
 from minisafe.checkpoint.plan import EMBED, HEAD, make_plan
+from minisafe.checkpoint.rounded import refuse_rounded
 from minisafe.config import LlamaConfig
 from minisafe.errors import CheckpointError, OutOfMemory, SettingError
 from minisafe.files import write_text
@@ -55,9 +56,11 @@ __all__ = [
     "INDEX",
     "SINGLE",
     "as_dtype",
+    "check_tied",
     "fingerprint",
     "fingerprint_of",
     "finite",
+    "first_dtype",
     "first_line",
     "is_out_of_memory",
     "linear_modules",
@@ -97,6 +100,7 @@ def load_model(
         OutOfMemory: a conversion or a device had too little memory.
     """
     directory = Path(directory)
+    refuse_rounded(directory)
     config = load_config(directory) if config is None else config
     wanted = as_dtype(dtype if dtype is not None else config.dtype)
     stated = split_stated(stated_tensors(directory), config, directory)

@@ -33,6 +33,7 @@ class Family:
     norm_eps: float = 1e-6
 
 
+OWN_METHOD = "minisafe"  # the `quant_method` of weights that minisafe has rounded
 BIASES = ("attention_bias", "mlp_bias")
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", 2048, None, biases=BIASES),
@@ -178,6 +179,8 @@ class _Reader(Keys):
             method = self.data.get(key)
             if method is not None:
                 method = method.get("quant_method", "") if isinstance(method, dict) else method
+                if method == OWN_METHOD:  # `checkpoint.rounded` reads it
+                    continue
                 raise self.fail(
                     f"{key} ({harmless(str(method), 60)}) is not supported; use the unquantised "
                     "checkpoint"

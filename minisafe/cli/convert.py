@@ -1,8 +1,10 @@
-"""`minisafe convert`: a model in GGUF to a directory, and safety vectors between formats."""
+"""`minisafe convert`: a model to a directory, also of rounded weights; vectors between formats."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from minisafe.checkpoint.vectors import load_vector, save_gguf, save_npy, save_v
 from minisafe.cli.options import PATH, ProgressLine
 from minisafe.convert import Conversion, plan_conversion
 from minisafe.convert import convert as write_directory
+from minisafe.convert.rounded import Source, directory_source, gguf_source, round_model
 from minisafe.convert.shape import holds_model
+from minisafe.convert.writer import Report
 from minisafe.errors import SettingError, VectorError
 from minisafe.files.display import one_line
+from minisafe.rounding import GROUPS, ROUNDED
 from minisafe.session.dtype import decoding_dtype
 from minisafe.vectors import SafetyVector
 
@@ -28,21 +33,36 @@ SAVERS = {".safetensors": save_vector, ".npy": save_npy, ".gguf": save_gguf}
 @click.command()
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH, required=False)
-@click.option("--out", type=PATH, help="Model directory to write, for a model in GGUF.")
+@click.option("--out", type=PATH, help="Model directory to write, for a model.")
+@click.option(
+    "--weights",
+    type=click.Choice(ROUNDED),
+    help="Round the weights and write them as they run: int8 (one scale per output "
+    "channel), or int4 (in groups; the head int8).",
+)
+@click.option(
+    "--group",
+    type=click.Choice([str(each) for each in GROUPS]),
+    help="Inputs per group of int4 weights.  [default: 32]",
+)
 @click.option("--dtype", type=click.Choice(list(DTYPES)),
-              help="Dtype of the weights.  [default: the file's; of a quantised file the one that "
-              "a model of this size decodes in]")  # fmt: skip
+              help="Dtype of the weights, or of the scales of rounded ones.  [default: the file's; "
+              "of a quantised file the one that a model of this size decodes in; with --weights "
+              "int4 bfloat16]")  # fmt: skip
 @click.option("--sa-layer", type=int, help="Layer of a source without a layer (.npy).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def convert(
-    source: Path, target: Path | None, out: Path | None, dtype: str | None, sa_layer: int | None,
-    as_json: bool,
+    source: Path, target: Path | None, out: Path | None, weights: str | None, group: str | None,
+    dtype: str | None, sa_layer: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Convert the model SOURCE (GGUF, llama.cpp's format) to the directory --out, or the safety
-    vector SOURCE to the file TARGET.
+    """Convert the model SOURCE (GGUF, llama.cpp's format; with --weights also a model directory) to
+    the directory --out, or the safety vector SOURCE to the file TARGET.
 
-    A model must be of the architecture llama, qwen2 or qwen3; every quantisation of the gguf
-    library is read (extra `gguf`). The directory has the weights, config, tokenizer and chat
+    With --weights, the directory takes about half (int8) or a third (int4) of a 16-bit model, and
+    is read back without the wide weights. It is for decoding on a CPU.
+
+    A model in GGUF must be of the architecture llama, qwen2 or qwen3; every quantisation of the
+    gguf library is read (extra `gguf`). The directory has the weights, config, tokenizer and chat
     template. What has no place in it is said.
 
     A vector's formats follow from the suffixes. .safetensors is minisafe's. .npy is the reference
@@ -52,15 +72,28 @@ def convert(
     \b
     Examples:
       minisafe convert SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2
+      minisafe convert weights/tiny/base --weights int8 --out tiny-int8
       minisafe convert weights/tiny/vector.safetensors vector.gguf
     """
     if out is not None:
         if target is not None or sa_layer is not None:
             raise SettingError("--out is for a model; TARGET and --sa-layer are for a vector")
-        done = convert_model(source, out, dtype)
+        if group is not None and weights != "int4":
+            raise SettingError("--group is for --weights int4")
+        if out.exists():
+            raise SettingError(f"{out}: already exists; expected a new directory for --out")
+        if weights is not None:
+            done = convert_rounded(source, out, weights, int(group or GROUPS[0]), dtype)
+        elif source.is_dir():
+            raise SettingError(
+                f"{source}: a directory; expected a model in GGUF, or give --weights int8 or int4"
+            )
+        else:
+            done = convert_model(source, out, dtype)
     else:
-        if dtype is not None:
-            raise SettingError("--dtype is for a model; give --out too")
+        for flag, value in (("--dtype", dtype), ("--weights", weights), ("--group", group)):
+            if value is not None:
+                raise SettingError(f"{flag} is for a model; give --out too")
         done = convert_vector(source, target, sa_layer)
     if as_json:
         click.echo(json.dumps(done))
@@ -71,26 +104,60 @@ def convert(
 
 def convert_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     """Write the model directory and say what it lacks; returns what was done."""
-    if out.exists():
-        raise SettingError(f"{out}: already exists; expected a new directory for --out")
+    plan = plan_saying_losses(source)
+    chosen = dtype or default_dtype(plan)
+    with progress() as report:
+        done = write_directory(plan, out, chosen, report)
+    tell(out, plan.config.family, done, chosen)
+    return {"out": str(out), **done}
+
+
+def convert_rounded(
+    source: Path, out: Path, weights: str, group: int, dtype: str | None
+) -> dict[str, Any]:
+    """Write the directory of rounded weights; returns what was done."""
+    with opened(source, dtype) as model, progress() as report:
+        used = group if weights == "int4" else 0
+        done = round_model(model, out, weights, used, dtype, report)
+    tell(out, model.config.family, done, f"{weights}, with scales in {done['dtype']}")
+    return {"out": str(out), **done}
+
+
+@contextmanager
+def opened(source: Path, dtype: str | None) -> Iterator[Source]:
+    """A model directory or a GGUF file, to round."""
+    if not source.is_file():
+        yield directory_source(source)
+        return
+    plan = plan_saying_losses(source)
+    with source.open("rb") as file:
+        yield gguf_source(plan, dtype or default_dtype(plan), file)
+
+
+def plan_saying_losses(source: Path) -> Conversion:
+    """All but the values of a GGUF file; what it has no place for is said."""
     plan = plan_conversion(source)
     for each in plan.lost:
         click.echo(one_line(f"minisafe: warning: {each}"), err=True)
-    line, chosen = ProgressLine(), dtype or default_dtype(plan)
+    return plan
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A line of progress, in million values."""
+    line = ProgressLine()
     try:
-        done = write_directory(
-            plan,
-            out,
-            chosen,
-            lambda n, total: line.show("million values", n // 10**6, -(-total // 10**6)),
-        )
+        yield lambda n, total: line.show("million values", n // 10**6, -(-total // 10**6))
     finally:
         line.close()
+
+
+def tell(out: Path, family: str, done: Mapping[str, Any], form: str) -> None:
+    """Say what was written."""
     said = (
         f"{done['parameters'] / 1e6:,.1f} million parameters, {done['weights_bytes'] / 1e9:.2f} GB"
     )
-    click.echo(one_line(f"{out}: a {plan.config.family} model of {said} in {chosen}"), err=True)
-    return {"out": str(out), **done}
+    click.echo(one_line(f"{out}: a {family} model of {said} in {form}"), err=True)
 
 
 def default_dtype(plan: Conversion) -> str:

@@ -24,9 +24,11 @@ from minisafe.checkpoint.header import read_header
 from minisafe.checkpoint.peft import check_adapter_config
 from minisafe.checkpoint.probe import FORMAT as PROBE
 from minisafe.checkpoint.probe import load_probe
+from minisafe.checkpoint.rounded import read_form
 from minisafe.checkpoint.vectors import READERS, load_vector
 from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
 from minisafe.cli.options import PATH
+from minisafe.config import LlamaConfig
 from minisafe.convert.container import read_container
 from minisafe.convert.shape import holds_model
 from minisafe.convert.values import count_types
@@ -113,6 +115,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "kind": "model", "path": path, "family": shape.pop("family"),
         "parameters": sum(tensor.size for tensor in tensors),
         "bytes": sum(tensor.n_bytes for tensor in tensors),
+        **rounded_as(path, config),
         "dtypes": sorted({tensor.torch_dtype for tensor in tensors}),
         "kv_bytes_per_token": config.kv_bytes_per_token, "sliding_windows": windows, **shape,
     }  # fmt: skip
@@ -123,6 +126,15 @@ def describe_model(path: Path) -> dict[str, Any]:
     except TokenizerError as error:
         found["tokens"] = f"no tokenizer: {error}"
     return found
+
+
+def rounded_as(path: Path, config: LlamaConfig) -> dict[str, Any]:
+    """How rounded weights are stored, and of how many parameters; nothing for plain ones."""
+    form = read_form(path)
+    if form is None:
+        return {}
+    groups = {"group": form.group} if form.group else {}
+    return {"parameters": config.n_parameters, "weights": form.format, **groups}
 
 
 def describe_gguf(path: Path) -> dict[str, Any]:

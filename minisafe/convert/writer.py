@@ -19,7 +19,10 @@ from minisafe.convert.values import Floats
 from minisafe.errors import CheckpointError, OutputError
 from minisafe.files.whole import flush
 
-SPELT = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+SPELT = {  # dtypes in safetensors' spelling, with the bytes of a value
+    "float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2), "int8": ("I8", 1),
+    "uint8": ("U8", 1),
+}  # fmt: skip
 Report = Callable[[int, int], None]
 
 
@@ -33,19 +36,27 @@ class Entry:
 
 
 def header(entries: Sequence[Entry], dtype: torch.dtype) -> bytes:
-    """The beginning of the file: the length of the JSON text, and the text, which ends on a
-    multiple of 8 bytes."""
+    """The beginning of a file whose tensors have one dtype."""
+    return header_of((entry.name, entry.shape, short(dtype)) for entry in entries)[0]
+
+
+def header_of(
+    tensors: Iterable[tuple[str, tuple[int, ...], str]],
+) -> tuple[bytes, dict[str, int], int]:
+    """The beginning of a file of tensors, each with name, shape and dtype: the length of the JSON
+    text, and the text, which ends on a multiple of 8 bytes; where each tensor begins in the file;
+    and the size of the file in bytes."""
     stated: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for entry in entries:
-        stop = start + math.prod(entry.shape) * dtype.itemsize
-        stated[entry.name] = {
-            "dtype": SPELT[dtype], "shape": list(entry.shape), "data_offsets": [start, stop],
-        }  # fmt: skip
+    starts, start = {}, 0
+    for name, shape, dtype in tensors:
+        starts[name], (spelt, width) = start, SPELT[dtype]
+        stop = start + math.prod(shape) * width
+        stated[name] = {"dtype": spelt, "shape": list(shape), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(stated, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    first = len(text).to_bytes(8, "little") + text
+    return first, {name: len(first) + at for name, at in starts.items()}, len(first) + start
 
 
 def write_weights(

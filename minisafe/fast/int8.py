@@ -1,11 +1,10 @@
-"""Weight-only int8: `W ~ scales[:, None] * q`, one symmetric scale per output channel. Pure.
+"""Products with int8 weights: `W ~ scales[:, None] * q` (see `rounding`). Pure.
 
-The error of a weight is at most half its channel's scale. `int8_linear` keeps activations in their
-dtype. `packed_linear`, for large weights, writes each activation as two digits of 8 bits (see
-`two_digits`): kernels multiply integers as fast as memory delivers them, and two digits are at
-least as accurate as bf16. The digits are multiplied as unsigned bytes, with 128 added before and
-subtracted after: oneDNN's kernels for signed bytes are fast only on CPUs with AMX and take 300
-times as long elsewhere (docs/log.md).
+`int8_linear` keeps activations in their dtype. `packed_linear`, for large weights, writes each
+activation as two digits of 8 bits (see `two_digits`): kernels multiply integers as fast as memory
+delivers them, and two digits are at least as accurate as bf16. The digits are multiplied as
+unsigned bytes, with 128 added before and subtracted after: oneDNN's kernels for signed bytes are
+fast only on CPUs with AMX and take 300 times as long elsewhere (docs/log.md).
 Both kernels are raced (`minisafe.fast.race`) before they are used.
 """
 
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisafe.errors import SettingError
 from minisafe.fast.race import FEW, FEW_ROWS, ROWS, Lap, Shape, border, make_trials, race
 
 # up to FEW_ROWS torch's int8 kernel is faster than widening the weights (docs/log.md)
@@ -33,37 +31,8 @@ SHARES = torch.tensor([1 / 127, 1 / 127 / BASE])[:, None, None]  # digits' steps
 NOT_ZERO = torch.tensor(1e-30)  # the steps of a row that is all 0
 
 
-def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in) -> int8 (out, in), and positive scales (out,) in the weight's dtype.
-
-    `|q * scale - weight| <= scale / 2`, even for a bf16 scale: rounding lowers it by at most 2^-9,
-    so the largest weight is at most 127.25 scales, which still rounds to 127.
-    Raises `SettingError` unless the dtype is bfloat16 or float32.
-    """
-    if weight.dtype not in (torch.bfloat16, torch.float32):
-        dtype = str(weight.dtype).removeprefix("torch.")
-        raise SettingError(
-            f"int8 weights are for bfloat16 or float32 models, not {dtype}; give --dtype bfloat16"
-        )
-    q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales = torch.empty(len(weight), dtype=weight.dtype, device=weight.device)
-    n = max(1, BLOCK // 4 // weight.shape[1])
-    for start in range(0, len(weight), n):  # block by block, to keep the float32 copies small
-        block = weight[start : start + n].float()
-        scale = (block.abs().amax(dim=1) / 127).to(weight.dtype)
-        scale[scale == 0] = 1  # a channel of zeros
-        scales[start : start + n] = scale
-        q[start : start + n] = (block / scale.float()[:, None]).round_()
-    return q, scales
-
-
-def dequantize(q: Tensor, scales: Tensor) -> Tensor:
-    """The weights that `q` and `scales` encode, float32 (out, in)."""
-    return q.float() * scales.float()[:, None]
-
-
 def int8_linear(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
-    """`x @ dequantize(q, scales).T`. x: (..., in) in the scales' dtype -> (..., out)"""
+    """`x @ rounding.dequantize(q, scales).T`. x: (..., in) in the scales' dtype -> (..., out)"""
     flat = x.reshape(-1, x.shape[-1])
     few = len(flat) <= FEW_ROWS and x.device.type == "cpu"
     if few and len(flat) <= few_rows((q.shape[0], q.shape[1]), x.dtype):

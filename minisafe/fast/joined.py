@@ -32,9 +32,9 @@ class JoinedLinear(Linear):
         biases = [part.bias for part in parts if part.bias is not None]
         self.bias = torch.cat(biases).detach() if biases else None
         self.deltas: dict[int, tuple[LoraAdapter, FusedDeltas | SeparateDeltas | None]] = {}
-        self.store([part.weight.detach() for part in parts])
+        self.store(parts)
 
-    def store(self, weights: list[Tensor]) -> None:
+    def store(self, parts: Sequence[Linear]) -> None:
         """Store the parts' weights, (out_features, in_features) each, in the form that `product`
         reads."""
         raise NotImplementedError

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minisafe.fast.joined import JoinedLinear
 from minisafe.fast.kernels import packed_product, packs, wide_rows
+from minisafe.linear import Linear
 from minisafe.lora import AdaptedRows
 
 
@@ -20,7 +21,8 @@ class PackedLinear(JoinedLinear):
     and rounds no more (docs/log.md).
     """
 
-    def store(self, weights: list[Tensor]) -> None:
+    def store(self, parts: Sequence[Linear]) -> None:
+        weights = [part.weight.detach() for part in parts]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         shape = weight.shape[0], weight.shape[1]
         self.packed = weight.device.type == "cpu" and packs(shape, weight.dtype)

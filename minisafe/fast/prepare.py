@@ -22,15 +22,21 @@ from minisafe.fast.left import LeftLinear, may_go_left
 from minisafe.fast.llama import FastLlama
 from minisafe.fast.norm import FastNorm
 from minisafe.fast.packed import PackedLinear
-from minisafe.fast.quantized import Int8Embedding, Int8Head, Int8Linear
+from minisafe.fast.quantized import Int4Linear, Int8Embedding, Int8Head, Int8Linear
 from minisafe.linear import WEIGHTS, Linear
 from minisafe.model import MLP, Attention, Layer, Llama, RMSNorm
+from minisafe.rounding import ROUNDED
 
-MAKE: dict[str, Make] = {"packed": PackedLinear, "int8": Int8Linear}
+MAKE: dict[str, Make] = {"packed": PackedLinear, "int8": Int8Linear, "int4": Int4Linear}
+# a head in 4 bits would change answers most, and a tied one is also the embedding
+MAKE_HEAD: dict[str, Make] = MAKE | {"int4": Int8Linear}
 
 
 def choose_weights(model: Llama, weights: str) -> str:
-    """What `weights` means for a model: "auto" is resolved, others are returned as they are."""
+    """What `weights` means for a model: "auto" is resolved, others are returned as they are. A
+    model that was read with rounded weights keeps them."""
+    if weights == "auto" and model.weights in ROUNDED:
+        return model.weights
     return automatic(model.dtype, model.device.type) if weights == "auto" else weights
 
 
@@ -106,12 +112,22 @@ def goes_left(part: Linear) -> bool:
 
 
 def store(model: Llama, kind: str) -> None:
-    """Store all matrices as `kind`, "packed" or "int8", in place."""
+    """Store all matrices of a plain model as `kind`, "packed" or "int8", in place."""
     # an untied embedding is sampled last, so that its file is not in memory while the head is held
     # twice
     samples = samples_of(model, without=None if model.config.tied else EMBED)
+    replace_parts(model, kind)
+    if EMBED not in samples:
+        samples[EMBED] = sample(model.embed_tokens.weight)
+    model.fingerprint = fingerprint_of(samples)
+    give_back_memory()
+
+
+def replace_parts(model: Llama, kind: str) -> None:
+    """Replace all parts by those of `kind`, "packed", "int8" or "int4", in place, one after the
+    other. The linear maps are plain, or were read rounded."""
+    store_head(model, MAKE_HEAD[kind])
     make = MAKE[kind]
-    store_head(model, make)
     for layer in model.layers:
         assert isinstance(layer, Layer)
         layer.self_attn = JoinedAttention(layer.self_attn, make)
@@ -119,25 +135,28 @@ def store(model: Llama, kind: str) -> None:
         layer.input_layernorm = FastNorm(layer.input_layernorm)
         layer.post_attention_layernorm = FastNorm(layer.post_attention_layernorm)
     model.norm = FastNorm(model.norm)
-    if EMBED not in samples:
-        samples[EMBED] = sample(model.embed_tokens.weight)
     model.__class__ = FastLlama
-    model.weights, model.fingerprint = kind, fingerprint_of(samples)
-    give_back_memory()
+    model.weights = kind
 
 
 def store_head(model: Llama, make: Make) -> None:
     """Store the head. A tied head is also the embedding, so it keeps its rows: packing a second
     copy would double its memory and save 3 % of a step (docs/log.md)."""
-    if model.lm_head is not None:
-        model.lm_head = make((model.lm_head,))
-    elif make is Int8Linear:
-        with torch.device("meta"):
-            head = Linear(model.config.hidden, model.config.vocab_size, False, "lm_head")
-        head.weight = model.embed_tokens.weight
-        model.lm_head = tied = Int8Head((head,))
-        assert tied.rows is not None
-        model.embed_tokens = Int8Embedding(*tied.rows, model.embed_tokens.factor)
+    head, tied = model.lm_head, model.config.tied
+    if tied and make is Int8Linear:
+        model.lm_head = made = Int8Head((head or tied_head(model),))
+        assert made.rows is not None
+        model.embed_tokens = Int8Embedding(*made.rows, model.embed_tokens.factor)
+    elif head is not None:
+        model.lm_head = make((head,))
+
+
+def tied_head(model: Llama) -> Linear:
+    """The head of a model whose head is its embedding."""
+    with torch.device("meta"):
+        head = Linear(model.config.hidden, model.config.vocab_size, False, "lm_head")
+    head.weight = model.embed_tokens.weight
+    return head
 
 
 def give_back_memory() -> None:

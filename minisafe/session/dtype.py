@@ -32,12 +32,12 @@ def widen_small(model: Llama, asked: str | None, weights: str) -> Llama:
 
     asked: the setting `dtype`; if it is given, nothing changes.
     weights: the setting; with "int8" nothing changes, since int8 rounds more than the dtype does
-        and is fast only in bf16.
+        and is fast only in bf16. Nor does it for a model that was read with rounded weights.
 
     Values and fingerprint stay the same. Call it after every step that rounds to the checkpoint's
     dtype, such as an edit.
     """
-    if asked is None and weights != "int8":
+    if asked is None and weights != "int8" and model.weights == "plain":
         parameters = sum(each.numel() for each in model.parameters())
         dtype = decoding_dtype(model.dtype, parameters, model.device.type)
         if dtype != model.dtype:

@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 
+from minisafe.checkpoint import load_model
+from minisafe.checkpoint.rounded import read_form
 from minisafe.engine import Generation, Request
 from minisafe.errors import SettingError
 from minisafe.gate import Gate
 from minisafe.guidance import Rule
 from minisafe.lockstep import Lockstep, Stream
+from minisafe.model import Llama
 from minisafe.session.settings import Settings
 from minisafe.vectors import Steering
 
@@ -67,6 +70,24 @@ def compile_ahead(
     from minisafe.fast.package import write_package
 
     return asdict(write_package(streams, out, instructions, progress))
+
+
+def read_model(directory: Path, dtype: str | None, device: str, weights: str) -> Llama:
+    """The model of a directory: plain, or rounded if it is stored so.
+
+    weights: the setting. Raises `SettingError` if it asks for another form than the stored one.
+    """
+    form = read_form(directory)
+    if form is None:
+        return load_model(directory, dtype, device)
+    if weights not in ("auto", form.format):
+        raise SettingError(
+            f"{directory}: its weights are {form.format}, but weights is {weights!r}; give auto, "
+            "or the model that it was converted from"
+        )
+    from minisafe.fast.rounded import load_rounded
+
+    return load_rounded(directory, dtype, device)
 
 
 def keep_plain(streams: Sequence[Stream]) -> None:

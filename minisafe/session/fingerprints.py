@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, read_tensors, sample
+from minisafe.checkpoint.rounded import read_form
 from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter
 from minisafe.probe import Probe
@@ -67,7 +68,11 @@ def part_hash(path: Path) -> str:
 
 def files_hash(directory: Path) -> str:
     """A hash of a model's or adapter's tensors: names, shapes and about 256 values of each, evenly
-    spaced, so that a large model is not read whole."""
+    spaced, so that a large model is not read whole. Of rounded weights, the hash that stands for
+    them (`Form.identity`)."""
+    form = read_form(directory)
+    if form is not None:
+        return form.identity[1]
     found = hashlib.sha256()
     if (directory / ADAPTER_CONFIG).is_file():
         found.update((directory / ADAPTER_CONFIG).read_bytes())

@@ -19,7 +19,7 @@ from minisafe.model import Llama
 from minisafe.probe import Probe
 from minisafe.session.asked import Asked, check_asked, gather
 from minisafe.session.dtype import widen_small
-from minisafe.session.faster import check_fast, engine_for, put_in
+from minisafe.session.faster import check_fast, engine_for, put_in, read_model
 from minisafe.session.fingerprints import made_for
 from minisafe.session.others import read_shots, source_of
 from minisafe.session.promise import check_parts
@@ -67,8 +67,13 @@ def load_unprepared(
 def load_base(settings: Settings) -> Llama:
     """The base in the dtype that it decodes in; if there is an edit, it is merged in."""
     assert settings.base is not None
-    model = load_model(settings.base, settings.dtype, settings.device)
+    model = read_model(settings.base, settings.dtype, settings.device, settings.weights)
     if settings.edit is not None:
+        if model.weights != "plain":
+            raise SettingError(
+                f"{settings.base}: its weights are {model.weights}, so an edit cannot be merged "
+                "into them; convert the edited model instead"
+            )
         merge_adapter(model, load_adapter(settings.edit, model))
     return widen_small(model, settings.dtype, settings.weights)
 
@@ -136,6 +141,8 @@ def has_fingerprint(model: Llama, settings: Settings, wanted: str) -> bool:
         return True
     if settings.dtype is None or settings.edit is not None or settings.base is None:
         return False
+    if model.weights != "plain":
+        return False
     return fingerprint(load_model(settings.base)) == wanted
 
 
@@ -158,7 +165,8 @@ def make_stream(
         return Stream(model), "demonstrations" if shots else "system prompt"
     if (source / ADAPTER_CONFIG).is_file():
         return Stream(model, load_adapter(source, model)), "adapter"
-    expert = load_model(source, settings.dtype or str(model.dtype).split(".")[-1], settings.device)
+    dtype = settings.dtype or str(model.dtype).split(".")[-1]
+    expert = read_model(source, dtype, settings.device, settings.weights)
     its_own = load_tokenizer(source)
     check_same_vocabulary(tokenizer, its_own)
     ours, theirs = model.config.vocab_size, expert.config.vocab_size

@@ -19,6 +19,7 @@ from minisafe.check.drafted import error_needed
 from minisafe.check.invariants import INVARIANTS, SHARES, tolerance
 from minisafe.check.place import PROMPTS
 from minisafe.check.run import Finding, check_session
+from minisafe.convert.rounded import directory_source, round_model
 from minisafe.errors import NonFiniteError, PromptError, SettingError
 from minisafe.fast.draft import Draft
 from minisafe.fast.norm import FastNorm
@@ -279,3 +280,12 @@ def test_a_profile(world: World, tmp_path: Path) -> None:
     )
     findings = check_session(load_unprepared(path), TEXTS, True, 6)
     assert all(each.holds is not False for each in findings)
+
+
+def test_weights_that_were_read_rounded(world: World, tmp_path: Path) -> None:
+    """There are no plain ones to hold them against; all else is measured."""
+    source = directory_source(world.base)
+    round_model(source, tmp_path / "int8", "int8", 0, None, lambda done, total: None)
+    found = check(world, base=tmp_path / "int8", weights="auto")
+    assert found["fast = plain"].why_not == "weights were read rounded"
+    assert found["cached = uncached"].deviation is not None

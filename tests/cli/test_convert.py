@@ -17,11 +17,12 @@ from minisafe.checkpoint.vectors import load_vector, save_gguf, save_vector
 from minisafe.cli import cli
 from minisafe.cli.convert import default_dtype
 from minisafe.convert import plan_conversion
-from minisafe.errors import CheckpointError, SettingError, VectorError
+from minisafe.errors import CheckpointError, ConfigError, SettingError, VectorError
 from minisafe.vectors import SafetyVector
 from tests.support.gguf_files import GOLDENS
 
 SMALL = GOLDENS / "gguf" / "llama_smollm_q4_1.gguf"
+BASE = Path(__file__).parents[2] / "weights" / "tiny" / "base"
 SPLIT_BY_GPT_2 = "the file names no pre-tokenizer"
 
 
@@ -137,6 +138,64 @@ def test_vectors_as_before(tmp_path: Path) -> None:
         "out": str(tmp_path / "w.safetensors"), "layers": [1], "hidden": 2,
     }  # fmt: skip
     assert torch.equal(load_vector(tmp_path / "w.safetensors").at(None)[1], torch.ones(2))
+
+
+# ---- rounded weights ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("form", "group", "share"), [("int8", "", 0.51), ("int4", "64", 0.35)])
+def test_rounded_weights(tmp_path: Path, form: str, group: str, share: float) -> None:
+    """Of a directory; inspect says what they are, and generate decodes them."""
+    flags = ["--group", group] if group else []
+    found = ran(BASE, "--weights", form, *flags, "--out", tmp_path / "out", "--json")
+    assert found.exit_code == 0, found.output
+    done = json.loads(found.stdout)
+    assert (done["format"], done["group"]) == (form, int(group or 0))
+    assert done["weights_bytes"] < share * (BASE / "model.safetensors").stat().st_size
+    assert f"3.5 million parameters, 0.00 GB in {form}, with scales in bfloat16" in found.stderr
+    lines = CliRunner().invoke(cli, ["inspect", str(tmp_path / "out")]).output.splitlines()
+    assert f"weights: {form}" in lines
+    assert "parameters: 3,542,208" in lines
+    told = CliRunner().invoke(
+        cli, ["generate", "--base", str(tmp_path / "out"), "--no-safe", "--chat",
+              "--max-new-tokens", "4", "How do I clean a shelf?"],
+    )  # fmt: skip
+    assert (told.exit_code, told.stdout.strip()) == (0, "Sure, here is")
+
+
+def test_rounded_weights_of_gguf(tmp_path: Path) -> None:
+    found = ran(SMALL, "--weights", "int8", "--dtype", "bfloat16", "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    assert "in int8, with scales in bfloat16" in found.stderr
+
+
+def test_flags_of_rounded_weights(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    refused(SettingError, "--group is for --weights int4", BASE, "--group=64", "--out", out)
+    refused(SettingError, "a directory; expected a model in GGUF, or give --weights", BASE, "--out",
+            out)  # fmt: skip
+    refused(SettingError, "--weights is for a model", "v.npy", "w.npy", "--weights=int8")
+    refused(SettingError, "--group is for a model", "v.npy", "w.npy", "--group=32")
+    refused(ConfigError, "no such directory", tmp_path / "none", "--weights=int8", "--out", out)
+    words = "groups of 128 do not fill 192 inputs; expected a group of 32 or 64"
+    refused(SettingError, words, BASE, "--weights=int4", "--group=128", "--out", out)
+    ran(BASE, "--weights", "int8", "--out", out)
+    refused(SettingError, "already exists", BASE, "--weights", "int8", "--out", out)
+
+
+def test_what_needs_plain_weights(tmp_path: Path) -> None:
+    """One line, before any work is done."""
+    out, data = tmp_path / "out", BASE.parents[1] / "data"
+    assert ran(BASE, "--weights", "int8", "--out", out).exit_code == 0
+    edit = ["edit", "--subject", "Teku", "--prompt", "{} is", "--target", "x", "--text",
+            data / "benign-dev.jsonl"]  # fmt: skip
+    amplify = ["amplify", data / "demonstrations.json"]
+    for command in (edit, ["finetune", data / "expert.json"], amplify):
+        flags = ["--base", out, "--out", tmp_path / "made.safetensors"]
+        error = CliRunner().invoke(cli, [str(word) for word in (*command, *flags)]).exception
+        assert "weights are int8" in str(error), (command, error)
+        assert "converted from" in str(error)
+        assert getattr(error, "exit_code", 0) == 2
 
 
 @pytest.mark.slow

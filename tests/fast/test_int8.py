@@ -17,15 +17,14 @@ from minisafe.fast.int8 import (
     MOST_INPUTS,
     STEP,
     can_pack_int8,
-    dequantize,
     digit_product,
     int8_linear,
     pack_int8,
     packed_linear,
-    quantize,
     two_digits,
 )
 from minisafe.fast.race import FEW, ROWS, Lap
+from minisafe.rounding import dequantize, quantize
 
 DTYPES = (torch.float32, torch.bfloat16)
 # of a sum of sizes; bf16 kernels round up to four times on the way (3.3 x 2^-9 was seen)

@@ -34,7 +34,6 @@ import json, sys, time
 import torch
 import torch.nn.functional as F
 
-from minisafe.fast.int8 import dequantize, quantize
 from minisafe.fast.left import LeftLinear
 from minisafe.fast.packed import PackedLinear
 from minisafe.fast.quantized import Int8Linear

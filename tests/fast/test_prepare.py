@@ -31,7 +31,7 @@ from minisafe.checkpoint import (
 from minisafe.errors import SettingError
 from minisafe.fast import kernels, packed, quantized
 from minisafe.fast import prepare as module
-from minisafe.fast.int8 import can_pack_int8, dequantize, quantize
+from minisafe.fast.int8 import can_pack_int8
 from minisafe.fast.norm import FastNorm
 from minisafe.fast.prepare import choose_weights, prepare
 from minisafe.fast.quantized import Int8Linear
@@ -39,6 +39,7 @@ from minisafe.linear import Linear
 from minisafe.lockstep import Lockstep, Stream
 from minisafe.lora import AdaptedRows, LoraAdapter, LoraDelta
 from minisafe.model import Llama, RMSNorm
+from minisafe.rounding import dequantize, quantize
 from minisafe.slots import Add, Record
 from tests.support.tiny import (
     cache_for,

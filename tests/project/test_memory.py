@@ -48,8 +48,8 @@ print(libraries, peak(), weights)
 """
 
 
-def measure(directory: Path, weights: str, **sizes: int) -> tuple[int, int]:
-    """Bytes of a random model's peak beyond the libraries, and of its weights."""
+def write_model(directory: Path, **sizes: int) -> None:
+    """A random bf16 model."""
     config = tiny_config(
         hidden=1024,
         intermediate=4096,
@@ -67,6 +67,11 @@ def measure(directory: Path, weights: str, **sizes: int) -> tuple[int, int]:
     }
     (directory / "config.json").write_text(json.dumps(config_json(config)))
     save_tensors(tensors, directory / SINGLE)
+
+
+def measure(directory: Path, weights: str, **sizes: int) -> tuple[int, int]:
+    """Bytes of a random model's peak beyond the libraries, and of its weights."""
+    write_model(directory, **sizes)
     if weights == "sharded":
         shard(directory, 3)
     kind = "packed" if weights == "packed" else "plain"
@@ -79,6 +84,49 @@ def measure(directory: Path, weights: str, **sizes: int) -> tuple[int, int]:
     )
     libraries, peak, size = map(int, run.stdout.split())
     return peak - libraries, size
+
+
+ROUNDED = """
+from minisafe.convert.rounded import directory_source, round_model
+from minisafe.fast.int4 import layout
+from minisafe.fast.int8 import can_pack_int8
+from minisafe.fast.rounded import load_rounded
+
+can_pack_int8(), layout()
+libraries = peak()
+if sys.argv[2] == "write":
+    source, out, form = directory_source(Path(sys.argv[1])), Path(sys.argv[3]), sys.argv[4]
+    round_model(source, out, form, 32 if form == "int4" else 0, None, lambda done, total: None)
+else:
+    load_rounded(sys.argv[1])
+print(libraries, peak(), 0)
+"""
+
+
+def run_rounded(directory: Path, *words: str) -> int:
+    """Bytes of the peak beyond the libraries of writing or reading rounded weights."""
+    start = MEASURE.partition("libraries = peak()")[0]
+    run = subprocess.run(
+        [sys.executable, "-c", start + ROUNDED, str(directory), *words],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    libraries, peak, _ = map(int, run.stdout.split())
+    return peak - libraries
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_rounded_weights_are_never_wide(tmp_path: Path, form: str) -> None:
+    """Written with the memory of the largest tensor (50 MB here) and a constant; read with 1.15 x
+    the file, and 16 MiB for what is sampled and for a race."""
+    source, out = tmp_path / "wide", tmp_path / form
+    source.mkdir()
+    write_model(source, vocab_size=24000, n_layers=6)
+    assert run_rounded(source, "write", str(out), form) < 50e6 + 80 * 2**20
+    size = (out / "rounded.safetensors").stat().st_size
+    assert size < (0.6 if form == "int8" else 0.5) * (source / SINGLE).stat().st_size
+    assert run_rounded(out, "read") < 1.15 * size + 16 * 2**20
 
 
 @pytest.mark.slow
