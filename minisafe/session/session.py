@@ -414,7 +414,9 @@ class Session:
     # ---- other settings -------------------------------------------------------------------
 
     def with_settings(self, changes: Mapping[str, Any]) -> Session:
-        """The same session with other settings for the answers to come; shares what is loaded.
+        """The same session with other settings for the answers to come; shares what is loaded, and
+        `cancel` and `close` with it. (For a session of its own over the same weights: `load` with
+        `beside`.)
 
         Raises `SettingError` for a name that needs a new load, or a value out of range.
         """
