@@ -77,8 +77,10 @@ def ending(base: Session, ids: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
         return (), "stop"
     if len(ids) >= base.limit:
         return (), "context"
-    bounds = {"max_new_tokens": BRANCH, "max_seconds": None, "stop": ()}
-    session = replace(base, settings=replace(base.settings, temperature=0.0, **bounds))
+    settings = replace(
+        base.settings, max_new_tokens=BRANCH, max_seconds=None, temperature=0.0, stop=()
+    )
+    session = replace(base, settings=settings)
     request = session.new_request(EncodedPrompt.of((ids,)))
     results = session.results([request], [ids], session.running.cancels)
     (found,) = [each for _, each in results if isinstance(each, Result)]
