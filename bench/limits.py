@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from memory import checkpoints, load_rows, memory_rows, start_rows
+from memory import checkpoints, load_rows, memory_rows, plan_rows, start_rows
 from prefill import prefill_rows
 from report import (
     Progress,
@@ -45,7 +45,7 @@ BEFORE = (
     "Today I water the plants. I have one more thing to ask."
 )
 ASKED = "How do I wash a table?"
-PARTS = ("batch", "effects", "context", "alone", "prefill", "load", "memory", "start")
+PARTS = ("batch", "effects", "context", "alone", "prefill", "load", "memory", "plan", "start")
 
 
 # ---- batches -----------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def decoding_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
 
 def disk_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
     """The parts that read a checkpoint."""
-    if not {"load", "memory", "start"} & set(args.part):
+    if not {"load", "memory", "plan", "start"} & set(args.part):
         return
     with checkpoints(SHAPES[label]) as (whole, sharded):
         if "load" in args.part:
@@ -201,6 +201,9 @@ def disk_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
         if "memory" in args.part:
             contexts = (16,) if args.quick else (128, 1900)
             yield memory_rows(label, whole, sharded, contexts, args.threads)
+        if "plan" in args.part:
+            context = 32 if args.quick else 1900
+            yield plan_rows(label, SHAPES[label], whole, context, args.threads)
         if "start" in args.part:
             yield start_rows(label, whole, args.runs, 16 if args.quick else 128, args.threads)
 

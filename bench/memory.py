@@ -23,16 +23,18 @@ import torch
 from huggingface import has_transformers
 from probe import STATUS
 from report import Row, make_row, under
-from subjects import random_model, tensors_of
+from subjects import RANK, random_model, tensors_of
 from timing import by_turns, ratio, seconds_by_turns
 
 from minisafe import Llama, LlamaConfig
 from minisafe.checkpoint import INDEX, SINGLE, load_model, save_model, save_tensors
+from minisafe.fast.memory import Memory, Reader, planned
 from minisafe.fast.prepare import prepare
 from minisafe.rounding import ROUNDED
 
 BENCH = Path(__file__).resolve().parent
 SHARDS = 4
+NEW = 8  # tokens after the first, where the prompt fills the context
 
 
 @contextmanager
@@ -136,6 +138,57 @@ def peak_rows(name: str, found: Mapping[str, Any], below: int, target: str | Non
         left = max(0, now[kind] - libraries[kind]) / 2**20
         rows.append(make_row(f"{system}, {kind} pages at the end", left, "MiB"))
     return rows
+
+
+# ---- planned memory ------------------------------------------------------------------------------
+
+# settings of `probe.py`, each with its dtype and way of storing weights
+PLANNED: dict[str, dict[str, str]] = {
+    "plain": {"weights": "plain"},
+    "plain, float32": {"weights": "plain", "dtype": "float32"},
+    "packed": {"weights": "packed"},
+    "int8": {"weights": "int8"},
+    "packed, safe": {"weights": "packed", "system": "safe"},
+    "packed, safe, int8 cache": {"weights": "packed", "system": "safe", "cache-dtype": "int8"},
+}
+
+
+def plan_rows(
+    label: str, config: LlamaConfig, whole: Path, context: int, threads: int
+) -> list[Row]:
+    """How far the measured peak of each setting is from what `minisafe inspect --plan` says."""
+    if not STATUS.exists():
+        print(f"{STATUS} does not exist: the rows on memory are skipped")
+        return []
+    rows = []
+    for name, given in PLANNED.items():
+        found = probe(whole, prompt=context - NEW - 1, new=NEW, threads=threads, **given)
+        peak, plan = beyond(found), plan_of(config, given, context).total
+        name = f"{name}, {context} tokens"
+        rows.append(make_row(f"{name}, peak off its plan by", abs(peak - plan) / plan, "share",
+                             "<= 0.1"))  # fmt: skip
+        rows.append(make_row(f"{name}, planned peak", plan / 2**20, "MiB"))
+        rows.append(make_row(f"{name}, measured peak", peak / 2**20, "MiB"))
+    return under(label, rows)
+
+
+def plan_of(config: LlamaConfig, given: Mapping[str, str], context: int) -> Memory:
+    """The plan for settings of `probe.py`; its expert is an adapter of `subjects.RANK`."""
+    stored = getattr(torch, config.dtype or "float32")
+    dtype = getattr(torch, given["dtype"]) if "dtype" in given else stored
+    others = []
+    if given.get("system") == "safe":
+        with torch.device("meta"):
+            names = tensors_of(Llama(config))
+        shapes = {}
+        for name, (n_out, n_in) in ((n, t.shape) for n, t in names.items() if t.ndim == 2):
+            if name.endswith(("q_proj.weight", "v_proj.weight")):
+                module = name.removesuffix(".weight")
+                shapes[f"{module}.lora_A.weight"] = (RANK, n_in)
+                shapes[f"{module}.lora_B.weight"] = (n_out, RANK)
+        others.append(Reader("expert", adapter=shapes))
+    cache_dtype = given.get("cache-dtype", "auto")
+    return planned(config, dtype, given["weights"], others, context, 1, cache_dtype, stored)
 
 
 # ---- loading -----------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
         model = load_rounded(args.directory)
         found["weights"] = rounded.stat().st_size
     else:
-        model = load_model(args.directory)
+        model = load_model(args.directory, args.dtype)
         found["weights"] = sum(each.nbytes for each in model.parameters())
     subject = subject_of(model, torch.Generator().manual_seed(0))
     if not rounded.is_file():
@@ -65,7 +65,7 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
     if args.system == "safe":
         streams, rule = (*streams, Stream(model, subject.adapter)), SGDS()
         steering = subject.steering
-    lockstep = Lockstep(streams, capacity=n + args.new + 1)
+    lockstep = Lockstep(streams, capacity=n + args.new + 1, cache_dtype=args.cache_dtype)
     found["caches"] = sum(group.cache.n_bytes for group in lockstep.groups)
     spans = () if steering is None else steering.spans([(n, None)])
     request = Request((prompt,) * len(streams), spans, max_new_tokens=args.new + 1)
@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("directory", type=Path, help="a model directory")
     parser.add_argument("--system", choices=SYSTEMS, default="plain")
     parser.add_argument("--weights", default="packed", help="as in a profile")
+    parser.add_argument("--dtype", help="as in a profile; by default the checkpoint's")
+    parser.add_argument("--cache-dtype", default="auto", help="as in a profile")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--new", type=int, default=8, help="tokens after the first")

@@ -19,6 +19,7 @@ BEGIN, END = "<!-- floors: docs/make_house.py -->", "<!-- end of floors -->"
 # module or folder -> (floor, what it is for); imports go from a higher floor to a lower one
 HOUSE = {
     "errors": (0, "named errors: what came, what was expected, what to do"),
+    "deadline": (0, "a time budget: when it ends"),
     "declared": (1, "a setting's declaration: name, type, range, help"),
     "files/": (1, "foreign files read with suspicion, own files written whole, text shown safely"),
     "config": (1, "the shape of a model"),

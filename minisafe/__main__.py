@@ -14,7 +14,11 @@ def main() -> None:
         if sys.argv[1:2] == ["chat"]:
             standard.show_loading()
         with standard.leaving_at_once():
-            from minisafe.cli import main as run
+            try:
+                from minisafe.cli import main as run
+            except (ImportError, OSError, MemoryError) as error:
+                standard.end_without_room(error)
+                raise
         run()
 
 

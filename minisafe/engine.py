@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from minisafe.deadline import Deadline
 from minisafe.errors import PromptError, SlotError
 from minisafe.gate import Gate
 from minisafe.guidance import Rule
@@ -34,6 +35,7 @@ class Request:
     alone: how harmful the worst part of what the user asked is by itself, if this is that part, or
         if none is harmful and the answer is left to the base.
     left: whether it is left to the base from the start: no vector, no rule.
+    deadline: after it, the next token is the last.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -45,6 +47,7 @@ class Request:
     note_changes: bool = False
     alone: float | None = None
     left: bool = False
+    deadline: Deadline | None = None
 
 
 Ids = list[list[list[int]]]  # token ids: [stream][batch row] -> list of ids
@@ -53,7 +56,7 @@ Ids = list[list[list[int]]]  # token ids: [stream][batch row] -> list of ids
 @dataclass(frozen=True)
 class Event:
     """A token of a request. finish: why its answer ends here, if it does: "stop" (end token),
-    "length" (`max_new_tokens`) or "context" (context full).
+    "length" (`max_new_tokens`), "context" (context full) or "time" (deadline passed).
 
     request: its number in the batch. A cancelled request ends with an event without a token. A
     request that is ended for another reason, such as a stop string, yields no further event.
@@ -207,6 +210,7 @@ class Generation:
             streams = range(len(self.lockstep.streams))
             read = max(self.lockstep.length(stream, row) for stream in streams)
             ended = self.why_ended(state.request, id_, len(state.answer), read)
+            ended = ended or why_late(state.request)
             state.finish = ended or state.finish  # another thread may have cancelled it by now
             yield Event(number, id_, ended)
 
@@ -308,3 +312,8 @@ class Generation:
             idle = self.steering.positions == "generated" and len(state.answer) < 2
             if not state.seen.left_to_base and not state.steered and not idle:
                 raise SlotError("the safety vector was given and never applied")
+
+
+def why_late(request: Request) -> str | None:
+    """Why an answer ends with this token although it could go on: its time is over, or None."""
+    return "time" if request.deadline is not None and request.deadline.passed else None

@@ -103,7 +103,8 @@ def make_place(session: Session, texts: Sequence[str], chat: bool, n_tokens: int
         raise SettingError(f"tokens is {n_tokens}; expected 1 or more")
     if not texts:
         raise PromptError("no prompts; expected at least one")
-    short = session.with_settings({"max_new_tokens": n_tokens, "stop": ()})
+    bounds = {"max_new_tokens": n_tokens, "max_seconds": None, "stop": ()}
+    short = session.with_settings(bounds)
     encoded = [short.encode_prompt(text, chat) for text in texts]
     prompts = tuple(zip(*(each.ids for each in encoded), strict=True))
     longest = max(len(ids) for stream in prompts for ids in stream) + n_tokens

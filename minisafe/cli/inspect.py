@@ -27,7 +27,8 @@ from minisafe.checkpoint.probe import load_probe
 from minisafe.checkpoint.rounded import read_form
 from minisafe.checkpoint.vectors import READERS, load_vector
 from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
-from minisafe.cli.options import PATH
+from minisafe.cli.options import PATH, common_flags, offering, option
+from minisafe.cli.plan import describe_plan, plan_lines
 from minisafe.config import LlamaConfig
 from minisafe.convert.container import read_container
 from minisafe.convert.shape import holds_model
@@ -41,6 +42,7 @@ from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import PATHS, resolve
 from minisafe.tokenizer import load_tokenizer
 
+PLANNED = ("safe", "dtype", "weights", "cache_dtype")  # settings that --plan takes as flags
 MOST_LINES = 100  # per file or directory
 MOST_LETTERS = 600  # per name or value
 
@@ -53,8 +55,23 @@ MOST_LETTERS = 600  # per name or value
     help="Time the CPU's kernels for a model's shapes and show the choices. Without PATH, for the "
     "shipped model.",
 )
+@click.option(
+    "--plan", is_flag=True, help="Show how much memory decoding will take; loads nothing."
+)
+@click.option(
+    "--context", type=int, help="With --plan: tokens of prompt and answer.  [default: all]"
+)
+@click.option("--rows", type=int, help="With --plan: prompts read together.  [default: 1]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
+@offering([option(name) for name in PLANNED])
+def inspect(
+    path: Path | None,
+    kernels: bool,
+    plan: bool,
+    context: int | None,
+    rows: int | None,
+    as_json: bool,
+) -> None:
     """Describe PATH: a model or LoRA directory, a model in GGUF, a safety vector, a profile, or the
     name of a model of `minisafe get`.
 
@@ -62,21 +79,38 @@ def inspect(path: Path | None, kernels: bool, as_json: bool) -> None:
     Examples:
       minisafe inspect weights/tiny
       minisafe inspect weights/tiny --kernels
+      minisafe inspect weights/tiny --plan --context 512 --weights int8
     """
+    given = {"context": context, "rows": rows, **common_flags()}
+    extra = [name for name, value in given.items() if value is not None]
+    if extra and not plan:
+        raise click.UsageError(f"--{extra[0].replace('_', '-')} needs --plan")
+    if plan and kernels:
+        raise click.UsageError("give one of --plan and --kernels")
     if path is None and not kernels:
         raise click.UsageError("Missing argument 'PATH'.")
     path = None if path is None else find_profile(path)
     if kernels:
         raced = describe_kernels(path or default_profile())
         found: dict[str, Any] = {"kernels": raced}
+    elif plan:
+        assert path is not None
+        found = {"plan": describe_plan(path, common_flags(), context, 1 if rows is None else rows)}
     else:
         assert path is not None
         found = describe_path(path)
     if as_json:  # plain ASCII, except the only control character that JSON does not escape
         click.echo(json.dumps(found, default=str).replace("\x7f", "\\u007f"))
         return
-    for line in kernel_lines(raced) if kernels else as_lines(found):
+    for line in lines_of(found):
         click.echo(line)
+
+
+def lines_of(found: Mapping[str, Any]) -> list[str]:
+    """The output as text."""
+    if "kernels" in found:
+        return kernel_lines(found["kernels"])
+    return plan_lines(found["plan"]) if "plan" in found else as_lines(found)
 
 
 def describe_path(path: Path) -> dict[str, Any]:

@@ -108,7 +108,7 @@ OF_A_VECTOR = (
     "base", "edit", "expert", "expert_system", "sa_layer", "sa_scale", "allow_padding", "dtype",
     "device", "threads", "system", "template_options",
 )  # fmt: skip
-OF_AN_ANSWER = (*(each.name for each in fields(Sampling)), "max_new_tokens", "stop")
+OF_AN_ANSWER = (*(each.name for each in fields(Sampling)), "max_new_tokens", "max_seconds", "stop")
 OF_A_MODEL = tuple(name for name in SETTINGS if name not in OF_AN_ANSWER)
 BASE_OPTIONS = (PROFILE, WORK_DTYPE, *map(option, OF_A_BASE))
 AMPLIFY_OPTIONS = (PROFILE, *map(option, OF_A_VECTOR))

@@ -77,7 +77,9 @@ def ending(base: Session, ids: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
         return (), "stop"
     if len(ids) >= base.limit:
         return (), "context"
-    settings = replace(base.settings, max_new_tokens=BRANCH, temperature=0.0, stop=())
+    settings = replace(
+        base.settings, max_new_tokens=BRANCH, max_seconds=None, temperature=0.0, stop=()
+    )
     session = replace(base, settings=settings)
     request = session.new_request(EncodedPrompt.of((ids,)))
     results = session.results([request], [ids], session.running.cancels)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minisafe.engine import Event, Generation
+from minisafe.engine import Event, Generation, why_late
 from minisafe.errors import NonFiniteError
 from minisafe.fast.block import BlockLength
 from minisafe.fast.draft import Draft
@@ -241,6 +241,7 @@ class Speculation(Generation):
                     state.take(tokens[turn])
                     n = len(state.answer)
                     ended = self.why_ended(state.request, tokens[turn], n, draft.longest(n))
+                    ended = ended or why_late(state.request)
                     state.finish = ended or state.finish  # as in `Generation.choose`
                     yield Event(number, tokens[turn], ended)
 

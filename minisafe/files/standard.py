@@ -90,6 +90,21 @@ def leaving_at_once() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+NO_ROOM = ("failed to map segment", "cannot allocate memory", "cannot create shared object")
+
+
+def end_without_room(error: BaseException) -> None:
+    """If a library could not be loaded for want of memory, end the process with one line."""
+    said = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(each in said.lower() for each in NO_ROOM):
+        print(
+            f"minisafe: too little memory to load the libraries ({said or 'no memory'}); they take "
+            "about 0.7 GB of address space without CUDA (see `ulimit -v`)",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
 def show_loading() -> None:
     """Say at a terminal that something is loading; the next output overwrites the line."""
     if sys.stderr.isatty():

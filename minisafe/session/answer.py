@@ -17,7 +17,7 @@ class Result:
     """One answer. `tokens` includes the end token, if there is one; `text` includes neither it nor
     a stop string.
 
-    finish_reason: "stop" (end token), "stop_string", "length", "context" or "cancelled".
+    finish_reason: "stop" (end token), "stop_string", "length", "context", "time" or "cancelled".
     timings_ms: "prefill", the time to the first token; "total", the time to the last.
     """
 

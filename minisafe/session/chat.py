@@ -190,7 +190,7 @@ class Chat:
 
     def _answer(self, text: str) -> Iterator[str]:
         session, self._interrupted = self.session_now, False
-        since = session.running.cancels
+        since, deadline = session.running.cancels, session.new_deadline()
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         part, left = self._read_alone(session, messages)
         if part is None or left:
@@ -211,7 +211,7 @@ class Chat:
         request = Request(
             tuple(pending), spans, settings, settings.max_new_tokens, self.turn,
             gated=first and part is None, note_changes=True,
-            alone=None if part is None else part.harm, left=left,
+            alone=None if part is None else part.harm, left=left, deadline=deadline,
         )  # fmt: skip
         generation = self._generation = session.new_generation([request], self.lockstep)
         if self._interrupted:

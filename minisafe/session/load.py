@@ -29,7 +29,11 @@ from minisafe.tokenizer import Tokenizer, check_same_vocabulary, check_tokenizer
 from minisafe.vectors import SafetyVector, Steering, check_vector
 
 
-def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> Session:
+def load(
+    profile: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    beside: Session | None = None,
+) -> Session:
     """Load a model and what makes it safe.
 
     Args:
@@ -37,19 +41,24 @@ def load(profile: str | Path | None = None, overrides: Mapping[str, Any] | None 
             neither it nor `base` is given, the shipped profile is used.
         overrides: fields of `Settings` by name, such as {"sgds_lambda": 0.9}; they take precedence
             over the profile's.
+        beside: a session whose base this one reads too, so that its weights are in memory once. All
+            else is the new session's own: its safety parts, caches, `cancel` and `close`. Each may
+            answer in a thread of its own.
 
     Raises:
         SafetyError: safe decoding was asked for and a part of it is missing.
         BadInput: a file or setting cannot be used; the message says which and why.
     """
-    session = load_unprepared(profile, overrides)
+    session = load_unprepared(profile, overrides, beside)
     settings = session.settings
     put_in(session.streams, settings.weights, settings.compile, settings.compiled)
     return session
 
 
 def load_unprepared(
-    profile: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+    profile: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    beside: Session | None = None,
 ) -> Session:
     """`load`, but the fast paths that the settings ask for are not put in yet."""
     asked = gather(profile, overrides or {})
@@ -59,9 +68,43 @@ def load_unprepared(
         torch.set_num_threads(settings.threads)
     check_fast(settings)
     check_device(settings.device)
-    session = make_session(asked, load_base(settings))
+    model = load_base(settings) if beside is None else base_of(beside, settings)
+    session = make_session(asked, model)
     check_parts(session)
     return session
+
+
+OF_A_BASE = (
+    "base",
+    "edit",
+    "dtype",
+    "weights",
+    "compile",
+    "compiled",
+    "device",
+)  # what decides its tensors
+
+
+def base_of(session: Session, settings: Settings) -> Llama:
+    """The base of a session, for another one with these settings. Raises `SettingError` if they ask
+    for another base."""
+    for name in OF_A_BASE:
+        wanted, there = (getattr(each, name) for each in (settings, session.settings))
+        same = wanted == there
+        if isinstance(wanted, Path) and isinstance(there, Path):
+            same = wanted.resolve() == there.resolve()
+        if not same:
+            raise SettingError(
+                f"{name} is {wanted}, but the session beside it has {there}; give the same, or "
+                "load this one without `beside`"
+            )
+    if settings.compile or settings.compiled is not None:
+        raise SettingError(
+            "a compiled step is for the streams of one session; load this one without `beside`, or "
+            "both without compile and compiled"
+        )
+    session.running.check_open()
+    return session.model
 
 
 def load_base(settings: Settings) -> Llama:

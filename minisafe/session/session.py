@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from minisafe.deadline import Clock, Deadline
 from minisafe.divergence import total_variation
 from minisafe.engine import Generation, Request
 from minisafe.errors import PromptError, SafetyError, SettingError
@@ -46,6 +47,7 @@ class Session:
     shared by all sessions that share what is loaded. engine: makes generations, `Generation` or a
     faster one. shots: demonstrations that only the anchor reads. alone: the gate that decides
     whether a part is harmful by itself (`alone.py`). probe: what it asks; None: the variation.
+    clock: measures `max_seconds`.
     """
 
     settings: Settings
@@ -61,6 +63,7 @@ class Session:
     shots: tuple[Message, ...] = ()
     alone: Gate | None = None
     probe: Probe | None = None
+    clock: Clock = time.monotonic
 
     @property
     def leaves_harmless(self) -> bool:
@@ -149,7 +152,8 @@ class Session:
 
         prompts: texts, which `chat` puts into the chat template, and conversations. An answer that
         begins with a prefill is what follows it. Numbers count from `first`. draws: for each
-        prompt, the number that fixes its draws, with the seed; by default its own number.
+        prompt, the number that fixes its draws, with the seed; by default its own number. The
+        prompts of a batch are read together, so `max_seconds` begins for all of them at once.
 
         Raises `PromptError` if a prompt cannot be answered, before any is.
         """
@@ -158,10 +162,14 @@ class Session:
         if isinstance(prompts, str):
             raise PromptError("prompts is a single text; expected a list of texts")
         numbers, since = draws_of(len(prompts), first, draws), self.running.cancels
-        encoded = self.encode_prompts(prompts, chat, batch_size)
+        encoded = self.encode_whole(prompts, chat)
         for start in range(0, len(prompts), batch_size):
-            batch = encoded[start : start + batch_size]
-            requests = [self.new_request(each, numbers[start + n]) for n, each in enumerate(batch)]
+            deadline, own = self.new_deadline(), slice(start, start + batch_size)
+            batch = self.read_alone(prompts[own], chat, encoded[own], batch_size)
+            requests = [
+                self.new_request(each, number, deadline)
+                for each, number in zip(batch, numbers[own], strict=True)
+            ]
             for n, piece in self.results(requests, [each.context for each in batch], since):
                 yield first + start + n, piece
             since = self.running.cancels
@@ -199,13 +207,20 @@ class Session:
 
     # ---- answers ---------------------------------------------------------------------------
 
-    def new_request(self, prompt: EncodedPrompt, index: int = 0) -> Request:
-        """A request for a new prompt. index: its number; seed and index fix the draws."""
+    def new_deadline(self) -> Deadline | None:
+        """When an answer's time is over that begins now; None if it has no limit."""
+        return Deadline.after(self.settings.max_seconds, self.clock)
+
+    def new_request(
+        self, prompt: EncodedPrompt, index: int = 0, deadline: Deadline | None = None
+    ) -> Request:
+        """A request for a new prompt. index: its number; seed and index fix the draws. deadline: by
+        default that of an answer which begins now."""
         settings = self.settings
         spans = () if prompt.left else self.spans(prompt.ids[0], prompt.answers)
         return Request(
             prompt.ids, spans, settings, settings.max_new_tokens, index, prompt.gated,
-            alone=prompt.alone, left=prompt.left,
+            alone=prompt.alone, left=prompt.left, deadline=deadline or self.new_deadline(),
         )  # fmt: skip
 
     def results(
@@ -294,9 +309,23 @@ class Session:
     ) -> list[EncodedPrompt]:
         """What is read of each prompt when it is answered: if messages are read alone too, that may
         be a part of it. Raises `PromptError`."""
+        return self.read_alone(prompts, chat, self.encode_whole(prompts, chat), batch_size)
+
+    def encode_whole(self, prompts: Sequence[str | ChatPrompt], chat: bool) -> list[EncodedPrompt]:
+        """The prompts as they are written. Raises `PromptError`."""
         encoded = [self.encode_prompt(prompt, chat) for prompt in prompts]
         for each in encoded:
             self.check_fits(each.ids)
+        return encoded
+
+    def read_alone(
+        self,
+        prompts: Sequence[str | ChatPrompt],
+        chat: bool,
+        encoded: list[EncodedPrompt],
+        batch_size: int,
+    ) -> list[EncodedPrompt]:
+        """What is answered of each prompt, as `alone.py` decides; `encoded` if nothing does."""
         if self.alone is None:
             return encoded
         asked = [as_chat(prompt) if chat else prompt for prompt in prompts]
@@ -386,7 +415,9 @@ class Session:
     # ---- other settings -------------------------------------------------------------------
 
     def with_settings(self, changes: Mapping[str, Any]) -> Session:
-        """The same session with other settings for the answers to come; shares what is loaded.
+        """The same session with other settings for the answers to come; shares what is loaded, and
+        `cancel` and `close` with it. (For a session of its own over the same weights: `load` with
+        `beside`.)
 
         Raises `SettingError` for a name that needs a new load, or a value out of range.
         """

@@ -247,6 +247,13 @@ class Settings(Sampling):
     max_new_tokens: int = declared(
         256, WHOLE, "Most tokens in an answer.", at_least(1), in_chat=True,
     )  # fmt: skip
+    max_seconds: float | None = declared(
+        None, NUMBER, "Most seconds for an answer; it ends at the first token after them.",
+        Within(lambda most: 0 < most < float("inf"), "a finite number above 0"),
+        unset="no limit", in_chat=True,
+        docs="Most seconds for an answer, from when its prompt begins to be read. It ends at the "
+        'first token after them, with the reason "time" (below).',
+    )  # fmt: skip
     stop: tuple[str, ...] = declared(
         (), TEXTS, "Text that ends an answer; may be repeated.",
         Within(all, "strings that are not empty"), docs="Texts that end an answer.", in_chat=True,

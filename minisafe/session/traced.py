@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,9 +57,10 @@ class Trace:
 
     def __iter__(self) -> Iterator[Step]:
         session, prompts = self.session, self.request.prompts
+        request = replace(self.request, deadline=session.new_deadline())  # begins now
         longest = max(map(len, prompts)) + (self.request.max_new_tokens or 0)
         generation = Watched(
-            session.new_lockstep(1, longest), session.rule, [self.request], session.steering,
+            session.new_lockstep(1, longest), session.rule, [request], session.steering,
             session.eos, session.gate,
         )  # fmt: skip
         state, answer = generation.states[0], session.new_answer(self.encoded.context)

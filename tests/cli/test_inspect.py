@@ -22,6 +22,7 @@ from tests.support.spoil import respell
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\nkind: forged\rforged\u2028kind: x\u202e\x9b\x7f"
 ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "weights" / "tiny"
 Run = Callable[..., tuple[int, str, str]]  # exit code, standard output, standard error
 
 
@@ -120,3 +121,50 @@ def test_a_model_of_get_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.M
     done = CliRunner().invoke(vouch_command, ["known"])
     assert done.exit_code == 0
     assert json.loads((kept / "profile.json").read_text())["sha256"]
+
+
+# ---- planned memory ----------------------------------------------------------------------------
+
+
+def test_a_plan_says_what_takes_memory(run: Run) -> None:
+    code, out, err = run(TINY, "--plan", "--context", "512", "--rows", "2", "--json")
+    assert code == 0, err
+    plan = json.loads(out)["plan"]
+    assert (plan["context"], plan["rows"], plan["weights"]) == (512, 2, "plain")
+    parts = plan["bytes"]
+    assert set(parts["caches"]) == {"base", "expert"}
+    assert parts["total"] > parts["weights"] + sum(parts["caches"].values())
+    fewer = json.loads(run(TINY, "--plan", "--context", "256", "--rows", "2", "--json")[1])["plan"]
+    assert fewer["bytes"]["caches"]["base"] * 2 == parts["caches"]["base"]
+    smaller = run(TINY, "--plan", "--cache-dtype", "int8", "--weights", "int8", "--json")[1]
+    assert json.loads(smaller)["plan"]["bytes"]["weights"] < parts["weights"] / 3
+    plain = json.loads(run(TINY, "--plan", "--no-safe", "--json")[1])["plan"]["bytes"]
+    assert list(plain["caches"]) == ["base"]
+    assert not plain["others"]
+
+
+def test_a_plan_as_text_and_of_a_model_alone(run: Run) -> None:
+    code, out, _ = run(TINY / "base", "--plan", "--dtype", "bfloat16")
+    assert code == 0
+    lines = out.splitlines()
+    assert "bfloat16" in lines[0]
+    assert lines[-1].strip().startswith("peak")
+    assert all("MiB" in line for line in lines[1:])
+    assert not any("expert" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--plan", "--context", "0"), "context is 0; expected 1 or more"),
+        (("--plan", "--rows", "-1"), "rows is -1; expected 1 or more"),
+        (("--context", "5"), "--context needs --plan"),
+        (("--weights", "int8"), "--weights needs --plan"),
+        (("--plan", "--kernels"), "give one of --plan and --kernels"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(run: Run, args: tuple[str, ...], said: str) -> None:
+    code, out, err = run(TINY, *args)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import minisafe
+from minisafe.deadline import Deadline
 from minisafe.engine import Event, Generation, Request
 from minisafe.errors import NonFiniteError, SettingError, SlotError
 from minisafe.fast import draft as draft_module
@@ -634,6 +635,29 @@ def test_a_cancelled_row_gets_nothing_more_of_its_block() -> None:
     plain = scene.generation(0)
     list(plain)
     assert generation.states[2].answer == plain.states[2].answer
+
+
+def test_a_deadline_ends_an_answer_within_a_block() -> None:
+    """The rest of the block is dropped; the caches, and the other rows, are as without it."""
+    scene = unsteered(fixed_scene(noise=0.0))  # every draft stands
+    whole = scene.generation(7)
+    list(whole)
+    now = 0.0
+    deadline = Deadline(1.0, lambda: now)
+    first = replace(scene.requests[0], deadline=deadline)
+    scene = replace(scene, requests=[first, *scene.requests[1:]])
+    generation = scene.generation(7)
+    generation.block_length = Fixed(7)
+    for event in generation:
+        if event.request == 0 and len(generation.states[0].answer) == 3:
+            now = 1.0
+    assert [row.finish for row in generation.states] == ["time", "length", "length"]
+    assert generation.states[0].answer == whole.states[0].answer[:4]
+    assert [row.answer for row in generation.states[1:]] == [row.answer for row in whole.states[1:]]
+    alone = replace(scene, requests=[replace(first, deadline=Deadline(0.0, lambda: now))])
+    generation = alone.generation(7)
+    assert [event.finish for event in generation] == ["time"]
+    assert_straight(alone, generation)
 
 
 # ---- what breaks -------------------------------------------------------------------------------

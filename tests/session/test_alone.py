@@ -342,6 +342,26 @@ def stopping(stop: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "variations", variations)
 
 
+def test_the_time_in_which_parts_are_read_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def later() -> None:
+        nonlocal now
+        now += 5.0
+
+    session = asking(load(world, max_seconds=5), 0.0)
+    session = replace(session, clock=lambda: now)
+    stopping(later, monkeypatch)
+    for result in session.generate(LONGER):
+        assert (result.finish_reason, len(result.tokens)) == ("time", 1)
+    chat = session.chat()
+    list(chat.send("The fox sat. Hello there!"))
+    assert chat.result is not None
+    assert (chat.result.finish_reason, len(chat.result.tokens)) == ("time", 1)
+
+
 def test_a_cancel_while_parts_are_read_is_not_lost(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

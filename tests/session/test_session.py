@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -415,6 +416,72 @@ def test_any_thread_may_cancel(world: World, where: str) -> None:
     assert all(len(each.tokens) < 400 for each in found)
     (result,) = session.with_settings({"max_new_tokens": 4}).generate(["Hello there!"], chat=True)
     assert len(result.tokens) == 4
+
+
+class Clock:
+    """Stands still until it is set."""
+
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timed(world: World, **changes: Any) -> tuple[Session, Clock]:
+    """A session whose answers may take ten seconds by a clock that a test sets."""
+    clock = Clock()
+    return replace(load(world, max_seconds=10, **changes), clock=clock), clock
+
+
+def test_a_time_budget_ends_an_answer_at_the_next_token(world: World) -> None:
+    session, clock = timed(world)
+    (whole,) = session.generate(["The fox"])
+    assert whole.finish_reason == "length"
+    results = []
+    for _, piece in session.run(["The fox"]):
+        if isinstance(piece, Result):
+            results.append(piece)
+        else:
+            clock.now = 60.0
+    assert results[0].finish_reason == "time"
+    assert 1 < len(results[0].tokens) < 12
+    assert results[0].tokens == whole.tokens[: len(results[0].tokens)]
+    assert whole.text.startswith(results[0].text)
+    assert session.generate(["The fox"])[0].tokens == whole.tokens  # the next one has its own
+
+
+def test_each_batch_has_its_own_time(world: World) -> None:
+    """Reading a batch's parts alone is in its time, and in no other batch's."""
+    session, clock = timed(world)
+    ended = []
+    for number, piece in session.run(PROMPTS, batch_size=2):
+        if isinstance(piece, Result):
+            ended.append((number, piece.finish_reason))
+        elif number < 2:
+            clock.now = 60.0
+    assert sorted(ended) == [(0, "time"), (1, "time"), (2, "length"), (3, "length")]
+
+
+def test_a_chat_goes_on_after_an_answer_that_took_too_long(world: World) -> None:
+    session, clock = timed(world)
+    chat = session.chat()
+    pieces = chat.send("Hello there!")
+    said = [next(pieces)]
+    clock.now = 60.0
+    said += pieces
+    assert chat.result is not None
+    assert chat.result.finish_reason == "time"
+    assert chat.messages[-1]["content"] == "".join(said)
+    list(chat.send("The fox"))
+    assert chat.result.finish_reason == "length"
+    chat.set("max_seconds", None)
+    assert chat.session.new_deadline() is None
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan")])
+def test_a_time_budget_is_a_finite_number_above_0(world: World, value: float) -> None:
+    with pytest.raises(SettingError, match=r"max_seconds is .*; expected a finite number above 0"):
+        load(world, max_seconds=value)
 
 
 def test_a_session_is_closed_at_its_end(world: World) -> None:
