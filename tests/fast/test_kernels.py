@@ -38,6 +38,7 @@ from minisafe.fast.left import LeftLinear
 from minisafe.fast.packed import PackedLinear
 from minisafe.fast.quantized import Int8Linear
 from minisafe.linear import Linear
+from minisafe.rounding import dequantize, quantize
 
 LIMIT, FLOOR_MS, TURNS = 4.0, 0.15, 25
 torch.set_num_threads(1)
