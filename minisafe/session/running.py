@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 from minisafe.engine import Generation
 from minisafe.errors import SettingError
@@ -14,7 +17,7 @@ class Running:
     """Generations in progress, which any thread may cancel, and whether new ones may begin.
 
     cancels: how often `cancel` was called, so that a call is not lost on an answer whose question
-    is still being read.
+    is still being read. process: the one that loaded the session.
     """
 
     def __init__(self) -> None:
@@ -22,6 +25,7 @@ class Running:
         self.generations: set[Generation] = set()
         self.closed = False
         self.cancels = 0
+        self.process = os.getpid()
 
     @contextmanager
     def during(self, generation: Generation, since: int | None = None) -> Iterator[Generation]:
@@ -50,9 +54,15 @@ class Running:
         self.cancel()
 
     def check_open(self) -> None:
-        """Raise `SettingError` after `close` was called."""
+        """Raise `SettingError` after `close` was called, and in a forked child that would hang."""
         if self.closed:
             raise SettingError("the session is closed; load another")
+        if os.getpid() != self.process and torch.get_num_threads() > 1:
+            raise SettingError(
+                f"the session was loaded before this process was forked, and torch's "
+                f"{torch.get_num_threads()} threads do not survive that; call "
+                "torch.set_num_threads(1) here first"
+            )
 
 
 def cancel_all(generation: Generation) -> None:

@@ -202,3 +202,31 @@ list(chat.send("And how do I clean a window?"))
 def test_a_fork_after_load_answers_and_leaves_the_parent_alone() -> None:
     done = fresh(FORK)
     assert not done.returncode, done.stderr
+
+
+FORK_OF_THREADS = """
+import os, torch, minisafe
+
+session = minisafe.load(None, {"threads": 2})
+torch.rand(1500, 1500) @ torch.rand(1500, 1500)  # now torch has started its threads
+wanted = session.generate(["Hello!"], chat=True)[0].tokens
+child = os.fork()
+if not child:
+    told = ""
+    for ask in (lambda: session.generate(["Hello!"], chat=True),
+                lambda: list(session.chat().send("Hi"))):
+        try:
+            ask()
+        except minisafe.MinisafeError as error:
+            told += str(error)
+    torch.set_num_threads(1)
+    found = session.generate(["Hello!"], chat=True)[0].tokens
+    os._exit(0 if told.count("torch.set_num_threads(1)") == 2 and found == wanted else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@posix
+def test_a_forked_child_that_would_hang_says_what_to_do() -> None:
+    done = fresh(FORK_OF_THREADS, env=PATHS | {"OMP_NUM_THREADS": "2"}, seconds=120)
+    assert not done.returncode, done.stderr
