@@ -190,6 +190,7 @@ class Chat:
 
     def _answer(self, text: str) -> Iterator[str]:
         session, self._interrupted = self.session_now, False
+        session.running.check_open()
         since, deadline = session.running.cancels, session.new_deadline()
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         part, left = self._read_alone(session, messages)

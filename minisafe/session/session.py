@@ -138,6 +138,7 @@ class Session:
 
     def chat(self) -> Chat:
         """A conversation that remembers its turns."""
+        self.running.check_open()
         return Chat(self)
 
     def run(
