@@ -210,7 +210,8 @@ class Generation:
             streams = range(len(self.lockstep.streams))
             read = max(self.lockstep.length(stream, row) for stream in streams)
             ended = self.why_ended(state.request, id_, len(state.answer), read)
-            ended = ended or why_late(state.request)
+            if state.request.deadline is not None:
+                ended = ended or why_late(state.request)
             state.finish = ended or state.finish  # another thread may have cancelled it by now
             yield Event(number, id_, ended)
 

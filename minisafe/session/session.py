@@ -210,7 +210,8 @@ class Session:
 
     def new_deadline(self) -> Deadline | None:
         """When an answer's time is over that begins now; None if it has no limit."""
-        return Deadline.after(self.settings.max_seconds, self.clock)
+        seconds = self.settings.max_seconds
+        return None if seconds is None else Deadline.after(seconds, self.clock)
 
     def new_request(
         self, prompt: EncodedPrompt, index: int = 0, deadline: Deadline | None = None

@@ -350,6 +350,7 @@ def test_memory_counts_beyond_the_libraries(
     monkeypatch.setattr(memory, "STATUS", tmp_path)
     monkeypatch.setattr(memory, "has_transformers", lambda: False)
     monkeypatch.setattr(memory, "probe", lambda *_, **options: probed(1000, 200, 1200, 1.0))
+    monkeypatch.setattr(memory, "round_to", lambda form, whole, out: out)
     rows = {row["name"]: row for row in memory.memory_rows("s", tmp_path, tmp_path, [7], 1)}
     plain = rows["s: peak memory, plain, over the weights"]
     assert (plain["value"], plain["target"], plain["holds"]) == (1.2, "<= 1.15", False)

@@ -289,7 +289,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "compile": (1, "yes", None), "expert_kind": ("good", 1), "reverse_sa": (1, None),
     "template_options": ([], "a=1", None, 3), "anchor": (3, True), "anchor_system": (1,),
     "anchor_shots": ([], 2), "read_alone": (1, "yes", None), "sa_streams": ("expert", 0),
-    "probe": (3, True), "compiled": (3, True),
+    "probe": (3, True), "compiled": (3, True), "max_seconds": (0, -1, "2", True, float("nan")),
 }  # fmt: skip
 BAD = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 

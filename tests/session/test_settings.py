@@ -25,7 +25,8 @@ def test_every_field_is_declared_and_nothing_else_is() -> None:
     assert set(SETTINGS) == {each.name for each in fields(Settings)}
     assert set(UNSET) < set(SAMPLING_HELP) == {each.name for each in fields(Sampling)}
     assert set(SETTABLE) < set(SETTINGS)
-    parts = ("base", "edit", "expert", "vector", "anti_expert", "anchor", "anchor_shots", "probe")
+    parts = ("base", "edit", "expert", "vector", "anti_expert", "anchor", "anchor_shots", "probe",
+             "compiled")  # fmt: skip
     assert parts == PATHS
 
 
