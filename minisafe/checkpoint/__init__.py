@@ -209,9 +209,11 @@ def move(tensor: Tensor, name: str, dtype: torch.dtype, device: str) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory (the CPU allocator raises a bare RuntimeError)."""
+    """Whether torch or Python ran out of memory (the CPU allocator raises a bare RuntimeError, and
+    so does a thread that gets no stack)."""
     memory = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, memory) or "allocate memory" in str(error)
+    said = ("allocate memory", "can't start new thread")
+    return isinstance(error, memory) or any(each in str(error) for each in said)
 
 
 def save_model(model: Llama, directory: str | Path, extra: dict[str, Any] | None = None) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from minisafe.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, as_dtype, stated_in
 from minisafe.checkpoint.config import load_config
+from minisafe.checkpoint.rounded import read_form
 from minisafe.cli.kernels import dtype_of
 from minisafe.errors import SettingError
 from minisafe.fast.memory import Reader, planned
@@ -38,7 +39,12 @@ def describe_plan(
     assert settings.base is not None
     if settings.compile:
         raise SettingError("a compiled step is not planned; give --no-compile")
-    config = load_config(settings.base)
+    config, form = load_config(settings.base), read_form(settings.base)
+    if form is not None:
+        raise SettingError(
+            f"{settings.base}: its weights are {form.format}, which is not planned; give the model "
+            "that it was converted from, with --weights int8"
+        )
     dtype = dtype_of(settings, config)
     device = torch.device(settings.device).type
     weights = automatic(dtype, device) if settings.weights == "auto" else settings.weights
@@ -83,4 +89,5 @@ def plan_lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def mib(size: int) -> str:
+    """A size in MiB, aligned for the table."""
     return f"{size / 2**20:9,.1f} MiB"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from minisafe.gate import Gate
 from minisafe.session.beginnings import harm as harmful
-from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
+from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt, as_chat
 
 if TYPE_CHECKING:
     from minisafe.session.session import Session
@@ -122,18 +122,22 @@ def alone(prompt: ChatPrompt, text: str) -> ChatPrompt:
 def without_context(
     session: Session,
     prompts: Sequence[str | ChatPrompt],
+    chat: bool,
     encoded: Sequence[EncodedPrompt],
     batch_size: int,
 ) -> list[EncodedPrompt]:
-    """The encoded prompts; those with a part that is harmful by itself hold it alone, and with the
-    setting `gate`, those without any are left to the base."""
+    """What is answered of the encoded prompts: of those with a part that is harmful by itself, that
+    part alone; and with the setting `gate`, those without any are left to the base. chat: texts are
+    a chat's first messages; otherwise they are answered as they are."""
     found, gate, leaves = list(encoded), session.alone, session.leaves_harmless
+    if gate is None:
+        return found
     asked = [
         (n, each)
-        for n, each in enumerate(prompts)
+        for n, each in enumerate(as_chat(prompt) if chat else prompt for prompt in prompts)
         if isinstance(each, ChatPrompt) and (leaves or not stands_alone(each))
     ]
-    if gate is None or not asked:
+    if not asked:
         return found
     worst = worst_parts(session, [prompt for _, prompt in asked], batch_size)
     judged = {prompt.question: part.harm for (_, prompt), part in zip(asked, worst, strict=True)}

@@ -191,7 +191,8 @@ class Chat:
     def _answer(self, text: str) -> Iterator[str]:
         session, self._interrupted = self.session_now, False
         session.running.check_open()
-        since, deadline = session.running.cancels, session.new_deadline()
+        limited, since = session.settings.max_seconds is not None, session.running.cancels
+        deadline = session.new_deadline() if limited else None
         messages: list[Message] = [*self.messages, {"role": "user", "content": text}]
         part, left = self._read_alone(session, messages)
         if part is None or left:

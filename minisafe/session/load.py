@@ -74,15 +74,8 @@ def load_unprepared(
     return session
 
 
-OF_A_BASE = (
-    "base",
-    "edit",
-    "dtype",
-    "weights",
-    "compile",
-    "compiled",
-    "device",
-)  # what decides its tensors
+# what decides the tensors of a base
+OF_A_BASE = ("base", "edit", "dtype", "weights", "compile", "compiled", "device")
 
 
 def base_of(session: Session, settings: Settings) -> Llama:

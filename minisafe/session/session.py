@@ -21,8 +21,9 @@ from minisafe.session.answer import Answer, Result, StopFilter
 from minisafe.session.beginnings import beginnings
 from minisafe.session.changing import changed
 from minisafe.session.chat import Chat
-from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt, as_chat
+from minisafe.session.chat_prompt import ChatPrompt, EncodedPrompt
 from minisafe.session.draws import draws_of
+from minisafe.session.encoding import encode_text, encode_turns
 from minisafe.session.faster import Engine
 from minisafe.session.others import fronts
 from minisafe.session.own_rule import with_rule
@@ -166,7 +167,7 @@ class Session:
         encoded = self.encode_whole(prompts, chat)
         for start in range(0, len(prompts), batch_size):
             deadline, own = self.new_deadline(), slice(start, start + batch_size)
-            batch = self.read_alone(prompts[own], chat, encoded[own], batch_size)
+            batch = without_context(self, prompts[own], chat, encoded[own], batch_size)
             requests = [
                 self.new_request(each, number, deadline)
                 for each, number in zip(batch, numbers[own], strict=True)
@@ -210,8 +211,7 @@ class Session:
 
     def new_deadline(self) -> Deadline | None:
         """When an answer's time is over that begins now; None if it has no limit."""
-        seconds = self.settings.max_seconds
-        return None if seconds is None else Deadline.after(seconds, self.clock)
+        return Deadline.after(self.settings.max_seconds, self.clock)
 
     def new_request(
         self, prompt: EncodedPrompt, index: int = 0, deadline: Deadline | None = None
@@ -311,7 +311,8 @@ class Session:
     ) -> list[EncodedPrompt]:
         """What is read of each prompt when it is answered: if messages are read alone too, that may
         be a part of it. Raises `PromptError`."""
-        return self.read_alone(prompts, chat, self.encode_whole(prompts, chat), batch_size)
+        encoded = self.encode_whole(prompts, chat)
+        return without_context(self, prompts, chat, encoded, batch_size)
 
     def encode_whole(self, prompts: Sequence[str | ChatPrompt], chat: bool) -> list[EncodedPrompt]:
         """The prompts as they are written. Raises `PromptError`."""
@@ -320,70 +321,18 @@ class Session:
             self.check_fits(each.ids)
         return encoded
 
-    def read_alone(
-        self,
-        prompts: Sequence[str | ChatPrompt],
-        chat: bool,
-        encoded: list[EncodedPrompt],
-        batch_size: int,
-    ) -> list[EncodedPrompt]:
-        """What is answered of each prompt, as `alone.py` decides; `encoded` if nothing does."""
-        if self.alone is None:
-            return encoded
-        asked = [as_chat(prompt) if chat else prompt for prompt in prompts]
-        return without_context(self, asked, encoded, batch_size)
-
     def encode_prompt(self, prompt: str | ChatPrompt, chat: bool) -> EncodedPrompt:
         """A text, or a conversation, as a request takes it. Raises `PromptError`."""
+        self.running.check_open()
         if isinstance(prompt, ChatPrompt):
-            return self.encode_turns(prompt)
-        ids = self.encode(prompt, chat)
+            return encode_turns(self, prompt)
+        ids = encode_text(self, prompt, chat)
         return EncodedPrompt(ids, ((len(ids[0]), None),), () if chat else ids[0], gated=chat)
 
-    def encode_turns(self, prompt: ChatPrompt) -> EncodedPrompt:
-        """A conversation's ids. Answers in it keep the ids that they would have had while they were
-        given, so they are steered as in a chat."""
-        self.running.check_open()
-        if prompt.system is not None and self.settings.system:
-            raise PromptError(
-                "the conversation has a system message, and so have the settings; give one of them"
-            )
-        session = self if prompt.system is None else self._under(prompt.system)
-        answers: dict[int, tuple[int, ...]] = {}
-        for number in range(1, len(prompt.turns), 2):
-            asked = session.encode_chat(prompt.turns[:number], answers)[0].ids
-            content = prompt.turns[number]["content"]
-            answers[number] = tuple(self.tokenizer.encode_begun(content, asked))
-        chats = session.encode_chat(prompt.turns, answers)
-        begun = tuple(self.tokenizer.encode_begun(prompt.prefill, chats[0].ids))
-        past = [place for place in chats[0].answers if place is not None]
-        return EncodedPrompt(
-            ids=tuple((*chat.ids, *begun) for chat in chats),
-            answers=(*past, (len(chats[0].ids), None)),
-            context=begun,
-            gated=prompt.is_first_turn,
-        )
-
-    def _under(self, system: str) -> Session:
-        return replace(self, settings=replace(self.settings, system=system))
-
     def encode(self, prompt: str, chat: bool) -> tuple[tuple[int, ...], ...]:
-        """The ids of a text, per stream."""
+        """The ids of a text, per stream. Raises `PromptError`."""
         self.running.check_open()
-        if not prompt:
-            raise PromptError("the prompt is empty; expected some text")
-        if chat:
-            return tuple(
-                chat_ids.ids for chat_ids in self.encode_chat([{"role": "user", "content": prompt}])
-            )
-        if not self.one_text:
-            raise PromptError(
-                "an expert with its own system prompt needs the chat template; use --chat"
-            )
-        ids = tuple(self.tokenizer.encode(prompt))
-        if not ids:
-            raise PromptError("the prompt has no tokens; expected some text")
-        return (ids,) * len(self.streams)
+        return encode_text(self, prompt, chat)
 
     def encode_chat(
         self, messages: Sequence[Message], answers: Mapping[int, Sequence[int]] | None = None

@@ -806,7 +806,14 @@ def test_no_room_for_a_conversion(run: Run, world: World, monkeypatch: pytest.Mo
     assert re.search(r"needs \d+ MiB more as bfloat16 on cpu", found.errors[0])
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nx")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory.\nx"),
+        RuntimeError("can't start new thread"),
+    ],
+)
 def test_no_room_in_a_forward(
     run: Run, world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from minisafe.cli import main
 from minisafe.cli.inspect import MOST_LETTERS, MOST_LINES, as_lines
 from minisafe.cli.vouch import vouch_command
+from minisafe.convert.rounded import directory_source, round_model
 from minisafe.files.display import CONTROLS
 from tests.support.gguf_files import GOLDENS
 from tests.support.spoil import respell
@@ -124,6 +125,14 @@ def test_a_model_of_get_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.M
 
 
 # ---- planned memory ----------------------------------------------------------------------------
+
+
+def test_rounded_weights_are_not_planned_as_plain_ones(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    round_model(directory_source(TINY / "base"), out, "int8", 0, None, lambda done, total: None)
+    code, _, err = run(out, "--plan")
+    assert code == 2
+    assert "its weights are int8, which is not planned" in err
 
 
 def test_a_plan_says_what_takes_memory(run: Run) -> None:

@@ -5,7 +5,6 @@ Each runs once in a fresh process, from another directory, as someone who instal
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import pytest
 
 import minisafe
 from minisafe import MinisafeError, Session
+from tests.support.scripts import read_script
 
 ROOT = Path(__file__).resolve().parents[2]
 LONGEST = {"embed": 15, "guarded": 90, "two_profiles": 50, "custom_rule": 50}  # lines
@@ -28,16 +28,7 @@ def path_of(name: str) -> Path:
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path_of(name))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    return module
+    return read_script(path_of(name))
 
 
 @pytest.fixture(scope="module")

@@ -31,19 +31,15 @@ from minisafe.model import Llama
 from minisafe.slots import Add, Patch, Slot
 from minisafe.vectors import Steering
 from tests.support.tiny import (
+    EVERY_FEATURE,
     TOLERANCE,
     cache_for,
     random_adapter,
     random_ids,
     random_model,
-    tiny_config,
 )
 
-CONFIG = tiny_config(
-    hidden=64, intermediate=96, head_dim=16, qkv_bias=True, windows=(None, 4), qk_norm=True,
-    max_positions=256, embedding_multiplier=3.0, residual_multiplier=0.6, attention_multiplier=0.3,
-    logits_scaling=1.5, unrotated=(1,),
-)  # fmt: skip
+CONFIG = EVERY_FEATURE
 ROOT = Path(__file__).resolve().parents[2]
 EAGER = random_model(CONFIG, 5)
 ADAPTER, ANCHOR = random_adapter(EAGER), random_adapter(EAGER, seed=9)

@@ -29,6 +29,7 @@ from minisafe.slots import Add, Patch, Slot
 from minisafe.step import Step
 from minisafe.vectors import Steering
 from tests.support.tiny import (
+    EVERY_FEATURE,
     TOLERANCE,
     cache_for,
     random_adapter,
@@ -37,11 +38,7 @@ from tests.support.tiny import (
     tiny_config,
 )
 
-CONFIG = tiny_config(
-    hidden=64, intermediate=96, head_dim=16, qkv_bias=True, windows=(None, 4), qk_norm=True,
-    max_positions=256, embedding_multiplier=3.0, residual_multiplier=0.6, attention_multiplier=0.3,
-    logits_scaling=1.5, unrotated=(1,),
-)  # fmt: skip
+CONFIG = EVERY_FEATURE
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"
 )

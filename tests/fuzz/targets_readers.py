@@ -30,15 +30,19 @@ from minisafe.checkpoint import (
     save_model,
 )
 from minisafe.checkpoint.config import load_config
+from minisafe.checkpoint.rounded import KEY, WEIGHTS
 from minisafe.checkpoint.vectors import load_vector, save_npy, save_vector
 from minisafe.cli.inspect import as_lines, describe_path
 from minisafe.convert import convert, plan_conversion
+from minisafe.convert.rounded import directory_source, round_model
 from minisafe.convert.values import library
 from minisafe.errors import SettingError
+from minisafe.fast.package import MANIFEST, read_package, system
 from minisafe.files import read_json
 from minisafe.files.display import CONTROLS
 from minisafe.gate import Calibration
 from minisafe.session.asked import decide_safe
+from minisafe.session.faster import read_model
 from minisafe.session.generation_config import from_generation_config
 from minisafe.session.profile import load_profile
 from minisafe.session.settings import resolve
@@ -142,6 +146,51 @@ def index() -> Target:
     seed = spelt({"metadata": {"total_size": 5}, "weight_map": names})
     file = path / f"{SINGLE}.index.json"
     return Target(file.name, (seed,), ".json", placed(file, lambda: model_runs(path)))
+
+
+def rounded(name: str) -> Path:
+    """A directory of int8 weights, as `minisafe convert --weights` writes it."""
+    path = ROOT / name
+    round_model(
+        directory_source(directory(f"{name}-plain")), path, "int8", 0, "float32",
+        lambda done, total: None,
+    )  # fmt: skip
+    return path
+
+
+def rounded_runs(path: Path) -> None:
+    """A model that loads, rounded or not, gives finite logits."""
+    logits = read_model(path, None, "cpu", "auto")(IDS)
+    assert bool(logits.isfinite().all()), "logits that are not finite"
+
+
+def rounded_config() -> Target:
+    path = rounded("rounded-config")
+    data = json.loads((path / "config.json").read_text())
+    int4 = data | {KEY: data[KEY] | {"format": "int4", "group": 32}}
+    seeds = (data, int4, {name: value for name, value in data.items() if name != KEY})
+    read = placed(path / "config.json", lambda: rounded_runs(path))
+    return Target("config.json, rounded", tuple(map(spelt, seeds)), ".json", read)
+
+
+def rounded_weights() -> Target:
+    path = rounded("rounded-weights")
+    seeds = ((path / WEIGHTS).read_bytes(), LFS)
+    read = placed(path / WEIGHTS, lambda: rounded_runs(path))
+    return Target(WEIGHTS, seeds, ".safetensors", read)
+
+
+def compiled() -> Target:
+    """The manifest alone: the libraries beside it are programs, which are run."""
+    path = ROOT / "compiled"
+    path.mkdir()
+    code = {"file": "model-0-rows-1.so", "sha256": "0" * 64, "rows": 1}
+    part = {"weights": "0" * 16, "config": "0" * 16, "dtype": "float32", "adapters": ["", "0" * 16],
+            "code": [code, code | {"rows": 2}]}  # fmt: skip
+    here = {"minisafe_compiled": 1, "torch": torch.__version__, "system": system(), "needs": []}
+    seeds = (here | {"parts": [part]}, here | {"needs": ["avx2"], "parts": [part, part]})
+    read = placed(path / MANIFEST, lambda: read_package(path))
+    return Target(MANIFEST, tuple(map(spelt, seeds)), ".json", read)
 
 
 # ---- adapters ----------------------------------------------------------------------------------
@@ -328,7 +377,8 @@ write_json(ROOT / "ready.json", {})
 TARGETS = tuple(
     make()
     for make in (
-        config, generation_config, weights, index, adapter_config, adapter_weights,
+        config, generation_config, weights, index, rounded_config, rounded_weights, compiled,
+        adapter_config, adapter_weights,
         vector_safetensors, vector_npy, vector_gguf, model_gguf, profile, calibration,
         tokenizer_json, tokenizer_config, chat_template, inspected,
     )

@@ -204,14 +204,42 @@ def test_a_fork_after_load_answers_and_leaves_the_parent_alone() -> None:
     assert not done.returncode, done.stderr
 
 
+LATE = """
+import sys
+import minisafe.cli
+from minisafe.__main__ import main
+
+def late():
+    raise ImportError(sys.argv[2])
+
+minisafe.cli.main = late
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "lines"),
+    [("x.so: failed to map segment from shared object", 2, 1), ("no module named x", 1, None)],
+)
+def test_a_library_that_gets_no_room_later_is_one_line(
+    said: str, code: int, lines: int | None
+) -> None:
+    """Only that; another error while something is imported is shown as it is."""
+    done = fresh(LATE, said)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert (len(done.stderr.splitlines()) == lines) == (code == 2)
+
+
 FORK_OF_THREADS = """
-import os, torch, minisafe
+import os, signal, torch, minisafe
 
 session = minisafe.load(None, {"threads": 2})
 torch.rand(1500, 1500) @ torch.rand(1500, 1500)  # now torch has started its threads
 wanted = session.generate(["Hello!"], chat=True)[0].tokens
 child = os.fork()
 if not child:
+    signal.alarm(60)  # ends it if it hangs, which no parent would
     told = ""
     for ask in (lambda: session.generate(["Hello!"], chat=True),
                 lambda: list(session.chat().send("Hi"))):

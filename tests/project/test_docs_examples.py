@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from minisafe import load_model, load_vector
 from minisafe.checkpoint.vectors import READERS
 from minisafe.errors import VectorError
 from minisafe.guidance import SGDS, Plain
+from tests.support.scripts import read_script
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
@@ -25,16 +25,7 @@ LONGEST = 80  # lines of an example
 
 
 def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[name]
-    return module
+    return read_script(ROOT / "docs" / "examples" / f"{name}.py")
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

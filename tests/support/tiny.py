@@ -24,6 +24,12 @@ from minisafe.testing.random_models import random_ids as random_ids
 from minisafe.testing.random_models import random_model as random_model
 from minisafe.testing.random_models import tiny_config as tiny_config
 
+EVERY_FEATURE = tiny_config(  # of a layer, so that a compiled step has to have them all
+    hidden=64, intermediate=96, head_dim=16, qkv_bias=True, windows=(None, 4), qk_norm=True,
+    max_positions=256, embedding_multiplier=3.0, residual_multiplier=0.6, attention_multiplier=0.3,
+    logits_scaling=1.5, unrotated=(1,),
+)  # fmt: skip
+
 
 def tensors_of(model: Llama) -> dict[str, Tensor]:
     """Every tensor by its Hugging Face name."""
