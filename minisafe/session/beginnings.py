@@ -16,6 +16,8 @@ from minisafe.session.shared import read_shared
 if TYPE_CHECKING:
     from minisafe.session.session import Session
 
+PADDED = 1024  # tokens of a batch, with its padding
+
 
 def beginnings(
     session: Session, prompts: Sequence[str | ChatPrompt], chat: bool = True, batch_size: int = 8
@@ -24,15 +26,28 @@ def beginnings(
     (rows, streams, vocab), with the steering of an answer. Prompts of like lengths come together,
     for little padding."""
     requests = [session.new_request(session.encode_prompt(each, chat)) for each in prompts]
-    order = sorted(range(len(prompts)), key=lambda n: len(requests[n].prompts[0]))
-    for start in range(0, len(order), batch_size):
-        numbers = order[start : start + batch_size]
+    for numbers in batches([len(each.prompts[0]) for each in requests], batch_size):
         part = [requests[number] for number in numbers]
         longest = max(len(ids) for request in part for ids in request.prompts)
         lockstep = session.new_lockstep(len(part), longest)
         generation = Generation(lockstep, session.rule, part, session.steering)
         left = read_shared(lockstep, generation.prompts(), first_steered(part))
         yield numbers, stacked(generation.feed(list(range(len(part))), left))
+
+
+def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """The places of texts of these lengths, shortest first, up to `most` together. A text that
+    would pad the others to more than `PADDED` tokens in all begins a new batch: every row's cache
+    is as long as the longest."""
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+        full = len(batch) == most or (len(batch) + 1) * lengths[number] > PADDED
+        if batch and full:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def first_steered(requests: Sequence[Request]) -> list[int]:

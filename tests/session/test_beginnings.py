@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import minisafe
 from minisafe.lockstep import Lockstep
 from minisafe.probe import Probe
-from minisafe.session.beginnings import beginnings, first_steered, harm
+from minisafe.session.beginnings import PADDED, batches, beginnings, first_steered, harm
 from minisafe.session.shared import WORTH, shared
 from tests.support.tiny import TOLERANCE
 from tests.support.worlds import World
@@ -92,3 +94,32 @@ def test_each_text_keeps_its_own_harm_whatever_their_lengths(world: World) -> No
     wanted = [harm(session, [text])[0] for text in texts]
     assert harm(session, texts) == pytest.approx(wanted, abs=TOLERANCE)
     assert len(set(wanted)) == len(texts)
+
+
+@given(st.lists(st.integers(1, 3000), max_size=40), st.integers(1, 12))
+def test_batches_hold_every_text_once_and_little_padding(lengths: list[int], most: int) -> None:
+    found = list(batches(lengths, most))
+    assert sorted(number for batch in found for number in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert 1 <= len(batch) <= most
+        assert len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= PADDED
+
+
+def test_a_long_message_is_read_in_a_batch_of_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms: list[tuple[int, int]] = []
+    made = Lockstep.__init__
+
+    def counting(self: Lockstep, streams: Any, rows: int, capacity: int, *a: Any, **k: Any) -> None:
+        rooms.append((rows, capacity))
+        made(self, streams, rows, capacity, *a, **k)
+
+    monkeypatch.setattr(Lockstep, "__init__", counting)
+    monkeypatch.setattr("minisafe.session.beginnings.PADDED", 60)
+    session = minisafe.load(None, world.flags(sgds_lambda=0.9, sa_scale=0.0))
+    texts = [*TEXTS, "The fox runs home. " * 6]
+    rooms.clear()  # of the check at load
+    list(beginnings(session, texts, batch_size=8))
+    assert rooms[-1][0] == 1
+    assert sum(rows for rows, _ in rooms) == len(texts)
