@@ -58,6 +58,7 @@ class Lockstep:
             needs more memory and is hardly faster (docs/log.md).
         fuse: whether streams that share weights share forwards; False is the slow reference.
         cache_dtype: how keys and values are stored, one of `cache_dtype.CACHE_DTYPES`.
+        limit: most tokens of a row; by default what every model's context holds.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class Lockstep:
         chunk: int = 256,
         fuse: bool = True,
         cache_dtype: str = "auto",
+        limit: int | None = None,
     ):
         self.streams, self.rows, self.chunk = tuple(streams), rows, chunk
+        capacity = capacity if limit is None else min(capacity, limit)
         sizes = [stream.model.config.vocab_size for stream in streams]
         self.n_ids = min(sizes) if n_ids is None else n_ids
         members: list[tuple[Llama, list[int]]] = []
@@ -86,6 +89,10 @@ class Lockstep:
         ]
         self.group_of = {n: group for group in self.groups for n in group.members}  # by stream
         self.limit = min(group.cache.limit for group in self.groups)  # of every context, in tokens
+        if limit is not None:
+            self.limit = min(self.limit, limit)
+            for group in self.groups:
+                group.cache.limit = self.limit
 
     def length(self, stream: int, row: int) -> int:
         """How many tokens of a row a stream has read."""

@@ -289,6 +289,18 @@ def test_the_context_is_the_shortest() -> None:
     assert lockstep.length(1, 0) == 8  # and nothing was half written
 
 
+def test_a_limit_bounds_the_caches() -> None:
+    model = random_model(tiny_config(max_positions=32))
+    lockstep = Lockstep([Stream(model)], 1, 6, limit=9)
+    lockstep.feed([[[3, 4, 5, 6, 7, 8, 9]]])  # the cache grows, by as much as is left
+    assert (lockstep.limit, lockstep.groups[0].cache.capacity) == (9, 9)
+    assert Lockstep([Stream(model)], 1, 50, limit=9).groups[0].cache.capacity == 9
+    with pytest.raises(PromptError, match="do not fit the model's context of 9"):
+        lockstep.feed([[[3, 4, 5]]])
+    whole = Lockstep([Stream(model)], 1, 6, limit=10**6)
+    assert whole.limit == model.config.max_positions
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_not_finite(value: float) -> None:
     model = random_model(tiny_config(), seed=99)

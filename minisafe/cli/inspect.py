@@ -26,7 +26,7 @@ from minisafe.checkpoint.probe import FORMAT as PROBE
 from minisafe.checkpoint.probe import load_probe
 from minisafe.checkpoint.rounded import read_form
 from minisafe.checkpoint.vectors import READERS, load_vector
-from minisafe.cli.kernels import describe_kernels, dtype_of, kernel_lines
+from minisafe.cli.kernels import describe_kernels, kernel_lines
 from minisafe.cli.options import PATH, common_flags, offering, option
 from minisafe.cli.plan import describe_plan, plan_lines
 from minisafe.config import LlamaConfig
@@ -37,12 +37,14 @@ from minisafe.errors import BadInput, TokenizerError
 from minisafe.files import read_json
 from minisafe.files.display import one_line
 from minisafe.files.foreign import HAS_ONE, no_config, to_convert
+from minisafe.session.memory import dtype_of
 from minisafe.session.named import find_profile
 from minisafe.session.profile import Profile, default_profile, load_profile
 from minisafe.session.settings import PATHS, resolve
 from minisafe.tokenizer import load_tokenizer
 
-PLANNED = ("safe", "dtype", "weights", "cache_dtype")  # settings that --plan takes as flags
+# settings that --plan takes as flags
+PLANNED = ("safe", "dtype", "weights", "cache_dtype", "context", "memory_limit")
 MOST_LINES = 100  # per file or directory
 MOST_LETTERS = 600  # per name or value
 
@@ -58,9 +60,6 @@ MOST_LETTERS = 600  # per name or value
 @click.option(
     "--plan", is_flag=True, help="Show how much memory decoding will take; loads nothing."
 )
-@click.option(
-    "--context", type=int, help="With --plan: tokens of prompt and answer.  [default: all]"
-)
 @click.option("--rows", type=int, help="With --plan: prompts read together.  [default: 1]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @offering([option(name) for name in PLANNED])
@@ -68,7 +67,6 @@ def inspect(
     path: Path | None,
     kernels: bool,
     plan: bool,
-    context: int | None,
     rows: int | None,
     as_json: bool,
 ) -> None:
@@ -81,7 +79,7 @@ def inspect(
       minisafe inspect weights/tiny --kernels
       minisafe inspect weights/tiny --plan --context 512 --weights int8
     """
-    given = {"context": context, "rows": rows, **common_flags()}
+    given = {"rows": rows, **common_flags()}
     extra = [name for name, value in given.items() if value is not None]
     if extra and not plan:
         raise click.UsageError(f"--{extra[0].replace('_', '-')} needs --plan")
@@ -95,7 +93,7 @@ def inspect(
         found: dict[str, Any] = {"kernels": raced}
     elif plan:
         assert path is not None
-        found = {"plan": describe_plan(path, common_flags(), context, 1 if rows is None else rows)}
+        found = {"plan": describe_plan(path, common_flags(), 1 if rows is None else rows)}
     else:
         assert path is not None
         found = describe_path(path)

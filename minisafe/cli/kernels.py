@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 
-from minisafe.checkpoint import as_dtype
 from minisafe.checkpoint.config import load_config
-from minisafe.config import LlamaConfig
 from minisafe.errors import BadInput, SettingError
 from minisafe.fast.kernels import choices
 from minisafe.fast.prepare import automatic
 from minisafe.files.display import one_line
-from minisafe.session.dtype import count_parameters, decoding_dtype
+from minisafe.session.memory import dtype_of
 from minisafe.session.profile import load_profile
-from minisafe.session.settings import Settings, resolve
+from minisafe.session.settings import resolve
 
 KINDS = ("plain", "packed", "int8")
 
@@ -46,14 +44,6 @@ def describe_kernels(path: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         **{kind: [asdict(each) for each in choices(config, dtype, kind)] for kind in KINDS},
     }  # fmt: skip
-
-
-def dtype_of(settings: Settings, config: LlamaConfig) -> torch.dtype:
-    """The dtype in which a model decodes under these settings."""
-    stored = as_dtype(settings.dtype or config.dtype) or torch.float32
-    if settings.dtype is not None or settings.weights == "int8":
-        return stored
-    return decoding_dtype(stored, count_parameters(config), settings.device)
 
 
 def kernel_lines(found: dict[str, Any]) -> list[str]:

@@ -14,11 +14,12 @@ import click
 from minisafe.declared import NUMBER, SWITCH, WHOLE, Setting
 from minisafe.errors import PromptError, SettingError
 from minisafe.files.display import harmless as harmless  # commands import it from here
+from minisafe.files.sizes import size_words
 from minisafe.sampling import Sampling
 from minisafe.session.load import load
 from minisafe.session.named import find_profile
 from minisafe.session.session import Session
-from minisafe.session.settings import OPTIONS, SETTINGS, TEXTS
+from minisafe.session.settings import OPTIONS, SETTINGS, TEXTS, Settings
 from minisafe.session.settings import PATH as PATHS_KIND
 from minisafe.session.stages import Stages
 from minisafe.tokenizer import parse_option
@@ -205,7 +206,19 @@ class ProgressLine:
 def load_session(flags: Mapping[str, Any]) -> Session:
     """Load a session from a command's common flags; the profile decides the rest."""
     given = {name: value for name, value in flags.items() if name != "profile"}
-    return load(flags.get("profile"), given)
+    session = load(flags.get("profile"), given)
+    if session.settings.memory_limit is not None:
+        click.echo(chosen_for(session.settings, session.limit), err=True)
+    return session
+
+
+def chosen_for(settings: Settings, context: int) -> str:
+    """One line that says what was chosen for a memory limit."""
+    assert settings.memory_limit is not None
+    return (
+        f"memory limit {size_words(settings.memory_limit)}: weights {settings.weights}, cache "
+        f"{settings.cache_dtype}, {context:,} tokens"
+    )
 
 
 def describe(applied: Stages) -> str:

@@ -215,7 +215,7 @@ class MinisafeLM(LM):  # type: ignore[misc]
     @property
     def limit(self) -> int:
         """The number of tokens that every stream's context can hold."""
-        return min(stream.model.config.max_positions for stream in self.session.streams)
+        return self.session.limit
 
     @property
     def prefix_id(self) -> int:

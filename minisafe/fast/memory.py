@@ -45,7 +45,7 @@ class Reader:
 class Memory:
     """Bytes, by what they are for. kernels: what these keep after they first ran. loading: what is
     held beyond weights and adapters while they are read; it is given back before there are
-    caches."""
+    caches. alone: what parts of a message take that are read together."""
 
     weights: int
     others: Mapping[str, int]
@@ -53,11 +53,12 @@ class Memory:
     workspace: int
     kernels: int
     loading: int
+    alone: int = 0
 
     @property
     def total(self) -> int:
         """At the peak."""
-        running = sum(self.caches.values()) + self.workspace + self.kernels
+        running = sum(self.caches.values()) + self.workspace + self.kernels + self.alone
         return self.weights + sum(self.others.values()) + max(running, self.loading)
 
 
@@ -70,11 +71,16 @@ def planned(
     rows: int = 1,
     cache_dtype: str = "auto",
     stored: torch.dtype | None = None,
+    file: int | None = None,
+    parts: tuple[int, int] | None = None,
 ) -> Memory:
     """The memory of answers of up to `context` tokens, prompt and all, `rows` at a time.
 
-    weights: "plain", "packed" or "int8". dtype: in which the models decode. stored: the dtype of
-    their files; a mapped file of that dtype is converted part by part if it is another one.
+    weights: "plain", "packed", "int8" or "int4". dtype: in which the models decode. stored: the
+    dtype of their files; a mapped file of that dtype is converted part by part if it is another
+    one. file: the size of the base's file if its weights are stored as they run ("int8" or "int4").
+    parts: of a message, how many are read together beside the answers, and their tokens, padding
+    and all; None if messages are not read alone.
     """
     models = [config, *(other.config for other in others if other.config is not None)]
     context = min(context, *(each.max_positions for each in models))
@@ -84,8 +90,12 @@ def planned(
         workspace(each, dtype, rows * (shared if each is config else 1), context, cache_dtype)
         for each in models
     ]
+    loading = [
+        loading_bytes(each, dtype, weights, stored or dtype)
+        for each in (models if file is None else models[1:])
+    ]
     return Memory(
-        weights=weight_bytes(config, dtype, weights),
+        weights=weight_bytes(config, dtype, weights) if file is None else file,
         others={each.name: reader_bytes(each, config, dtype, weights) for each in others},
         caches={
             name: rows * context * bytes_per_token(each, dtype, cache_dtype)
@@ -93,8 +103,13 @@ def planned(
         },
         workspace=max(makes),
         kernels=KERNELS + (0 if weights == "plain" else HOLES),
-        loading=max(loading_bytes(each, dtype, weights, stored or dtype) for each in models),
-    )
+        loading=max(loading, default=0),
+        alone=0 if parts is None else sum(
+            parts[1] * bytes_per_token(each, dtype, cache_dtype)
+            + parts[0] * each.vocab_size * (dtype.itemsize + 4 * 4)  # log-probabilities, roots
+            for each in streams.values()
+        ),
+    )  # fmt: skip
 
 
 def reader_bytes(reader: Reader, base: LlamaConfig, dtype: torch.dtype, weights: str) -> int:

@@ -89,7 +89,9 @@ class Chat:
             self._answering.release()
 
     def _restart(self) -> None:
-        self.lockstep: Lockstep = self.session.new_lockstep(1, 512)
+        limited = self.session.settings.memory_limit is not None  # growth would hold a cache twice
+        room = self.session.limit if limited else 512
+        self.lockstep: Lockstep = self.session.new_lockstep(1, room)
         self.held = [Held() for _ in self.session.streams]
 
     def reset(self) -> None:

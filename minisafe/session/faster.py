@@ -1,4 +1,4 @@
-"""Which fast paths a session takes. Only this file imports `minisafe.fast`, and only for those."""
+"""Which fast paths a session takes. For them only this file imports `minisafe.fast`."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, read_tensors, sample
+from minisafe.checkpoint import ADAPTER_CONFIG, fingerprint, sample, stated_tensors
+from minisafe.checkpoint.files import read_one
 from minisafe.checkpoint.rounded import read_form
 from minisafe.lockstep import Stream
 from minisafe.lora import LoraAdapter
@@ -76,8 +77,9 @@ def files_hash(directory: Path) -> str:
     found = hashlib.sha256()
     if (directory / ADAPTER_CONFIG).is_file():
         found.update((directory / ADAPTER_CONFIG).read_bytes())
-    for name, tensor, _ in sorted(read_tensors(directory), key=lambda each: each[0]):
-        found.update(f"{name} ".encode() + sample(tensor))
+    for name, stated in sorted(stated_tensors(directory).items()):
+        # one mapping at a time: the pages around each value count as this process's memory
+        found.update(f"{name} ".encode() + sample(read_one(stated)))
     return found.hexdigest()[:16]
 
 

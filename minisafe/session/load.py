@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,22 @@ def load_unprepared(
         torch.set_num_threads(settings.threads)
     check_fast(settings)
     check_device(settings.device)
+    if settings.memory_limit is not None:
+        asked = within_limit(asked, beside)
+        settings = asked.settings
     model = load_base(settings) if beside is None else base_of(beside, settings)
     session = make_session(asked, model)
     check_parts(session)
     return session
+
+
+def within_limit(asked: Asked, beside: Session | None) -> Asked:
+    """What is asked for, with settings that fit the memory limit. Raises `SettingError`."""
+    if beside is not None:
+        raise SettingError("memory_limit is for a load of its own; load this without `beside`")
+    from minisafe.session.memory import fitted
+
+    return replace(asked, settings=fitted(asked.settings))
 
 
 # what decides the tensors of a base

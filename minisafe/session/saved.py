@@ -222,7 +222,7 @@ def exchange_of(data: Any, source: str, chat: Chat, first: bool) -> Exchange:
         raise PromptError(f"{source}: the question is empty; expected some text")
     if not data["guided"] and not first:
         raise PromptError(f"{source}: only a first answer can be left to the base")
-    if len(ids) <= context(chat) and not chat.session.tokenizer.decode(ids).startswith(
+    if len(ids) <= chat.session.limit and not chat.session.tokenizer.decode(ids).startswith(
         data["answer"]
     ):
         raise PromptError(f"{source}: the answer's text does not match its ids")
@@ -232,12 +232,8 @@ def exchange_of(data: Any, source: str, chat: Chat, first: bool) -> Exchange:
 def check_fits(said: tuple[Exchange, ...], chat: Chat, source: str) -> None:
     """Raise `PromptError` if the answers alone are longer than the context."""
     total = sum(len(each.ids) for each in said)
-    if total > context(chat):
+    if total > chat.session.limit:
         raise PromptError(
-            f"{source}: its answers have {total} tokens; the model's context holds {context(chat)}"
+            f"{source}: its answers have {total} tokens; the model's context holds "
+            f"{chat.session.limit}"
         )
-
-
-def context(chat: Chat) -> int:
-    """Tokens that fit every stream's context."""
-    return min(stream.model.config.max_positions for stream in chat.session.streams)

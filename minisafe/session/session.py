@@ -78,8 +78,9 @@ class Session:
 
     @property
     def limit(self) -> int:
-        """Tokens that fit every stream's context."""
-        return min(stream.model.config.max_positions for stream in self.streams)
+        """Tokens that fit every stream's context, and the setting `context`."""
+        own = min(stream.model.config.max_positions for stream in self.streams)
+        return min(own, self.settings.context or own)
 
     @property
     def stages(self) -> Stages:
@@ -155,7 +156,8 @@ class Session:
         prompts: texts, which `chat` puts into the chat template, and conversations. An answer that
         begins with a prefill is what follows it. Numbers count from `first`. draws: for each
         prompt, the number that fixes its draws, with the seed; by default its own number. The
-        prompts of a batch are read together, so `max_seconds` begins for all of them at once.
+        prompts of a batch are read together, so `max_seconds` begins for all of them at once. Under
+        a `memory_limit` every prompt is answered by itself.
 
         Raises `PromptError` if a prompt cannot be answered, before any is.
         """
@@ -165,8 +167,9 @@ class Session:
             raise PromptError("prompts is a single text; expected a list of texts")
         numbers, since = draws_of(len(prompts), first, draws), self.running.cancels
         encoded = self.encode_whole(prompts, chat)
-        for start in range(0, len(prompts), batch_size):
-            deadline, own = self.new_deadline(), slice(start, start + batch_size)
+        rows = batch_size if self.settings.memory_limit is None else 1
+        for start in range(0, len(prompts), rows):
+            deadline, own = self.new_deadline(), slice(start, start + rows)
             batch = without_context(self, prompts[own], chat, encoded[own], batch_size)
             requests = [
                 self.new_request(each, number, deadline)
@@ -278,8 +281,8 @@ class Session:
 
     def new_lockstep(self, rows: int, capacity: int) -> Lockstep:
         """Empty streams for `rows` prompts, with room for `capacity` tokens each."""
-        capacity, cache_dtype = min(capacity, self.limit), self.settings.cache_dtype
-        return Lockstep(self.streams, rows, capacity, self.n_ids, cache_dtype=cache_dtype)
+        kept, limit = self.settings.cache_dtype, self.limit
+        return Lockstep(self.streams, rows, capacity, self.n_ids, cache_dtype=kept, limit=limit)
 
     def spans(
         self, prompt: Sequence[int], answers: Sequence[tuple[int, int | None]] | None = None

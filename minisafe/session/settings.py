@@ -28,6 +28,7 @@ from minisafe.declared import (
 )
 from minisafe.errors import SettingError
 from minisafe.files.display import shown
+from minisafe.files.sizes import parse_size, size_refused
 from minisafe.guidance import RULES, SGDS, Plain, Rule, check_guidance, check_rule
 from minisafe.linear import WEIGHTS
 from minisafe.sampling import Sampling
@@ -51,6 +52,7 @@ def texts_refused(value: Any) -> str:
 
 PATH = Kind("Path", (str, Path), Path, path_refused)
 TEXTS = Kind("strings", (list, tuple), tuple, texts_refused)
+SIZE = Kind("size", (int, str), parse_size, size_refused)
 OPTIONS = Kind("an object of names and values", (dict,), check_options)
 
 
@@ -233,6 +235,18 @@ class Settings(Sampling):
         "time. It needs no compiler and is loaded at once. A package is machine code, so only a "
         "flag or the API names one, never a file (below).",
         in_file=False,
+    )  # fmt: skip
+    context: int | None = declared(
+        None, WHOLE, "Most tokens of a prompt and its answer.", at_least(1), unset="the model's",
+        docs="Most tokens of a prompt and its answer, or of a conversation. The model's own limit "
+        "holds beside it.",
+    )  # fmt: skip
+    memory_limit: int | None = declared(
+        None, SIZE, "Keep the process below this size, such as 900MB: choose what fits, or refuse.",
+        docs="Keep the process below this size (`900MB`, `1.5GiB`, or bytes) while it makes one "
+        "answer at a time. Before weights are read, the largest of `weights`, `cache_dtype` and "
+        "`context` that fits is chosen, as far as they are not set; if nothing fits, loading is "
+        "refused (below). CPU.",
     )  # fmt: skip
     device: str = declared("cpu", TEXT, "Device to run on: cpu, cuda, cuda:1 and so on.")
     threads: int | None = declared(None, WHOLE, "CPU threads.", at_least(1), unset="torch's own")

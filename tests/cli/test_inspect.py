@@ -127,12 +127,23 @@ def test_a_model_of_get_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.M
 # ---- planned memory ----------------------------------------------------------------------------
 
 
-def test_rounded_weights_are_not_planned_as_plain_ones(run: Run, tmp_path: Path) -> None:
+def test_weights_that_are_stored_rounded_take_their_file(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "int8"
     round_model(directory_source(TINY / "base"), out, "int8", 0, None, lambda done, total: None)
-    code, _, err = run(out, "--plan")
-    assert code == 2
-    assert "its weights are int8, which is not planned" in err
+    code, text, err = run(out, "--plan", "--json")
+    assert code == 0, err
+    plan = json.loads(text)["plan"]
+    assert plan["weights"] == "int8"
+    assert plan["bytes"]["weights"] == (out / "rounded.safetensors").stat().st_size
+    assert plan["bytes"]["loading"] == 0
+
+
+def test_a_plan_for_a_limit_is_of_what_would_be_chosen(run: Run) -> None:
+    code, text, err = run(TINY, "--plan", "--memory-limit", "2GB", "--json")
+    assert code == 0, err
+    plan = json.loads(text)["plan"]
+    assert (plan["context"], plan["cache_dtype"]) == (2048, "auto")
+    assert plan["bytes"]["alone"] > 0
 
 
 def test_a_plan_says_what_takes_memory(run: Run) -> None:
@@ -168,6 +179,11 @@ def test_a_plan_as_text_and_of_a_model_alone(run: Run) -> None:
         (("--plan", "--context", "0"), "context is 0; expected 1 or more"),
         (("--plan", "--rows", "-1"), "rows is -1; expected 1 or more"),
         (("--context", "5"), "--context needs --plan"),
+        (("--plan", "--memory-limit", "1MB"), "memory_limit is 1 MB, but 256 tokens need about"),
+        (
+            ("--plan", "--memory-limit", "much"),
+            "memory_limit is 'much'; expected a size such as 900MB",
+        ),
         (("--weights", "int8"), "--weights needs --plan"),
         (("--plan", "--kernels"), "give one of --plan and --kernels"),
     ],

@@ -5,21 +5,25 @@ Each runs once in a fresh process, from another directory, as someone who instal
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import pytest
 
 import minisafe
-from minisafe import MinisafeError, Session
+from minisafe import Session
 from tests.support.scripts import read_script
+from tests.support.worlds import World, write_json
+
+pytest_plugins = ["tests.support.world_fixtures"]
 
 ROOT = Path(__file__).resolve().parents[2]
-LONGEST = {"embed": 15, "guarded": 90, "two_profiles": 50, "custom_rule": 50}  # lines
+LONGEST = {"embed": 15, "guarded": 70, "two_profiles": 50, "custom_rule": 50, "aot": 50}  # lines
 SHELF = "How do I clean a shelf?"
 
 
@@ -59,10 +63,10 @@ def test_embed(tmp_path: Path) -> None:
 
 
 def test_guarded(tmp_path: Path) -> None:
-    whole, few, little, left = lines_of("guarded", tmp_path)
+    whole, few, late, left = lines_of("guarded", tmp_path)
     assert whole.endswith("tokens, stop")
     assert few.endswith("-> 5 tokens, length")
-    assert little.endswith("tokens, length")
+    assert late.endswith("-> 1 tokens, time")
     assert left.endswith("-> cancelled")
 
 
@@ -97,72 +101,50 @@ def test_it_is_short_and_the_readme_shows_it(name: str) -> None:
 # ---- the budget --------------------------------------------------------------------------------
 
 
-class Clock:
-    """A timer that goes off when a test says so."""
-
-    started: Clock | None = None
-
-    def __init__(self, seconds: float, ring: Callable[[], None]):
-        self.seconds, self.ring, self.running = seconds, ring, False
-
-    def start(self) -> None:
-        Clock.started, self.running = self, True
-
-    def cancel(self) -> None:
-        self.running = False
+def test_the_budget_ends_an_answer(session: Session) -> None:
+    guarded = example("guarded")
+    whole = guarded.guarded(session, SHELF, guarded.Budget(), len)
+    assert whole.finish_reason == "stop"
+    few = guarded.guarded(session, SHELF, guarded.Budget(tokens=3), len)
+    assert (few.finish_reason, few.tokens) == ("length", whole.tokens[:3])
+    late = guarded.guarded(session, SHELF, guarded.Budget(seconds=1e-9), len)
+    assert (late.finish_reason, late.tokens) == ("time", whole.tokens[:1])
 
 
-def with_clock(monkeypatch: pytest.MonkeyPatch) -> Any:
-    module = example("guarded")
-    monkeypatch.setattr(module, "threading", SimpleNamespace(Timer=Clock))  # in this module alone
-    return module
-
-
-def test_the_time_ends_an_answer(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = with_clock(monkeypatch)
+def test_what_shows_an_answer_may_end_it(session: Session) -> None:
+    guarded = example("guarded")
+    shown: list[str] = []
 
     def show(piece: str) -> None:
-        assert Clock.started is not None
-        Clock.started.ring()
+        shown.append(piece)
+        session.cancel()
 
-    result = module.guarded(session, SHELF, module.Budget(seconds=3.5), show)
+    result = guarded.guarded(session, SHELF, guarded.Budget(), show)
     assert result.finish_reason == "cancelled"
-    assert 0 < len(result.tokens) < 5  # the first piece may be of several tokens
-    assert Clock.started is not None
-    assert (Clock.started.seconds, Clock.started.running) == (3.5, False)
-
-
-def test_the_clock_stops_with_the_answer(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = with_clock(monkeypatch)
-    assert module.guarded(session, SHELF, module.Budget(), len).finish_reason == "stop"
-    assert Clock.started is not None
-    assert not Clock.started.running
+    assert result.text == "".join(shown)
     with pytest.raises(ZeroDivisionError):
-        module.guarded(session, SHELF, module.Budget(), lambda piece: 1 / 0)
-    assert not Clock.started.running
+        guarded.guarded(session, SHELF, guarded.Budget(), lambda piece: 1 / 0)
+    assert guarded.guarded(session, SHELF, guarded.Budget(), len).finish_reason == "stop"
 
 
-@pytest.mark.parametrize("megabytes", [0.3, 0.4, 0.61])
-def test_the_caches_stay_within_the_memory(
-    session: Session, megabytes: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module, sizes = example("guarded"), []
-    made = Session.new_lockstep
-
-    def watched(self: Session, rows: int, capacity: int) -> Any:
-        lockstep = made(self, rows, capacity)
-        sizes.append(sum(group.cache.n_bytes for group in lockstep.groups))
-        return lockstep
-
-    monkeypatch.setattr(Session, "new_lockstep", watched)
-    budget = module.Budget(3600.0, tokens=10_000, cache_mb=megabytes)
-    result = module.guarded(session, SHELF, budget, len)
-    assert sizes
-    assert 0.9 * megabytes * 1e6 < max(sizes) <= megabytes * 1e6
-    assert result.finish_reason in ("length", "stop")
+# ---- compiled ahead ----------------------------------------------------------------------------
 
 
-def test_a_question_without_room_is_refused(session: Session) -> None:
-    module = example("guarded")
-    with pytest.raises(MinisafeError, match="allow more memory"):
-        module.guarded(session, SHELF, module.Budget(cache_mb=0.05))
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"
+)
+def test_aot(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """It compiles once; afterwards no compiler is called, and the answer is the same."""
+    program, package = example("aot"), tmp_path / "step"
+    profile = write_json(tmp_path / "plain.json", {"minisafe_profile": 1, "base": str(world.base)})
+    monkeypatch.setattr(sys, "argv", ["aot.py", str(profile), str(package)])
+    program.main()
+    first = capsys.readouterr().out.splitlines()
+    monkeypatch.setattr(program.subprocess, "run", lambda *given, **named: pytest.fail("compiled"))
+    program.main()
+    again = capsys.readouterr().out.splitlines()
+    texts = {line.partition("tokens/s: ")[2] for line in [*first, *again]}
+    assert len(texts) == 1
+    assert [line.partition(":")[0] for line in first] == ["as it is", "compiled"]

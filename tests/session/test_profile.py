@@ -290,6 +290,7 @@ BAD_VALUES: dict[str, tuple[Any, ...]] = {
     "template_options": ([], "a=1", None, 3), "anchor": (3, True), "anchor_system": (1,),
     "anchor_shots": ([], 2), "read_alone": (1, "yes", None), "sa_streams": ("expert", 0),
     "probe": (3, True), "compiled": (3, True), "max_seconds": (0, -1, "2", True, float("nan")),
+    "context": (0, "9", 1.5, True), "memory_limit": (0, "much", 1.5, True),
 }  # fmt: skip
 BAD = [(name, value) for name, values in BAD_VALUES.items() for value in values]
 

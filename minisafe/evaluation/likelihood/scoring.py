@@ -286,7 +286,7 @@ def check_pair(session: Session, pair: Pair, number: int) -> None:
     if not pair.answer or not all(pair.prompts):
         empty = "context" if pair.answer else "continuation"
         raise PromptError(f"{empty} {number} is empty; expected at least one token")
-    limit = min(stream.model.config.max_positions for stream in session.streams)
+    limit = session.limit
     longest = max(map(len, pair.prompts)) + len(pair.answer)
     if longest - 1 > limit:  # the last token is predicted, not read
         raise PromptError(
