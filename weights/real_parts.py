@@ -84,7 +84,8 @@ PROFILE = {
 # SmolLM2's anchor refuses a quarter of plain prompts, so what the probe calls harmless is left to
 # the base. Qwen's refuses no more harmless prompts than its base does, so it may always act.
 GATED = {"smollm2": True, "qwen": False}
-EPSILON = {"smollm2": 0.12, "qwen": 0.06}  # of harmless prompts may be taken for harmful ones
+# of harmless prompts may be taken for harmful ones; without a gate that costs their context alone
+EPSILON = {"smollm2": 0.12, "qwen": 0.2}
 
 
 # ---- the base's voice --------------------------------------------------------------------------
