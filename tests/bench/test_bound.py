@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minisafe.session.named import shipped
+from minisafe.session.profile import default_profile
 from tests.support.tiny import load_bench
 
 
@@ -15,7 +15,7 @@ from tests.support.tiny import load_bench
 def test_rows_of_limits(tmp_path: Path) -> None:
     out = tmp_path / "bound.json"
     flags = ("--limits", "20MB", "4GB", "--settings", '{"safe": false}', "--new", "2")
-    load_bench("bound").main([str(shipped()), *flags, "--json", str(out)])
+    load_bench("bound").main([str(default_profile()), *flags, "--json", str(out)])
     refused, context, peak = json.loads(out.read_text())["rows"]
     assert refused["name"] == "limit 20 MB: refused before loading"
     assert (context["name"], context["value"]) == (
