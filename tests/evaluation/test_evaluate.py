@@ -294,6 +294,23 @@ def test_another_template_is_another_maker(tmp_path: Path, whole: list[Response]
         run(tmp_path, methods("base"), plan(), Processes(), resume=True)
 
 
+def test_a_setting_that_is_off_and_one_unknown_then_are_the_same(
+    tmp_path: Path, whole: list[Response]
+) -> None:
+    path = tmp_path / "responses.jsonl"
+    settings = dict(whole[0].made_by.settings)
+    assert settings.pop("max_seconds") is None
+    older = replace(whole[0].made_by, settings=settings)
+    path.write_text(lines_of([replace(whole[0], made_by=older)]), encoding="utf-8")
+    grown = run(tmp_path, methods("base"), plan(), Processes(), resume=True)
+    assert grown[0].made_by == older
+    assert told(grown[1:]) == told(whole[1:12])
+    changed = replace(older, settings=settings | {"seed": 1})
+    path.write_text(lines_of([replace(whole[0], made_by=changed)]), encoding="utf-8")
+    with pytest.raises(SettingError, match=r"\(seed: 1 there, 0 now\)"):
+        run(tmp_path, methods("base"), plan(), Processes(), resume=True)
+
+
 def test_an_edited_answer_is_refused(tmp_path: Path, whole: list[Response]) -> None:
     path = tmp_path / "responses.jsonl"
     path.write_text(lines_of(whole[:3]).replace(json.dumps(whole[1].answer), '"Gladly."'))

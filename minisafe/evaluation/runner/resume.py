@@ -90,8 +90,12 @@ def check_same(
 ) -> None:
     """Raise `SettingError` if the directory's answers of a method were made in another way."""
     for response in found.values():
-        if response.method == method.name and response.made_by != about:
+        if response.method != method.name:
+            continue
+        # not `!=`: a setting that is off and one that an older version did not have are the same
+        differs = response.made_by.difference(about)
+        if differs:
             raise SettingError(
                 f"{directory}: its answers of method {method.name} were made with other settings "
-                f"({response.made_by.difference(about)}); use another --out"
+                f"({differs}); use another --out"
             )
