@@ -26,11 +26,29 @@ from report import (
     write_json,
 )
 
-from minisafe.files.sizes import parse_size, size_words
+from minisafe.errors import MinisafeError
+from minisafe.files.sizes import parse_size, size_refused, size_words
 
-ROOT = Path(__file__).resolve().parent.parent
 LINE = "How do I wash a table in a quiet town? "
 STATUS = Path("/proc/self/status")
+
+
+def size(text: str) -> int:
+    """Bytes, for argparse."""
+    if refused := size_refused(text):
+        raise argparse.ArgumentTypeError(refused)
+    return parse_size(text)
+
+
+def settings_object(text: str) -> dict[str, Any]:
+    """A JSON object, for argparse."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is no JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"is {text}; expected an object of settings")
+    return found
 
 
 def answer_within(profile: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -48,18 +66,18 @@ def answer_within(profile: str, settings: dict[str, Any]) -> dict[str, Any]:
             "peak": int(peak) * 1024}  # fmt: skip
 
 
-def limit_rows(args: argparse.Namespace, text: str) -> list[Row]:
+def limit_rows(args: argparse.Namespace, limit: int) -> list[Row]:
     """The rows of one limit; one row if it is refused."""
-    limit = parse_size(text)
-    settings = {"memory_limit": limit, "max_new_tokens": args.new, "threads": args.threads}
-    settings |= json.loads(args.settings)
+    settings = {"max_new_tokens": args.new, "threads": args.threads} | args.settings
+    settings["memory_limit"] = limit
     command = [sys.executable, __file__, args.profile, "--within", json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     name = f"limit {size_words(limit)}"
-    if done.returncode and "memory_limit is" in done.stderr:
+    if done.returncode and done.stderr.startswith("memory_limit is"):
         return [make_row(f"{name}: refused before loading", 1, "")]
     if done.returncode:
-        raise SystemExit(done.stderr)
+        print(done.stderr.strip(), file=sys.stderr)
+        raise SystemExit(done.returncode)
     found = json.loads(done.stdout)
     name += f", weights {found['weights']}, cache {found['cache']}"
     return [
@@ -71,22 +89,28 @@ def limit_rows(args: argparse.Namespace, text: str) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = bench_parser(__doc__, new=8)
     parser.add_argument("profile", help="a profile or its directory")
-    parser.add_argument("--limits", nargs="+", metavar="SIZE", default=["350MB", "450MB", "600MB"])
-    parser.add_argument("--settings", default="{}", help='more settings, as JSON: {"safe": false}')
-    parser.add_argument("--within", help=argparse.SUPPRESS)
+    parser.add_argument("--limits", nargs="+", metavar="SIZE", type=size,
+                        default=[size(each) for each in ("350MB", "450MB", "600MB")])  # fmt: skip
+    parser.add_argument("--settings", type=settings_object, default={},
+                        help='more settings, as JSON: {"safe": false}')  # fmt: skip
+    parser.add_argument("--within", type=settings_object, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.within is not None:
-        print(json.dumps(answer_within(args.profile, json.loads(args.within))))
+        try:
+            print(json.dumps(answer_within(args.profile, args.within)))
+        except MinisafeError as error:
+            print(error, file=sys.stderr)
+            raise SystemExit(2) from None
         return
     if not STATUS.exists():
         raise SystemExit(f"{STATUS} does not exist; this needs Linux")
     rows: list[Row] = []
     progress = Progress("bound", len(args.limits))
     with kept_when_stopped(args.json, rows):
-        for text in args.limits:
-            rows += limit_rows(args, text)
+        for limit in args.limits:
+            rows += limit_rows(args, limit)
             write_json(args.json, {"rows": rows} | describe_run(args))
-            progress.say(text)
+            progress.say(size_words(limit))
 
 
 if __name__ == "__main__":

@@ -23,3 +23,21 @@ def test_rows_of_limits(tmp_path: Path) -> None:
     )  # fmt: skip
     assert 0.01 < peak["value"] < 1
     assert peak["holds"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["weights/tiny", "--limits", "foo"], "is 'foo'; expected a size such as 900MB"),
+        (["weights/tiny", "--settings", "{"], "--settings: is no JSON"),
+        (["weights/tiny", "--settings", "[1]"], "is [1]; expected an object of settings"),
+        (["no-such-profile", "--limits", "1GB"], "no-such-profile: no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input_gives_one_line_and_exit_code_2(
+    flags: list[str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load_bench("bound").main(flags)
+    assert stopped.value.code == 2
+    assert words in capfd.readouterr().err.splitlines()[-1]
