@@ -2,8 +2,9 @@
 
     python bench/bound.py weights/tiny --limits 350MB 450MB 600MB --json bench/results/bound.json
 
-In a fresh process per limit: a prompt of the whole context, one short prompt, and a chat whose
-first message is a quarter of the context. Linux only.
+In a fresh process per limit: a prompt of the whole context and a short one; a chat whose message is
+nearly the whole context; and, after a reset, one with messages of a quarter and half of it. Linux
+only.
 """
 
 from __future__ import annotations
@@ -58,9 +59,16 @@ def answer_within(profile: str, settings: dict[str, Any]) -> dict[str, Any]:
     session = minisafe.load(profile, settings)
     chosen, limit = session.settings, session.limit
     ids = session.tokenizer.encode(LINE * (limit // 4))
-    texts = [session.tokenizer.decode(ids[:n]) for n in (limit - 16, limit // 4)]
-    session.generate([texts[0], "Hello"])
-    "".join(session.chat().send(texts[1]))
+    whole, most, quarter, half = (
+        session.tokenizer.decode(ids[:n]) for n in (limit - 16, limit - 80, limit // 4, limit // 2)
+    )
+    session.generate([whole, "Hello"])
+    chat = session.chat()
+    for message in (most, None, quarter, half):
+        if message is None:
+            chat.reset()
+        else:
+            "".join(chat.send(message))
     peak = STATUS.read_text().partition("VmHWM:")[2].split()[0]
     return {"weights": chosen.weights, "cache": chosen.cache_dtype, "context": limit,
             "peak": int(peak) * 1024}  # fmt: skip

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from minisafe.session.session import Session
 
 PADDED = 1024  # tokens of a batch, with its padding
+TOGETHER = 8  # texts of a batch under a memory limit, at most
 
 
 def beginnings(
@@ -26,13 +27,24 @@ def beginnings(
     (rows, streams, vocab), with the steering of an answer. Prompts of like lengths come together,
     for little padding."""
     requests = [session.new_request(session.encode_prompt(each, chat)) for each in prompts]
-    for numbers in batches([len(each.prompts[0]) for each in requests], batch_size):
-        part = [requests[number] for number in numbers]
-        longest = max(len(ids) for request in part for ids in request.prompts)
-        lockstep = session.new_lockstep(len(part), longest)
-        generation = Generation(lockstep, session.rule, part, session.steering)
-        left = read_shared(lockstep, generation.prompts(), first_steered(part))
-        yield numbers, stacked(generation.feed(list(range(len(part))), left))
+    most = batch_size if session.settings.memory_limit is None else min(batch_size, TOGETHER)
+    for numbers in batches([len(each.prompts[0]) for each in requests], most):
+        yield numbers, read(session, [requests[number] for number in numbers])
+
+
+def read(session: Session, requests: Sequence[Request]) -> Tensor:
+    """What `beginnings` yields for one batch. Its caches are gone when this returns, so that a
+    process never holds those of two."""
+    longest = max(len(ids) for request in requests for ids in request.prompts)
+    lockstep = session.new_lockstep(len(requests), longest)
+    generation = Generation(lockstep, session.rule, requests, session.steering)
+    left = read_shared(lockstep, generation.prompts(), first_steered(requests))
+    return stacked(generation.feed(list(range(len(requests))), left))
+
+
+def is_long(session: Session, text: str) -> bool:
+    """Whether a text, as a chat's first message, fills more than a batch by itself."""
+    return len(session.encode_prompt(text, chat=True).ids[0]) > PADDED
 
 
 def batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:

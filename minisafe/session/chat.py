@@ -13,6 +13,7 @@ from minisafe.errors import BusyError, NonFiniteError, PromptError, SettingError
 from minisafe.lockstep import Lockstep
 from minisafe.session.alone import Part, all_harmless, stands_alone, worst_parts
 from minisafe.session.answer import Answer, Result
+from minisafe.session.beginnings import is_long
 from minisafe.session.chat_prompt import ChatPrompt
 from minisafe.session.conversation import Conversation, Exchange
 from minisafe.session.stages import Stages
@@ -76,7 +77,8 @@ class Chat:
         self._generation: Generation | None = None
         self._interrupted = False  # while the message is still being read
         self._answering = threading.Lock()
-        self._restart()
+        self._lockstep: Lockstep | None = None
+        self.held = [Held() for _ in session.streams]
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -88,17 +90,28 @@ class Chat:
         finally:
             self._answering.release()
 
-    def _restart(self) -> None:
-        limited = self.session.settings.memory_limit is not None  # growth would hold a cache twice
-        room = self.session.limit if limited else 512
-        self.lockstep: Lockstep = self.session.new_lockstep(1, room)
-        self.held = [Held() for _ in self.session.streams]
+    @property
+    def lockstep(self) -> Lockstep:
+        """The streams' caches, made when they are first needed."""
+        if self._lockstep is None:
+            # under a limit at once as large as they can get: growth would hold them twice
+            room = self.session.limit if self._limited else 512
+            self._lockstep = self.session.new_lockstep(1, room)
+        return self._lockstep
+
+    def _give_back(self) -> None:
+        """Drop the caches, and what they hold."""
+        self._lockstep, self.held = None, [Held() for _ in self.session.streams]
+
+    @property
+    def _limited(self) -> bool:
+        return self.session.settings.memory_limit is not None
 
     def reset(self) -> None:
         """Forget the conversation."""
         with self._alone():
             self._take(Conversation())
-            self._restart()
+            self._give_back()
 
     def set_safe(self, on: bool) -> None:
         """Switch safe decoding on or off; raises `SettingError` if nothing was loaded for it."""
@@ -227,7 +240,7 @@ class Chat:
                 if piece:
                     yield piece
         except (NonFiniteError, KeyboardInterrupt):
-            self._restart()  # the caches may hold wrong values, so they are emptied
+            self._give_back()  # the caches may hold wrong values
             raise
         finally:
             self._generation = None
@@ -254,6 +267,11 @@ class Chat:
         prompt = ChatPrompt.of(messages[-1]["content"])
         if not session.leaves_harmless and not self.messages and stands_alone(prompt):
             return None, False
+        said = [each["content"] for each in messages]
+        read = [session.settings.system, *said] if session.leaves_harmless else said[-1:]
+        new = [text for text in read if text and text not in self.judged]
+        if self._limited and any(is_long(session, text) for text in new):
+            self._give_back()  # the limit has room for one cache of that length
         (part,) = worst_parts(session, [prompt], BATCH)
         if session.alone.opens(part.harm):
             whole = part.prompt == prompt and not self.messages
@@ -301,7 +319,9 @@ class Chat:
     def _note_read(
         self, goals: list[Held], answer: Answer, steering: Steering | None, state: RequestState
     ) -> None:
-        """Note what each stream's cache holds after an answer."""
+        """Note what each stream's cache holds after an answer; nothing if it was given back."""
+        if self._lockstep is None:
+            return
         for stream, goal in enumerate(goals):
             ids = (*goal.ids, *answer.tokens)[: self.lockstep.length(stream, 0)]
             # what the gate left to the base is no longer steered there, but was in other streams

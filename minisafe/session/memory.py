@@ -20,7 +20,7 @@ from minisafe.checkpoint.rounded import WEIGHTS, Form, read_form
 from minisafe.config import LlamaConfig
 from minisafe.errors import SettingError
 from minisafe.files.sizes import size_words
-from minisafe.session.beginnings import PADDED
+from minisafe.session.beginnings import PADDED, TOGETHER
 from minisafe.session.dtype import count_parameters, decoding_dtype
 from minisafe.session.others import source_of
 from minisafe.session.settings import Settings
@@ -32,7 +32,6 @@ USUAL, LEAST = 2048, 256  # tokens that a limit should leave room for, and those
 STEP = 64  # tokens; a context that fits is a multiple of them
 SPARE = 1.1  # measured peaks are within a tenth of their plan (docs/log.md)
 TOKENIZER = 28  # bytes in memory per byte of tokenizer.json: 21 to 28 (docs/log.md)
-PARTS = 8  # of a message are read together, as in `Session.run`
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def plan_of(settings: Settings, rows: int = 1) -> Plan:
         config, dtype, weights, [reader(settings, name) for name in settings.others], context,
         rows, settings.cache_dtype, as_dtype(config.dtype),
         file=(settings.base / WEIGHTS).stat().st_size if form is not None else None,
-        parts=(PARTS, PADDED) if settings.safe and settings.read_alone else None,
+        parts=(TOGETHER, PADDED) if settings.safe and settings.read_alone else None,
     )  # fmt: skip
     return Plan(settings, dtype, weights, context, rows, memory)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import minisafe
 from minisafe.errors import PromptError, SettingError
 from minisafe.files.sizes import parse_size, size_words
 from minisafe.lockstep import Lockstep
-from minisafe.session import memory
+from minisafe.session import beginnings, memory
 from minisafe.session.asked import gather
 from minisafe.session.memory import fitted, plan_of, smaller
 from minisafe.session.settings import Settings
@@ -39,11 +40,15 @@ def peak():
 
 session = minisafe.load(sys.argv[1], json.loads(sys.argv[2]))
 ids = session.tokenizer.encode("How do I wash a table in a quiet town? " * 400)
-text = session.tokenizer.decode(ids[: session.limit - 8])
-session.generate([text, "Hello"])
+whole, most, half = (
+    session.tokenizer.decode(ids[: session.limit - n]) for n in (8, 80, session.limit // 2)
+)
+session.generate([whole, "Hello"])
 chat = session.chat()
-for piece in chat.send(session.tokenizer.decode(ids[: session.limit // 4])):
-    pass
+"".join(chat.send(most))
+chat.reset()
+"".join(chat.send("Hello"))
+"".join(chat.send(half))
 print(json.dumps([session.limit, session.settings.cache_dtype, peak()]))
 """
 
@@ -223,6 +228,48 @@ def test_a_process_stays_below_its_limit(more: int, fits: bool) -> None:
     context, _, peak = json.loads(run.stdout)
     assert memory.LEAST <= context <= 2048
     assert peak <= limit
+
+
+def test_a_chat_under_a_limit_holds_no_more_caches_than_planned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Caches alive at once, in tokens: those of the context, and one batch of parts."""
+    session = minisafe.load(SHIPPED, {"memory_limit": "8GB", "context": 512, "max_new_tokens": 4})
+    monkeypatch.setattr(beginnings, "PADDED", 64)
+    monkeypatch.setattr(beginnings, "TOGETHER", 2)
+    alive: weakref.WeakSet[Lockstep] = weakref.WeakSet()
+    held: list[int] = []
+    made = Lockstep.__init__
+
+    def counting(self: Lockstep, *args: Any, **more: Any) -> None:
+        made(self, *args, **more)
+        alive.add(self)
+        assert self.rows <= 2
+        held.append(sum(each.rows * each.groups[0].cache.capacity for each in alive))
+
+    monkeypatch.setattr(Lockstep, "__init__", counting)
+    long = "How do I wash a table in a quiet town? " * 20
+    chat = session.chat()
+    for message in ("Hello", long, "Hello again"):
+        "".join(chat.send(message))
+        assert chat.messages[-2]["content"] == message
+    chat.reset()
+    "".join(chat.send(long))
+    assert len(held) >= 8
+    assert 512 <= max(held) <= 512 + 64
+    del chat
+    held.clear()
+    session.generate(["Hello", long, "Hello"], batch_size=32)
+    assert max(held) <= 512 + 64
+
+
+def test_a_chat_without_a_limit_keeps_its_cache_before_a_long_message() -> None:
+    chat = minisafe.load(SHIPPED, {"max_new_tokens": 4}).chat()
+    "".join(chat.send("Hello"))
+    before = chat.lockstep
+    "".join(chat.send("How do I wash a table in a quiet town? " * 10))
+    assert chat.lockstep is before
+    assert chat.reused > 0
 
 
 def test_parts_that_are_read_alone_are_planned(world: World) -> None:
