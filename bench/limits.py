@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from memory import checkpoints, load_rows, memory_rows, plan_rows, start_rows
+from memory import PLANNED, checkpoints, load_rows, memory_rows, plan_rows, start_rows
 from prefill import prefill_rows
 from report import (
     Progress,
@@ -193,7 +193,7 @@ def decoding_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
 
 def disk_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
     """The parts that read a checkpoint."""
-    if not {"load", "memory", "plan", "start"} & set(args.part):
+    if not {"load", "memory", "start"} & set(args.part):
         return
     with checkpoints(SHAPES[label]) as (whole, sharded):
         if "load" in args.part:
@@ -201,11 +201,16 @@ def disk_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
         if "memory" in args.part:
             contexts = (16,) if args.quick else (128, 1900)
             yield memory_rows(label, whole, sharded, contexts, args.threads)
-        if "plan" in args.part:
-            context = 32 if args.quick else 1900
-            yield plan_rows(label, SHAPES[label], whole, context, args.threads)
         if "start" in args.part:
             yield start_rows(label, whole, args.runs, 16 if args.quick else 128, args.threads)
+
+
+def plan_lots(args: argparse.Namespace, label: str) -> Iterator[list[Row]]:
+    """The part that holds peaks against their plans."""
+    if "plan" in args.part:
+        with checkpoints(SHAPES[label]) as (whole, _):
+            context = 32 if args.quick else args.context
+            yield from plan_rows(label, SHAPES[label], whole, context, args.threads)
 
 
 def all_lots(args: argparse.Namespace) -> Iterator[list[Row]]:
@@ -218,11 +223,22 @@ def all_lots(args: argparse.Namespace) -> Iterator[list[Row]]:
         for label in dict.fromkeys((small, large)):
             yield prefill_rows(label, 32 if args.quick else 512, args.runs)
     yield from disk_lots(args, large)
+    for label in dict.fromkeys((small, large)):
+        yield from plan_lots(args, label)
+
+
+def at_least_16(text: str) -> int:
+    """The argument of `--context`: a prompt, and `memory.NEW` tokens after the first."""
+    if not text.isdigit() or int(text) < 16:
+        raise argparse.ArgumentTypeError(f"is {text}; expected 16 or more")
+    return int(text)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = bench_parser(__doc__, new=48, threads=torch.get_num_threads())
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--context", type=at_least_16, default=1900,
+                        help="tokens of prompt and answer, with --part plan")  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true", help="a tiny shape, only to test that it works"
     )
@@ -234,7 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
     result: dict[str, Any] = {"rows": rows, "run": describe_run(args)}
-    progress = Progress("limits", len(args.part))
+    shapes = 1 if args.quick else 2
+    plans = shapes * len(PLANNED) - 1 if "plan" in args.part else 0
+    progress = Progress("limits", len(args.part) + plans)
     with kept_when_stopped(args.json, rows):
         for lot in all_lots(args):
             rows += lot

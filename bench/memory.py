@@ -23,11 +23,19 @@ import torch
 from huggingface import has_transformers
 from probe import STATUS
 from report import Row, make_row, under
-from subjects import RANK, random_model, tensors_of
+from subjects import ANCHOR_RANK, RANK, random_model, tensors_of
 from timing import by_turns, ratio, seconds_by_turns
 
 from minisafe import Llama, LlamaConfig
-from minisafe.checkpoint import INDEX, SINGLE, load_model, save_model, save_tensors
+from minisafe.checkpoint import (
+    INDEX,
+    SINGLE,
+    linear_modules,
+    load_model,
+    save_model,
+    save_tensors,
+)
+from minisafe.checkpoint.rounded import WEIGHTS
 from minisafe.fast.memory import Memory, Reader, planned
 from minisafe.fast.prepare import prepare
 from minisafe.rounding import ROUNDED
@@ -142,7 +150,7 @@ def peak_rows(name: str, found: Mapping[str, Any], below: int, target: str | Non
 
 # ---- planned memory ------------------------------------------------------------------------------
 
-# settings of `probe.py`, each with its dtype and way of storing weights
+# settings of `probe.py`; `form`: of the weights on disk, if they are stored as they run
 PLANNED: dict[str, dict[str, str]] = {
     "plain": {"weights": "plain"},
     "plain, float32": {"weights": "plain", "dtype": "float32"},
@@ -150,45 +158,63 @@ PLANNED: dict[str, dict[str, str]] = {
     "int8": {"weights": "int8"},
     "packed, safe": {"weights": "packed", "system": "safe"},
     "packed, safe, int8 cache": {"weights": "packed", "system": "safe", "cache-dtype": "int8"},
+    "packed, safe, 4 rows": {"weights": "packed", "system": "safe", "rows": "4"},
+    "packed, anchored": {"weights": "packed", "system": "anchored"},
+    "int8 from disk, safe": {"form": "int8", "system": "safe"},
+    "int4 from disk, safe": {"form": "int4", "system": "safe"},
 }
 
 
 def plan_rows(
     label: str, config: LlamaConfig, whole: Path, context: int, threads: int
-) -> list[Row]:
+) -> Iterator[list[Row]]:
     """How far the measured peak of each setting is from what `minisafe inspect --plan` says."""
     if not STATUS.exists():
         print(f"{STATUS} does not exist: the rows on memory are skipped")
-        return []
-    rows = []
-    for name, given in PLANNED.items():
-        found = probe(whole, prompt=context - NEW - 1, new=NEW, threads=threads, **given)
-        peak, plan = beyond(found), plan_of(config, given, context).total
-        name = f"{name}, {context} tokens"
-        rows.append(make_row(f"{name}, peak off its plan by", abs(peak - plan) / plan, "share",
-                             "<= 0.1"))  # fmt: skip
-        rows.append(make_row(f"{name}, planned peak", plan / 2**20, "MiB"))
-        rows.append(make_row(f"{name}, measured peak", peak / 2**20, "MiB"))
-    return under(label, rows)
+        return
+    with TemporaryDirectory() as rounded:
+        for name, given in PLANNED.items():
+            options, directory, file = dict(given), whole, None
+            if form := options.pop("form", None):
+                directory = round_to(form, whole, Path(rounded) / form)
+                file = (directory / WEIGHTS).stat().st_size
+            found = probe(directory, prompt=context - NEW - 1, new=NEW, threads=threads, **options)
+            peak, plan = beyond(found), plan_of(config, given, context, file).total
+            off, name = abs(peak - plan) / plan, f"{name}, {context} tokens"
+            yield under(label, [
+                make_row(f"{name}, peak off its plan by", off, "share", "<= 0.1"),
+                make_row(f"{name}, planned peak", plan / 2**20, "MiB"),
+                make_row(f"{name}, measured peak", peak / 2**20, "MiB"),
+            ])  # fmt: skip
 
 
-def plan_of(config: LlamaConfig, given: Mapping[str, str], context: int) -> Memory:
-    """The plan for settings of `probe.py`; its expert is an adapter of `subjects.RANK`."""
+def plan_of(
+    config: LlamaConfig, given: Mapping[str, str], context: int, file: int | None = None
+) -> Memory:
+    """The plan for settings of `probe.py`. file: the size of weights that are stored rounded."""
     stored = getattr(torch, config.dtype or "float32")
     dtype = getattr(torch, given["dtype"]) if "dtype" in given else stored
     others = []
-    if given.get("system") == "safe":
-        with torch.device("meta"):
-            names = tensors_of(Llama(config))
-        shapes = {}
-        for name, (n_out, n_in) in ((n, t.shape) for n, t in names.items() if t.ndim == 2):
-            if name.endswith(("q_proj.weight", "v_proj.weight")):
-                module = name.removesuffix(".weight")
-                shapes[f"{module}.lora_A.weight"] = (RANK, n_in)
-                shapes[f"{module}.lora_B.weight"] = (n_out, RANK)
-        others.append(Reader("expert", adapter=shapes))
-    cache_dtype = given.get("cache-dtype", "auto")
-    return planned(config, dtype, given["weights"], others, context, 1, cache_dtype, stored)
+    if given.get("system") in ("safe", "anchored"):
+        others.append(random_reader("expert", config, RANK, ("q_proj", "v_proj")))
+    if given.get("system") == "anchored":
+        others.append(random_reader("anchor", config, ANCHOR_RANK, ("proj",)))
+    return planned(
+        config, dtype, given.get("form") or given["weights"], others, context,
+        int(given.get("rows", 1)), given.get("cache-dtype", "auto"), stored, file,
+    )  # fmt: skip
+
+
+def random_reader(name: str, config: LlamaConfig, rank: int, endings: tuple[str, ...]) -> Reader:
+    """A stream with an adapter like those of `subjects.subject_of`."""
+    with torch.device("meta"):
+        modules = linear_modules(Llama(config))
+    shapes = {}
+    for module, (n_out, n_in) in modules.items():
+        if module.endswith(endings):
+            shapes[f"{module}.lora_A.weight"] = (rank, n_in)
+            shapes[f"{module}.lora_B.weight"] = (n_out, rank)
+    return Reader(name, adapter=shapes)
 
 
 # ---- loading -----------------------------------------------------------------------------------

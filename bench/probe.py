@@ -14,11 +14,12 @@ STARTED = time.perf_counter()
 import argparse  # noqa: E402 (the clock starts before the imports)
 import json  # noqa: E402
 from collections.abc import Iterator, Sequence  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from itertools import islice  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-SYSTEMS = ("plain", "safe", "transformers")
+SYSTEMS = ("plain", "safe", "anchored", "transformers")
 STATUS = Path("/proc/self/status")
 FIELDS = {"VmHWM": "peak", "RssAnon": "anonymous", "RssFile": "file"}
 
@@ -37,7 +38,8 @@ def prompt_of(n: int, vocab_size: int) -> tuple[int, ...]:
 
 
 def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator[object]:
-    """Tokens of plain or safe decoding; bytes of weights (as stored) and caches go to `found`."""
+    """Tokens of plain, safe or anchored decoding of equal rows; bytes of weights (as stored) and
+    caches go to `found`."""
     import torch
     from subjects import subject_of
 
@@ -46,7 +48,7 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
     from minisafe.checkpoint.rounded import WEIGHTS
     from minisafe.fast.prepare import prepare
     from minisafe.fast.rounded import load_rounded
-    from minisafe.guidance import Plain
+    from minisafe.guidance import Anchored, Plain
 
     rounded = args.directory / WEIGHTS
     if rounded.is_file():
@@ -65,11 +67,16 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
     if args.system == "safe":
         streams, rule = (*streams, Stream(model, subject.adapter)), SGDS()
         steering = subject.steering
-    lockstep = Lockstep(streams, capacity=n + args.new + 1, cache_dtype=args.cache_dtype)
+    elif args.system == "anchored":
+        adapters = subject.adapter, subject.anchor
+        streams, rule = (*streams, *(Stream(model, each) for each in adapters)), Anchored()
+        steering = replace(subject.steering, streams=(Anchored.drawn_from,))
+    room = n + args.new + 1
+    lockstep = Lockstep(streams, args.rows, room, cache_dtype=args.cache_dtype)
     found["caches"] = sum(group.cache.n_bytes for group in lockstep.groups)
     spans = () if steering is None else steering.spans([(n, None)])
     request = Request((prompt,) * len(streams), spans, max_new_tokens=args.new + 1)
-    yield from Generation(lockstep, rule, [request], steering)
+    yield from Generation(lockstep, rule, [request] * args.rows, steering)
 
 
 def transformers_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator[object]:
@@ -103,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", default="packed", help="as in a profile")
     parser.add_argument("--dtype", help="as in a profile; by default the checkpoint's")
     parser.add_argument("--cache-dtype", default="auto", help="as in a profile")
+    parser.add_argument("--rows", type=int, default=1, help="equal prompts read together")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
     parser.add_argument("--new", type=int, default=8, help="tokens after the first")
