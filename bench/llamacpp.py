@@ -32,7 +32,7 @@ NAMES = {  # GGUF's names of a layer's tensors, by Hugging Face name
 }
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 ROTATES_HALVES = {"llama": False, "qwen2": True}  # by family: how llama.cpp rotates q and k
-Q8_0 = 7  # llama.h: LLAMA_FTYPE_MOSTLY_Q8_0
+QUANTIZED = {"Q4_0": 2, "Q8_0": 7}  # llama.h: LLAMA_FTYPE_MOSTLY_Q4_0, ..._Q8_0
 
 
 def gguf_name(name: str) -> str:
@@ -100,9 +100,9 @@ def silence(api: Any) -> Any:
 class Peer:
     """A GGUF file's weights; close it, because llama.cpp manages its own memory.
 
-    capacity: tokens per context. quantized: as Q8_0, made from the file. Quantised weights read
+    capacity: tokens per context. form: of `QUANTIZED`, made from the file. Quantised weights read
     prompts token by token, because llama-cpp-python 0.3.36 crashed in its AMX kernel for longer
-    blocks. block: tokens that are read at once; by default all, or 1 if quantized.
+    blocks. block: tokens that are read at once; by default all, or 1 with a form.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Peer:
         path: Path,
         capacity: int,
         threads: int,
-        quantized: bool = False,
+        form: str | None = None,
         block: int | None = None,
     ):
         import llama_cpp
@@ -119,8 +119,8 @@ class Peer:
         self.stack = ExitStack()
         self.api.llama_log_set(silence(llama_cpp), None)
         self.api.llama_backend_init()
-        if quantized:
-            path = self.quantize(path, threads)
+        if form is not None:
+            path = self.quantize(path, form, threads)
         self.model = self.api.llama_model_load_from_file(
             str(path).encode(), self.api.llama_model_default_params()
         )
@@ -129,12 +129,12 @@ class Peer:
         self.stack.callback(self.api.llama_model_free, self.model)
         self.vocab_size = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
         self.capacity, self.threads = capacity, threads
-        self.block = block or (1 if quantized else capacity)
+        self.block = block or (capacity if form is None else 1)
 
-    def quantize(self, path: Path, threads: int) -> Path:
+    def quantize(self, path: Path, form: str, threads: int) -> Path:
         params = self.api.llama_model_quantize_default_params()
-        params.ftype, params.nthread = Q8_0, threads
-        target = path.with_suffix(".q8_0.gguf")
+        params.ftype, params.nthread = QUANTIZED[form], threads
+        target = path.with_suffix(f".{form}.gguf")
         source, made = str(path).encode(), str(target).encode()
         if self.api.llama_model_quantize(source, made, ctypes.byref(params)):
             raise RuntimeError(f"llama.cpp could not quantize {path}")

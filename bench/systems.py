@@ -22,8 +22,11 @@ from llamacpp import Peer, write_gguf
 from subjects import Ids, Subject
 
 from minisafe import SGDS, Generation, Lockstep, Request, Steering, Stream
+from minisafe.checkpoint import save_model
+from minisafe.convert.rounded import directory_source, round_model
 from minisafe.fast.compiled import compile_step
 from minisafe.fast.prepare import prepare, quicken
+from minisafe.fast.rounded import load_rounded
 from minisafe.guidance import Anchored, Plain, Rule
 from minisafe.model import Llama
 
@@ -32,7 +35,7 @@ PLAIN, SAFE, PROMPTED = "plain", "safe, LoRA expert", "safe, prompted expert"
 ANCHORED = "safe, LoRA expert and anchor"
 SEPARATE, PEER, PEERS = f"{SAFE}, separate", "transformers, plain", "transformers, two models"
 CPP, CPPS = "llama.cpp BF16, plain", "llama.cpp BF16, two contexts"
-CPP8 = "llama.cpp Q8_0, plain"
+CPP8, CPP4 = "llama.cpp Q8_0, plain", "llama.cpp Q4_0, plain"
 System = Callable[[], Iterator[int]]
 
 
@@ -88,6 +91,17 @@ def prepared_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
     return found
 
 
+def rounded_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
+    """Plain and safe decoding on weights in int4, in groups of 32 as llama.cpp's Q4_0."""
+    with tempfile.TemporaryDirectory() as name:
+        plain, rounded = Path(name) / "plain", Path(name) / "int4"
+        save_model(subject.model, plain)
+        round_model(directory_source(plain), rounded, "int4", 32, None, lambda n, total: None)
+        model = load_rounded(rounded)
+    systems = minisafe_systems(replace(subject, model=model), prompt, new)
+    return {f"{name}, int4": systems[name] for name in (PLAIN, SAFE)}
+
+
 def compiled_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, System]:
     """Plain and safe decoding with a compiled step, one graph each, on the subject's tensors."""
     found = {}
@@ -121,11 +135,13 @@ def llamacpp_systems(subject: Subject, prompt: Ids, new: int) -> dict[str, Syste
     atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
     write_gguf(subject.model, file)
     capacity = len(prompt) + new + 1
-    bf16, q8 = (Peer(file, capacity, torch.get_num_threads(), q) for q in (False, True))
+    threads = torch.get_num_threads()
+    bf16, q8, q4 = (Peer(file, capacity, threads, form) for form in (None, "Q8_0", "Q4_0"))
     return {
         CPP: partial(bf16.tokens, prompt),
         CPPS: partial(bf16.tokens, prompt, 2, SGDS()),
         CPP8: partial(q8.tokens, prompt),
+        CPP4: partial(q4.tokens, prompt),
     }
 
 
@@ -133,5 +149,7 @@ def all_systems(subject: Subject, prompt: Ids, new: int, compiled: bool) -> dict
     """Every system that can run here, by its name."""
     systems = minisafe_systems(subject, prompt, new)
     systems |= prepared_systems(subject, prompt, new) | transformers_systems(subject, prompt)
+    if subject.model.dtype == torch.bfloat16:  # the smoke test's shape is not, and too small
+        systems |= rounded_systems(subject, prompt, new)
     systems |= llamacpp_systems(subject, prompt, new)
     return systems | (compiled_systems(subject, prompt, new) if compiled else {})
