@@ -5,24 +5,30 @@
     python bench/ahead.py tiny-step --json ahead.json
 
 Per way of decoding (plain, safe, with an anchor): how many greedy answers are the plain model's,
-and how far log-probabilities are from its; then ms per token beside the default weights, by turns.
+and how far log-probabilities are from its; then ms per token beside the default weights and, if it
+is installed, llama.cpp with the base in BF16 (safe: two contexts, as `speed.py`), by turns.
 Load and first token are those of a fresh process with an empty PATH, so without a compiler.
 `--cpu-time` counts the process's own time instead: for one thread on a busy machine.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import util
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from llamacpp import Peer, write_gguf
 from report import Progress, Row, bench_parser, describe_run, make_row, print_table, write_json
 from timing import turns
 
@@ -38,6 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "safe": SAFE,
     "with an anchor": SAFE | {"rule": "anchored", "anchor": TINY / "anchor"},
 }
+PEER_TARGETS = {"plain": ">= 0.75", "safe": ">= 1.1"}  # llama.cpp has no third stream's adapter
 COMMON = {"dtype": "float32", "temperature": 0.0, "max_new_tokens": 48}
 ASKED = "How do I wash a table?"
 FRESH = """
@@ -115,29 +122,64 @@ def log_probs(session: Session, prompt: str, answer: tuple[int, ...]) -> torch.T
 def speed_rows(
     way: str, package: Path, threads: int, runs: int, new: int, clock: Callable[[], float]
 ) -> list[Row]:
-    """ms per token of the default weights and of the package, by turns."""
-    systems = [opened(way, threads, extra) for extra in ({}, {"compiled": package})]
-    found: list[list[float]] = [[], []]
-    for which in turns(runs + 1, 2):  # the first round warms up
-        found[which].append(ms_per_token(systems[which], new, clock))
-    default, ahead = (median(each[1:]) for each in found)
-    return [
+    """ms per token of the default weights, of the package, and of llama.cpp, by turns."""
+    sessions = [opened(way, threads, extra) for extra in ({}, {"compiled": package})]
+    ids = sessions[0].encode(ASKED, chat=True)
+    steps: list[Callable[[], Step]] = [partial(own_step, session, ids, new) for session in sessions]
+    target = PEER_TARGETS.get(way)
+    if target is not None and all(util.find_spec(each) for each in ("llama_cpp", "gguf")):
+        steps.append(partial(peer_step, peer_of(sessions[0], threads), ids))
+    found: list[list[float]] = [[] for _ in steps]
+    for which in turns(runs + 1, len(steps)):  # the first round warms up
+        found[which].append(ms_per_token(steps[which](), new, clock))
+    default, ahead, *peer = (median(each[1:]) for each in found)
+    rows = [
         make_row(f"{way}: default weights", default, "ms/token"),
         make_row(f"{way}: package", ahead, "ms/token"),
         make_row(f"{way}: package over default, speed", default / ahead, "x"),
     ]
+    for cpp in peer:
+        rows += [
+            make_row(f"{way}: llama.cpp BF16, {len(ids)} contexts", cpp, "ms/token"),
+            make_row(f"{way}: package over llama.cpp, speed", cpp / ahead, "x", target),
+            make_row(f"{way}: default weights over llama.cpp, speed", cpp / default, "x"),
+        ]
+    return rows
 
 
-@torch.inference_mode()
-def ms_per_token(session: Session, new: int, clock: Callable[[], float]) -> float:
-    """Of `new` steps after a prompt, all streams, without the sampling loop."""
-    ids = session.encode(ASKED, chat=True)
+Step = Callable[[int], object]  # reads one token in every stream
+
+
+def own_step(session: Session, ids: Sequence[tuple[int, ...]], new: int) -> Step:
+    """The prompt is read, and one token."""
     lockstep = session.new_lockstep(1, max(map(len, ids)) + new + 2)
     lockstep.feed([[each] for each in ids])
     lockstep.feed([[[5]] for _ in ids])
+    return lambda token: lockstep.feed([[[token]] for _ in ids])
+
+
+def peer_step(peer: Peer, ids: Sequence[tuple[int, ...]]) -> Step:
+    """The same in llama.cpp, in one context per stream; log-probabilities as `feed` gives them."""
+    contexts = [peer.context() for _ in ids]
+    for context, own in zip(contexts, ids, strict=True):
+        peer.logits(context, [*own, 5])
+    return lambda token: [peer.logits(each, [token]).log_softmax(-1) for each in contexts]
+
+
+def peer_of(session: Session, threads: int) -> Peer:
+    """llama.cpp with the session's base in BF16, from a temporary file."""
+    file = Path(tempfile.mkdtemp()) / "model.gguf"
+    atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
+    write_gguf(session.model, file)
+    return Peer(file, 256, threads)
+
+
+@torch.inference_mode()
+def ms_per_token(step: Step, new: int, clock: Callable[[], float]) -> float:
+    """Of `new` steps, without the sampling loop."""
     started = clock()
     for token in range(new):
-        lockstep.feed([[[5 + token]] for _ in ids])
+        step(5 + token)
     return (clock() - started) * 1e3 / new
 
 

@@ -52,7 +52,7 @@ def settings_object(text: str) -> dict[str, Any]:
     return found
 
 
-def answer_within(profile: str, settings: dict[str, Any]) -> dict[str, Any]:
+def answer_within(profile: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What is chosen, and the peak of this process after the answers."""
     import minisafe
 
@@ -78,7 +78,7 @@ def limit_rows(args: argparse.Namespace, limit: int) -> list[Row]:
     """The rows of one limit; one row if it is refused."""
     settings = {"max_new_tokens": args.new, "threads": args.threads} | args.settings
     settings["memory_limit"] = limit
-    command = [sys.executable, __file__, args.profile, "--within", json.dumps(settings)]
+    command = [sys.executable, __file__, str(args.profile), "--within", json.dumps(settings)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     name = f"limit {size_words(limit)}"
     if done.returncode and done.stderr.startswith("memory_limit is"):
@@ -96,7 +96,7 @@ def limit_rows(args: argparse.Namespace, limit: int) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = bench_parser(__doc__, new=8)
-    parser.add_argument("profile", help="a profile or its directory")
+    parser.add_argument("profile", type=Path, help="a profile or its directory")
     parser.add_argument("--limits", nargs="+", metavar="SIZE", type=size,
                         default=[size(each) for each in ("350MB", "450MB", "600MB")])  # fmt: skip
     parser.add_argument("--settings", type=settings_object, default={},
