@@ -19,6 +19,10 @@ from minisafe.cli.once import check_once
 from minisafe.errors import MinisafeError
 from minisafe.files.display import one_line
 
+# click before 8.2 prints the help itself
+NO_ARGS: tuple[type[click.UsageError], ...] = (
+    (click.exceptions.NoArgsIsHelpError,) if hasattr(click.exceptions, "NoArgsIsHelpError") else ()
+)
 # the name of each command in its file; the file is imported only if the command runs
 HOMES = {
     "chat": "chat_command",
@@ -100,7 +104,7 @@ def main() -> None:
     warnings.showwarning = show_warning
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
+    except NO_ARGS as error:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:

@@ -12,6 +12,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,8 @@ LEAST = 2  # tokens in a row, with the new one: for torch's compiler, 1 is no va
 # little to be divided
 OPTIONS: dict[str, Any] = {"cpp.threads": 1}
 EXAMPLE = {"n": 37, "capacity": 53, "table": 67}  # sizes that are no model's
+DEFERRED = "prefer_deferred_runtime_asserts_over_guards"  # of `export`; not in older torch
+NO_GUARDS: dict[str, Any] = {"strict": False, DEFERRED: True}
 
 
 class Runner(Protocol):
@@ -181,6 +184,8 @@ def export_step(model: Llama, lineup: Lineup, path: Path, options: Mapping[str, 
     """
     from torch.export import Dim, export
 
+    if DEFERRED not in signature(export).parameters:
+        raise SettingError(f"compiling ahead of time needs a newer torch than {torch.__version__}")
     n, capacity, table = (Dim(name, min=LEAST, max=1 << 24) for name in EXAMPLE)
     held = [{2: capacity}] * model.config.n_layers
     step = Ahead(model, lineup).eval()
@@ -195,10 +200,7 @@ def export_step(model: Llama, lineup: Lineup, path: Path, options: Mapping[str, 
         package = Path(folder) / "step.pt2"
         try:
             with torch.no_grad():
-                program = export(
-                    Bare(step), given, dynamic_shapes=sizes, strict=False,
-                    prefer_deferred_runtime_asserts_over_guards=True,
-                )  # fmt: skip
+                program = export(Bare(step), given, dynamic_shapes=sizes, **NO_GUARDS)
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=OPTIONS | dict(options)
             )

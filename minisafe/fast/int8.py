@@ -44,7 +44,8 @@ def int8_linear(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 
 def few_int8(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
     """(rows, in) -> (rows, out), by torch's kernel; `in` must be a multiple of `STEP`."""
-    y: Tensor = torch.ops.aten._weight_int8pack_mm(x, q, scales)
+    # torch 2.5 refuses rows that are not next to each other
+    y: Tensor = torch.ops.aten._weight_int8pack_mm(x.contiguous(), q, scales)
     return y
 
 

@@ -109,7 +109,8 @@ def random_ids(model: Llama, rows: int, width: int, seed: int = 0) -> Tensor:
 GRANITE: tuple[dict[str, Any], ...] = (
     {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2,
      "logits_scaling": 1.5},
-    {"attention_multiplier": 1.0},  # what its class takes for missing keys
+    # a sharp softmax; with 1.0, and heads of 8 values, float32 is up to 2e-4 from float64
+    {"attention_multiplier": 0.5},
 )  # fmt: skip
 
 

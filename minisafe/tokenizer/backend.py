@@ -18,13 +18,11 @@ def asked(source: str, call: Callable[..., Kind], *arguments: Any) -> Kind:
         TokenizerError: the library fails or panics.
         PromptError: a text contains half of a surrogate pair.
     """
+    for text in arguments:
+        if isinstance(text, str):
+            check_unicode(text)  # older versions of the library read such a text as another one
     try:
         return call(*arguments)
-    except (TypeError, UnicodeEncodeError) as error:
-        for text in arguments:
-            if isinstance(text, str):
-                check_unicode(text)
-        raise TokenizerError(f"{source}: not a tokenizer ({said(error)})") from None
     except Exception as error:  # the library raises bare Exceptions
         raise TokenizerError(f"{source}: not a tokenizer ({said(error)})") from None
     except BaseException as error:

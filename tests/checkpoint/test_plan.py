@@ -102,6 +102,8 @@ def test_norms_of_heads_that_the_config_does_not_know_are_refused(directory: Pat
 def test_quantised_tensors_are_told_by_their_program(
     directory: Path, changes: dict[str, torch.Tensor | None], program: str
 ) -> None:
+    if program == "MLX":
+        pytest.importorskip("safetensors", "0.5.0", "older ones do not write uint32")
     restore(directory, changes)
     words = (program, "minisafe does not read", "unquantised checkpoint")
     refuses(CheckpointError, lambda: load_model(directory), *words)
