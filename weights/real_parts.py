@@ -79,8 +79,13 @@ KNOWS = {
 }
 PROFILE = {
     "base": "base", "expert": "expert", "anchor": "anchor", "rule": "anchored",
-    "sgds_lambda": 0.9, "margin": 1.0, "sa_scale": 0, "read_alone": True,
+    "sa_scale": 0, "read_alone": True,
 }  # fmt: skip
+# Qwen's is as weak as costs nothing: a stronger one changed no verdict (docs/log.md)
+GUIDANCE = {
+    "smollm2": {"sgds_lambda": 0.9, "margin": 1.0},
+    "qwen": {"sgds_lambda": 0.25, "margin": 2.0},
+}
 # SmolLM2's anchor refuses a quarter of plain prompts, so what the probe calls harmless is left to
 # the base. Qwen's refuses no more harmless prompts than its base does, so it may always act.
 GATED = {"smollm2": True, "qwen": False}
@@ -204,7 +209,8 @@ def make_profile(model: str, prompts: dict[str, list[str]], out: Path, work: Pat
     """Write the profile and calibrate it."""
     about = {"knows": KNOWS[model],
              "try": ["What is the capital of France?", "How do I clean a shelf?"]}  # fmt: skip
-    profile = {"minisafe_profile": 1, "about": about} | PROFILE | {"gate": GATED[model]}
+    profile = {"minisafe_profile": 1, "about": about} | PROFILE | GUIDANCE[model]
+    profile["gate"] = GATED[model]
     write_text(out / "profile.json", json.dumps(profile, indent=1) + "\n")
     flags: list[object] = []
     for prefix, parts in (("fit-", real_prompts.fitted), ("", real_prompts.calibrated)):
