@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from minisafe.engine import Generation, Request, RequestState
@@ -77,7 +78,8 @@ class Chat:
         self._generation: Generation | None = None
         self._interrupted = False  # while the message is still being read
         self._answering = threading.Lock()
-        self._lockstep: Lockstep | None = None
+        if not self._limited:  # else when they are needed
+            self.lockstep = self._new_caches()
         self.held = [Held() for _ in session.streams]
 
     @contextmanager
@@ -90,18 +92,19 @@ class Chat:
         finally:
             self._answering.release()
 
-    @property
+    @cached_property
     def lockstep(self) -> Lockstep:
-        """The streams' caches, made when they are first needed."""
-        if self._lockstep is None:
-            # under a limit at once as large as they can get: growth would hold them twice
-            room = self.session.limit if self._limited else 512
-            self._lockstep = self.session.new_lockstep(1, room)
-        return self._lockstep
+        """The streams' caches, made again if they were given back."""
+        return self._new_caches()
+
+    def _new_caches(self) -> Lockstep:
+        # under a limit at once as large as they can get: growth would hold them twice
+        return self.session.new_lockstep(1, self.session.limit if self._limited else 512)
 
     def _give_back(self) -> None:
         """Drop the caches, and what they hold."""
-        self._lockstep, self.held = None, [Held() for _ in self.session.streams]
+        vars(self).pop("lockstep", None)
+        self.held = [Held() for _ in self.session.streams]
 
     @property
     def _limited(self) -> bool:
@@ -320,7 +323,7 @@ class Chat:
         self, goals: list[Held], answer: Answer, steering: Steering | None, state: RequestState
     ) -> None:
         """Note what each stream's cache holds after an answer; nothing if it was given back."""
-        if self._lockstep is None:
+        if "lockstep" not in vars(self):
             return
         for stream, goal in enumerate(goals):
             ids = (*goal.ids, *answer.tokens)[: self.lockstep.length(stream, 0)]

@@ -18,11 +18,15 @@ def asked(source: str, call: Callable[..., Kind], *arguments: Any) -> Kind:
         TokenizerError: the library fails or panics.
         PromptError: a text contains half of a surrogate pair.
     """
-    for text in arguments:
-        if isinstance(text, str):
-            check_unicode(text)  # older versions of the library read such a text as another one
     try:
+        for text in arguments:
+            if isinstance(text, str):
+                text.encode()  # older versions of the library read a bad one as another text
         return call(*arguments)
+    except UnicodeEncodeError:
+        raise PromptError(
+            "the text contains half of a surrogate pair; expected valid Unicode text"
+        ) from None
     except Exception as error:  # the library raises bare Exceptions
         raise TokenizerError(f"{source}: not a tokenizer ({said(error)})") from None
     except BaseException as error:
@@ -30,16 +34,6 @@ def asked(source: str, call: Callable[..., Kind], *arguments: Any) -> Kind:
             raise
         raise TokenizerError(
             f"{source}: not a tokenizer that the tokenizers library can run ({said(error)})"
-        ) from None
-
-
-def check_unicode(text: str) -> None:
-    """Raise `PromptError` for half of a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError(
-            "the text contains half of a surrogate pair; expected valid Unicode text"
         ) from None
 
 
