@@ -161,7 +161,7 @@ def is_shown(member: Function, owner: str) -> bool:
 
 def member_text(member: Function, owner: str) -> str:
     marks = {ast.unparse(each) for each in member.decorator_list}
-    if "property" in marks:
+    if marks & {"property", "cached_property"}:
         result = "" if member.returns is None else f": {ast.unparse(member.returns)}"
         return f"\n### `{owner}.{member.name}`\n\n" + code(f"{member.name}{result}  # property") + (
             "\n" + prose(ast.get_docstring(member))
