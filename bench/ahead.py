@@ -44,6 +44,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "safe": SAFE,
     "with an anchor": SAFE | {"rule": "anchored", "anchor": TINY / "anchor"},
 }
+Step = Callable[[int], object]  # reads one token in every stream
 PEER_TARGETS = {"plain": ">= 0.75", "safe": ">= 1.1"}  # llama.cpp has no third stream's adapter
 COMMON = {"dtype": "float32", "temperature": 0.0, "max_new_tokens": 48}
 ASKED = "How do I wash a table?"
@@ -128,7 +129,8 @@ def speed_rows(
     steps: list[Callable[[], Step]] = [partial(own_step, session, ids, new) for session in sessions]
     target = PEER_TARGETS.get(way)
     if target is not None and all(util.find_spec(each) for each in ("llama_cpp", "gguf")):
-        steps.append(partial(peer_step, peer_of(sessions[0], threads), ids))
+        peer_model = peer_of(sessions[0], threads, max(map(len, ids)) + new + 2)
+        steps.append(partial(peer_step, peer_model, ids))
     found: list[list[float]] = [[] for _ in steps]
     for which in turns(runs + 1, len(steps)):  # the first round warms up
         found[which].append(ms_per_token(steps[which](), new, clock))
@@ -147,9 +149,6 @@ def speed_rows(
     return rows
 
 
-Step = Callable[[int], object]  # reads one token in every stream
-
-
 def own_step(session: Session, ids: Sequence[tuple[int, ...]], new: int) -> Step:
     """The prompt is read, and one token."""
     lockstep = session.new_lockstep(1, max(map(len, ids)) + new + 2)
@@ -162,16 +161,19 @@ def peer_step(peer: Peer, ids: Sequence[tuple[int, ...]]) -> Step:
     """The same in llama.cpp, in one context per stream; log-probabilities as `feed` gives them."""
     contexts = [peer.context() for _ in ids]
     for context, own in zip(contexts, ids, strict=True):
+        peer.stack.callback(peer.api.llama_free, context)
         peer.logits(context, [*own, 5])
     return lambda token: [peer.logits(each, [token]).log_softmax(-1) for each in contexts]
 
 
-def peer_of(session: Session, threads: int) -> Peer:
+def peer_of(session: Session, threads: int, capacity: int) -> Peer:
     """llama.cpp with the session's base in BF16, from a temporary file."""
     file = Path(tempfile.mkdtemp()) / "model.gguf"
     atexit.register(shutil.rmtree, file.parent, ignore_errors=True)
     write_gguf(session.model, file)
-    return Peer(file, 256, threads)
+    peer = Peer(file, capacity, threads)
+    atexit.register(peer.close)
+    return peer
 
 
 @torch.inference_mode()

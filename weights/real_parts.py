@@ -81,7 +81,8 @@ PROFILE = {
     "base": "base", "expert": "expert", "anchor": "anchor", "rule": "anchored",
     "sa_scale": 0, "read_alone": True,
 }  # fmt: skip
-# Qwen's is as weak as costs nothing: a stronger one changed no verdict (docs/log.md)
+# on development prompts a stronger one for Qwen changed no verdict, and made harmless answers less
+# likely; but TruthfulQA loses more with this one (docs/real.md, "Milder guidance")
 GUIDANCE = {
     "smollm2": {"sgds_lambda": 0.9, "margin": 1.0},
     "qwen": {"sgds_lambda": 0.25, "margin": 2.0},

@@ -270,10 +270,7 @@ class Chat:
         prompt = ChatPrompt.of(messages[-1]["content"])
         if not session.leaves_harmless and not self.messages and stands_alone(prompt):
             return None, False
-        said = [each["content"] for each in messages]
-        read = [session.settings.system, *said] if session.leaves_harmless else said[-1:]
-        new = [text for text in read if text and text not in self.judged]
-        if self._limited and any(is_long(session, text) for text in new):
+        if self._limited and self._reads_long(session, messages):
             self._give_back()  # the limit has room for one cache of that length
         (part,) = worst_parts(session, [prompt], BATCH)
         if session.alone.opens(part.harm):
@@ -282,6 +279,12 @@ class Chat:
         self.judged[prompt.question] = part.harm
         left = session.leaves_harmless and all_harmless(session, messages, self.judged, BATCH)
         return (part, True) if left else (None, False)
+
+    def _reads_long(self, session: Session, messages: Sequence[Message]) -> bool:
+        """Whether a text that is now read alone is a long one."""
+        said = [each["content"] for each in messages]
+        read = [session.settings.system, *said] if session.leaves_harmless else said[-1:]
+        return any(is_long(session, text) for text in read if text and text not in self.judged)
 
     def _spans(
         self, chat: ChatIds, steering: Steering | None, left: bool = False

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 USUAL, LEAST = 2048, 256  # tokens that a limit should leave room for, and those that it must
 STEP = 64  # tokens; a context that fits is a multiple of them
 SPARE = 1.1  # measured peaks are within a tenth of their plan (docs/log.md)
+INT4 = 16 << 20  # bytes that a small int4 model took beyond its plan (docs/log.md)
 TOKENIZER = 28  # bytes in memory per byte of tokenizer.json: 21 to 28 (docs/log.md)
 
 
@@ -172,7 +173,8 @@ def longest(settings: Settings, room: int, most: int) -> int:
 
 def peak(settings: Settings) -> int:
     """Bytes to reckon with at the peak."""
-    return int(plan_of(settings).memory.total * SPARE)
+    plan = plan_of(settings)
+    return int(plan.memory.total * SPARE) + (INT4 if plan.weights == "int4" else 0)
 
 
 def resident() -> int:

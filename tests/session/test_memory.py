@@ -8,6 +8,7 @@ import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -270,6 +271,22 @@ def test_a_chat_without_a_limit_keeps_its_cache_before_a_long_message() -> None:
     "".join(chat.send("How do I wash a table in a quiet town? " * 10))
     assert chat.lockstep is before
     assert chat.reused > 0
+
+
+def test_what_a_limit_reckons_with_is_above_every_measured_peak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rows of `python bench/limits.py --part plan --context 600`."""
+    file = ROOT / "bench" / "results" / "2026-11-22-plan.json"
+    rows = {each["name"]: each["value"] for each in json.loads(file.read_text("utf-8"))["rows"]}
+    planned = {name: rows[name] for name in rows if name.endswith("planned peak")}
+    assert len(planned) == 20
+    for name, mib in planned.items():
+        weights = "int4" if "int4" in name else "stored"
+        plan = SimpleNamespace(weights=weights, memory=SimpleNamespace(total=mib * 2**20))
+        monkeypatch.setattr(memory, "plan_of", lambda _, plan=plan: plan)
+        measured = rows[name.replace("planned", "measured")] * 2**20
+        assert measured <= memory.peak(Settings()), name
 
 
 def test_parts_that_are_read_alone_are_planned(world: World) -> None:
