@@ -182,8 +182,9 @@ class _Reader(Keys):
                 if method == OWN_METHOD:  # `checkpoint.rounded` reads it
                     continue
                 raise self.fail(
-                    f"{key} ({harmless(str(method), 60)}) is not supported; use the unquantised "
-                    "checkpoint"
+                    f"{key} ({harmless(str(method), 60)}) is not run as it is; for gptq, awq and "
+                    "compressed-tensors make a directory that is, with `minisafe convert`; else "
+                    "use the unquantised checkpoint"
                 )
         activation = self.data.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):

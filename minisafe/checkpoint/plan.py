@@ -114,7 +114,7 @@ def quantised(stated: Mapping[str, Stated]) -> str:
     for program, endings in QUANTISED.items():
         if any(name.endswith(endings) for name in stated):
             return (
-                f" (quantised, apparently by {program}, which minisafe does not read; use the "
+                f" (quantised, apparently by {program}, but the config does not say so; use the "
                 "unquantised checkpoint in float32, bfloat16 or float16)"
             )
     return ""

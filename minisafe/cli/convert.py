@@ -16,10 +16,13 @@ from minisafe.checkpoint import limits
 from minisafe.checkpoint.files import DTYPES, short
 from minisafe.checkpoint.vectors import load_vector, save_gguf, save_npy, save_vector
 from minisafe.cli.options import PATH, ProgressLine
+from minisafe.config import LlamaConfig
 from minisafe.convert import Conversion, plan_conversion
 from minisafe.convert import convert as write_directory
+from minisafe.convert.quantised import Quantised, read_quantised
 from minisafe.convert.rounded import Source, directory_source, gguf_source, round_model
 from minisafe.convert.shape import holds_model
+from minisafe.convert.widen import quantised_source, widen
 from minisafe.convert.writer import Report
 from minisafe.errors import SettingError, VectorError
 from minisafe.files.display import one_line
@@ -43,7 +46,8 @@ SAVERS = {".safetensors": save_vector, ".npy": save_npy, ".gguf": save_gguf}
 @click.option(
     "--group",
     type=click.Choice([str(each) for each in GROUPS]),
-    help="Inputs per group of int4 weights.  [default: 32]",
+    help="Inputs per group of int4 weights.  [default: 32; of quantised weights the longest that "
+    "holds their codes]",
 )
 @click.option("--dtype", type=click.Choice(list(DTYPES)),
               help="Dtype of the weights, or of the scales of rounded ones.  [default: the file's; "
@@ -55,11 +59,14 @@ def convert(
     source: Path, target: Path | None, out: Path | None, weights: str | None, group: str | None,
     dtype: str | None, sa_layer: int | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Convert the model SOURCE (GGUF, llama.cpp's format; with --weights also a model directory) to
-    the directory --out, or the safety vector SOURCE to the file TARGET.
+    """Convert the model SOURCE (GGUF, llama.cpp's format; a directory of GPTQ, AWQ or
+    compressed-tensors; with --weights also a plain one) to the directory --out, or the safety
+    vector SOURCE to the file TARGET.
 
     With --weights, the directory takes about half (int8) or a third (int4) of a 16-bit model, and
-    is read back without the wide weights. It is for decoding on a CPU.
+    is read back without the wide weights. It is for decoding on a CPU. Codes of 4 bits from GPTQ,
+    AWQ or compressed-tensors stay as they are in int4, those of 8 bits with one scale per channel
+    in int8. Others are rounded again. Without --weights, they become plain weights.
 
     A model in GGUF must be of the architecture llama, qwen2 or qwen3; every quantisation of the
     gguf library is read (extra `gguf`). The directory has the weights, config, tokenizer and chat
@@ -73,6 +80,7 @@ def convert(
     Examples:
       minisafe convert SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2
       minisafe convert weights/tiny/base --weights int8 --out tiny-int8
+      minisafe convert Llama-3.2-1B-GPTQ --weights int4 --out llama-int4
       minisafe convert weights/tiny/vector.safetensors vector.gguf
     """
     if out is not None:
@@ -80,16 +88,7 @@ def convert(
             raise SettingError("--out is for a model; TARGET and --sa-layer are for a vector")
         if group is not None and weights != "int4":
             raise SettingError("--group is for --weights int4")
-        if out.exists():
-            raise SettingError(f"{out}: already exists; expected a new directory for --out")
-        if weights is not None:
-            done = convert_rounded(source, out, weights, int(group or GROUPS[0]), dtype)
-        elif source.is_dir():
-            raise SettingError(
-                f"{source}: a directory; expected a model in GGUF, or give --weights int8 or int4"
-            )
-        else:
-            done = convert_model(source, out, dtype)
+        done = convert_to(out, source, weights, int(group) if group else None, dtype)
     else:
         for flag, value in (("--dtype", dtype), ("--weights", weights), ("--group", group)):
             if value is not None:
@@ -102,6 +101,25 @@ def convert(
 # ---- models ------------------------------------------------------------------------------------
 
 
+def convert_to(
+    out: Path, source: Path, weights: str | None, group: int | None, dtype: str | None
+) -> dict[str, Any]:
+    """Write the directory `out` of a model; returns what was done."""
+    if out.exists():
+        raise SettingError(f"{out}: already exists; expected a new directory for --out")
+    quantised = read_quantised(source) if source.is_dir() else None
+    if weights is not None:
+        return convert_rounded(source, quantised, out, weights, group, dtype)
+    if quantised is not None:
+        return convert_quantised(quantised, out, dtype)
+    if source.is_dir():
+        raise SettingError(
+            f"{source}: a directory of plain weights; expected a model in GGUF or one that another "
+            "program quantised, or give --weights int8 or int4"
+        )
+    return convert_model(source, out, dtype)
+
+
 def convert_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     """Write the model directory and say what it lacks; returns what was done."""
     plan = plan_saying_losses(source)
@@ -112,20 +130,46 @@ def convert_model(source: Path, out: Path, dtype: str | None) -> dict[str, Any]:
     return {"out": str(out), **done}
 
 
+def convert_quantised(read: Quantised, out: Path, dtype: str | None) -> dict[str, Any]:
+    """Write the model directory with plain weights; returns what was done."""
+    chosen = dtype or quantised_dtype(read.config)
+    say_activations(read)
+    with progress() as report:
+        done = widen(read, out, chosen, report)
+    tell(out, read.config.family, done, chosen)
+    return {"out": str(out), **done}
+
+
 def convert_rounded(
-    source: Path, out: Path, weights: str, group: int, dtype: str | None
-) -> dict[str, Any]:
-    """Write the directory of rounded weights; returns what was done."""
-    with opened(source, dtype) as model, progress() as report:
-        used = group if weights == "int4" else 0
-        done = round_model(model, out, weights, used, dtype, report)
+    source: Path, quantised: Quantised | None, out: Path, weights: str, group: int | None,
+    dtype: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the directory of rounded weights; returns what was done.
+
+    group: None for the longest that keeps the codes of a quantised directory, else the shortest."""
+    with opened(source, quantised, dtype) as model, progress() as report:
+        used = group or (quantised and quantised.group) or GROUPS[0]
+        done = round_model(model, out, weights, used if weights == "int4" else 0, dtype, report)
     tell(out, model.config.family, done, f"{weights}, with scales in {done['dtype']}")
+    if quantised is not None:
+        coded = quantised.n_codes
+        if done["codes_kept"] < coded:
+            share = 100 - 100 * done["codes_kept"] / coded
+            click.echo(
+                f"minisafe: warning: {share:.0f} % of the quantised weights were rounded again; "
+                f"{weights} does not hold their codes",
+                err=True,
+            )
     return {"out": str(out), **done}
 
 
 @contextmanager
-def opened(source: Path, dtype: str | None) -> Iterator[Source]:
+def opened(source: Path, quantised: Quantised | None, dtype: str | None) -> Iterator[Source]:
     """A model directory or a GGUF file, to round."""
+    if quantised is not None:
+        say_activations(quantised)
+        yield quantised_source(quantised, dtype or quantised_dtype(quantised.config))
+        return
     if not source.is_file():
         yield directory_source(source)
         return
@@ -160,12 +204,26 @@ def tell(out: Path, family: str, done: Mapping[str, Any], form: str) -> None:
     click.echo(one_line(f"{out}: a {family} model of {said} in {form}"), err=True)
 
 
+def say_activations(read: Quantised) -> None:
+    """Say that what a layer reads is not rounded here, where another program would."""
+    if read.rounds_activations:
+        click.echo(
+            "minisafe: warning: other programs round this model's activations too; here they are "
+            "not", err=True,
+        )  # fmt: skip
+
+
+def quantised_dtype(config: LlamaConfig) -> str:
+    """As `default_dtype`, for a directory that another program quantised."""
+    return short(decoding_dtype(torch.bfloat16, config.n_parameters))
+
+
 def default_dtype(plan: Conversion) -> str:
     """The dtype in which nothing is lost that an answer would have: the file's own, if it is not
     quantised. No 16-bit dtype holds all values of a quantised file, so a small model, which decodes
     in float32, is kept in float32; a large one decodes in bfloat16, in which most models were
     published, and whose rounding is small beside that of the quantisation."""
-    return plan.plain_dtype or short(decoding_dtype(torch.bfloat16, plan.config.n_parameters))
+    return plan.plain_dtype or quantised_dtype(plan.config)
 
 
 # ---- vectors -----------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from minisafe.checkpoint.rounded import (
 )
 from minisafe.config import LlamaConfig
 from minisafe.convert import Conversion, blocks, write_json, write_small_files
+from minisafe.convert.codes import Codes, carried, widened
 from minisafe.convert.writer import Report, check_room, header_of
 from minisafe.errors import CheckpointError, SettingError
 from minisafe.files import read_json, whole_directory
@@ -62,14 +63,15 @@ class Source:
     """A model to round.
 
     path: for messages. dtype: of its values. files: the hash of its files; None: its fingerprint.
-    tensors: gives the model's tensors, by name, each in blocks of rows in `dtype`.
+    tensors: gives the model's tensors, by name, each in blocks of rows: values in `dtype`, or the
+        codes of another program.
     """
 
     path: Path
     config: LlamaConfig
     dtype: torch.dtype
     files: str | None
-    tensors: Callable[[], Iterator[tuple[str, Iterator[Tensor]]]]
+    tensors: Callable[[], Iterator[tuple[str, Iterator[Tensor] | Iterator[Codes]]]]
     small_files: Callable[[Path], None]
 
 
@@ -90,16 +92,16 @@ def round_model(
     check_groups(source, form, group)
     with whole_directory(out) as part:
         source.small_files(part)
-        hashes, size = write_rounded(source, part / WEIGHTS, form, group, wanted, report)
-        files = source.files or hashes[0]
-        made = Form(form, group, short(wanted), hashes[0], files, hashes[1])
+        written = write_rounded(source, part / WEIGHTS, form, group, wanted, report)
+        files = source.files or written.plain
+        made = Form(form, group, short(wanted), written.plain, files, written.rounded)
         config = read_json(part / "config.json", "it was just written")
         config = {key: value for key, value in config.items() if key != "dtype"}
         write_json(part / "config.json", config | {"torch_dtype": made.dtype, KEY: form_json(made)})
         # what was written is held against its own config, as whoever loads it will do
         check_stored(part, load_config(part), made)
     return {
-        "source": str(source.path), "weights_bytes": size,
+        "source": str(source.path), "weights_bytes": written.size, "codes_kept": written.kept,
         "parameters": source.config.n_parameters, **form_json(made),
     }  # fmt: skip
 
@@ -170,16 +172,26 @@ def gguf_source(plan: Conversion, dtype: str, file: BinaryIO) -> Source:
 # ---- the file ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Written:
+    """What was written: the hashes of the plain and of the rounded weights, the size of the file in
+    bytes, and how many weights kept the codes that another program gave them."""
+
+    plain: str
+    rounded: str
+    size: int
+    kept: int
+
+
 def write_rounded(
     source: Source, path: Path, form: str, group: int, dtype: torch.dtype, report: Report
-) -> tuple[tuple[str, str], int]:
-    """Write the weights; returns the hashes of the plain and of the rounded ones, and the size of
-    the file in bytes."""
+) -> Written:
+    """Write the weights."""
     stated = stored_shapes(source.config, form, group, short(dtype))
     first, starts, size = header_of(stated)
     check_room(path.parent, size)
     shapes, samples = dict(tensor_shapes(source.config)), {}
-    done, total = 0, source.config.n_parameters
+    kept, done, total = 0, 0, source.config.n_parameters
     with path.open("wb") as file:
         file.write(first)
         for name, values in source.tensors():
@@ -188,16 +200,20 @@ def write_rounded(
             file.seek(starts[name])
             scales = []
             for block in values:
-                taken.add(block)
-                rounded, scale = rounded_block(checked(block, dtype, name, source), kind, group)
+                plain = block if isinstance(block, Tensor) else widened(block).to(source.dtype)
+                taken.add(plain)
+                placed = checked(plain, dtype, name, source)
+                same = None if isinstance(block, Tensor) else carried(block, kind, group, dtype)
+                rounded, scale = same or rounded_block(placed, kind, group)
                 file.write(as_bytes(rounded))
                 scales += [] if scale is None else [scale]
-                done += block.numel()
+                kept += plain.numel() if same else 0
+                done += plain.numel()
                 report(done, total)
             file.write(b"".join(as_bytes(each) for each in scales))  # the scales follow
             samples[name] = taken.sample()
     flush(path)
-    return (fingerprint_of(samples), hash_of(path)), size
+    return Written(fingerprint_of(samples), hash_of(path), size, kept)
 
 
 def rounded_block(block: Tensor, kind: str | None, group: int) -> tuple[Tensor, Tensor | None]:

@@ -24,7 +24,7 @@ BLOCK = 1 << 20  # weights to widen at a time: 2 MB of bf16, which fit a core's 
 STEP = 32  # inputs the kernel reads at a time; torch 2.13 crashes unless 16 divides their number
 # from this many weights on, reading or widening costs more than writing two digits (docs/log.md)
 MIN_DIGITS = {torch.bfloat16: 1 << 22, torch.float32: 1 << 18}
-MOST_INPUTS = (2**31 - 1) // (255 * 127)  # of packed weights: more may overflow a 32-bit sum
+MOST_INPUTS = (2**31 - 1) // (255 * 128)  # of packed weights: more may overflow a 32-bit sum
 FEW_DIGITS = 256  # rows to multiply as digits at a time: float32 results take much memory
 BASE = 254  # of the digits: the second one is at most half of it, and both fit -127 to 127
 SHARES = torch.tensor([1 / 127, 1 / 127 / BASE])[:, None, None]  # digits' steps / a row's largest
@@ -51,7 +51,7 @@ def few_int8(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
 
 def widened(x: Tensor, q: Tensor, scales: Tensor) -> Tensor:
     """(rows, in) -> (rows, out), one block of channels at a time, with weights widened to x's
-    dtype, which holds -127 to 127 exactly."""
+    dtype, which holds -128 to 127 exactly."""
     n = max(1, BLOCK // q.shape[1])
     block = torch.empty(min(n, len(q)), q.shape[1], dtype=x.dtype, device=x.device)
     y = torch.empty(len(x), len(q), dtype=x.dtype, device=x.device)

@@ -105,7 +105,7 @@ def test_quantised_tensors_are_told_by_their_program(
     if program == "MLX":
         pytest.importorskip("safetensors", "0.5.0", "older ones do not write uint32")
     restore(directory, changes)
-    words = (program, "minisafe does not read", "unquantised checkpoint")
+    words = (program, "the config does not say so", "unquantised checkpoint")
     refuses(CheckpointError, lambda: load_model(directory), *words)
 
 

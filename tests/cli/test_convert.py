@@ -18,6 +18,7 @@ from minisafe.cli import cli
 from minisafe.cli.convert import default_dtype
 from minisafe.convert import plan_conversion
 from minisafe.errors import CheckpointError, ConfigError, SettingError, VectorError
+from minisafe.fast.rounded import load_rounded
 from minisafe.vectors import SafetyVector
 from tests.support.gguf_files import GOLDENS
 
@@ -124,6 +125,40 @@ def test_flags_that_do_not_go_together(tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
+QUANTISED = GOLDENS / "quantised"
+
+
+def test_another_programs_codes(tmp_path: Path) -> None:
+    """Kept in int4, or widened to plain weights, or rounded again with a warning; they answer."""
+    kept = ran(QUANTISED / "awq", "--weights", "int4", "--out", tmp_path / "int4", "--json")
+    assert kept.exit_code == 0, kept.output
+    done = json.loads(kept.stdout)
+    assert (done["group"], done["codes_kept"]) == (32, 30720)
+    assert "warning" not in kept.stderr
+    plain = ran(QUANTISED / "compressed_int8", "--out", tmp_path / "plain", "--json")
+    assert plain.exit_code == 0, plain.output
+    assert json.loads(plain.stdout)["quantised"] == "compressed-tensors"
+    assert "round this model's activations too; here they are not" in plain.stderr
+    assert load_model(tmp_path / "plain").dtype == torch.float32
+    again = ran(QUANTISED / "gptq_ordered", "--weights", "int8", "--out", tmp_path / "int8")
+    assert again.exit_code == 0, again.output
+    assert "100 % of the quantised weights were rounded again" in again.stderr
+    assert load_rounded(tmp_path / "int4")(torch.tensor([[1, 2]])).isfinite().all()
+
+
+def test_a_group_that_does_not_fill_the_rows(tmp_path: Path) -> None:
+    asked = (QUANTISED / "gptq", "--weights", "int4", "--group", "64", "--out", tmp_path / "out")
+    refused(SettingError, "groups of 64 do not fill 96 inputs; expected a group of 32", *asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_a_quantised_directory_is_run(tmp_path: Path) -> None:
+    """Whoever gives it as a base is told the command."""
+    found = CliRunner().invoke(cli, ["generate", "--base", str(QUANTISED / "gptq"), "Hello"])
+    assert isinstance(found.exception, ConfigError)
+    assert "`minisafe convert`" in str(found.exception)
+
+
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     refused(CheckpointError, "pip install 'minisafe[gguf]'", SMALL, "--out", tmp_path / "out")
@@ -172,7 +207,7 @@ def test_rounded_weights_of_gguf(tmp_path: Path) -> None:
 def test_flags_of_rounded_weights(tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(SettingError, "--group is for --weights int4", BASE, "--group=64", "--out", out)
-    refused(SettingError, "a directory; expected a model in GGUF, or give --weights", BASE, "--out",
+    refused(SettingError, "a directory of plain weights; expected a model in GGUF", BASE, "--out",
             out)  # fmt: skip
     refused(SettingError, "--weights is for a model", "v.npy", "w.npy", "--weights=int8")
     refused(SettingError, "--group is for a model", "v.npy", "w.npy", "--group=32")
