@@ -160,6 +160,7 @@ PLANNED: dict[str, dict[str, str]] = {
     "packed, safe, int8 cache": {"weights": "packed", "system": "safe", "cache-dtype": "int8"},
     "packed, safe, 4 rows": {"weights": "packed", "system": "safe", "rows": "4"},
     "packed, anchored": {"weights": "packed", "system": "anchored"},
+    "packed, a second model": {"weights": "packed", "system": "two"},
     "int8 from disk, safe": {"form": "int8", "system": "safe"},
     "int4 from disk, safe": {"form": "int4", "system": "safe"},
 }
@@ -197,6 +198,8 @@ def plan_of(
     others = []
     if given.get("system") in ("safe", "anchored"):
         others.append(random_reader("expert", config, RANK, ("q_proj", "v_proj")))
+    if given.get("system") == "two":
+        others.append(Reader("expert", config))
     if given.get("system") == "anchored":
         others.append(random_reader("anchor", config, ANCHOR_RANK, ("proj",)))
     return planned(

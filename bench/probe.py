@@ -19,7 +19,7 @@ from itertools import islice  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
-SYSTEMS = ("plain", "safe", "anchored", "transformers")
+SYSTEMS = ("plain", "safe", "anchored", "two", "transformers")  # two: a second model is the expert
 STATUS = Path("/proc/self/status")
 FIELDS = {"VmHWM": "peak", "RssAnon": "anonymous", "RssFile": "file"}
 
@@ -38,8 +38,8 @@ def prompt_of(n: int, vocab_size: int) -> tuple[int, ...]:
 
 
 def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator[object]:
-    """Tokens of plain, safe or anchored decoding of equal rows; bytes of weights (as stored) and
-    caches go to `found`."""
+    """Tokens of plain, safe or anchored decoding of equal rows, or with a second model; bytes of
+    weights (as stored) and caches go to `found`."""
     import torch
     from subjects import subject_of
 
@@ -71,6 +71,9 @@ def minisafe_answer(args: argparse.Namespace, found: dict[str, Any]) -> Iterator
         adapters = subject.adapter, subject.anchor
         streams, rule = (*streams, *(Stream(model, each) for each in adapters)), Anchored()
         steering = replace(subject.steering, streams=(Anchored.drawn_from,))
+    elif args.system == "two":
+        expert = prepare(load_model(args.directory, args.dtype), args.weights)
+        streams, rule = (*streams, Stream(expert)), SGDS()
     room = n + args.new + 1
     lockstep = Lockstep(streams, args.rows, room, cache_dtype=args.cache_dtype)
     found["caches"] = sum(group.cache.n_bytes for group in lockstep.groups)

@@ -114,8 +114,8 @@ def convert_to(
         return convert_quantised(quantised, out, dtype)
     if source.is_dir():
         raise SettingError(
-            f"{source}: a directory of plain weights; expected a model in GGUF or one that another "
-            "program quantised, or give --weights int8 or int4"
+            f"{source}: a directory that no other program quantised; expected a model in GGUF, or "
+            "give --weights int8 or int4"
         )
     return convert_model(source, out, dtype)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 from minisafe.checkpoint import SINGLE, as_dtype, stated_tensors
 from minisafe.checkpoint.config import load_config
 from minisafe.checkpoint.files import short
+from minisafe.checkpoint.fused import fused_modules, split_stated
 from minisafe.checkpoint.plan import make_plan, tensor_shapes
 from minisafe.checkpoint.rounded import KEY
 from minisafe.convert import write_json
@@ -58,9 +59,7 @@ def widen(read: Quantised, out: Path, dtype: str, report: Report) -> dict[str, A
     """
     wanted, config = as_dtype(dtype), read.config
     assert wanted is not None
-    entries = [
-        Entry(name, shape, partial(floats, read, name)) for name, shape in tensor_shapes(config)
-    ]
+    entries = entries_of(read)
     with whole_directory(out) as part:
         copy_rest(read, part)
         size = write_weights(part / SINGLE, entries, wanted, str(read.directory), report)
@@ -68,18 +67,37 @@ def widen(read: Quantised, out: Path, dtype: str, report: Report) -> dict[str, A
         data = {key: value for key, value in data.items() if key not in (KEY, "dtype")}
         write_json(part / "config.json", data | {"torch_dtype": short(wanted)})
         # what was written is held against its own config, as whoever loads it will do
-        make_plan(load_config(part), stated_tensors(part), part, None, "cpu")
+        written = split_stated(stated_tensors(part), load_config(part), part)
+        make_plan(load_config(part), written, part, None, "cpu")
     return {
         "source": str(read.directory), "weights_bytes": size, "dtype": dtype,
         "parameters": config.n_parameters, "quantised": read.settings["quant_method"],
     }  # fmt: skip
 
 
-def floats(read: Quantised, name: str) -> Iterator[Floats]:
-    """The values of one tensor, some rows at a time."""
-    value = read.value(name)
-    for block in in_rows(value) if isinstance(value, Tensor) else map(widened, code_rows(value)):
-        yield block.float().numpy()
+def entries_of(read: Quantised) -> list[Entry]:
+    """The tensors to write, as the family stores them: the parts of a fused module in one."""
+    shapes, fused = dict(tensor_shapes(read.config)), fused_modules(read.config)
+    joined = {f"{part}.weight": module for module in fused for part in fused[module]}
+    found = {}
+    for name, shape in shapes.items():
+        module = joined.get(name)
+        if module is None:
+            found[name] = Entry(name, shape, partial(floats, read, (name,)))
+            continue
+        rows, names = fused[module].values(), tuple(f"{part}.weight" for part in fused[module])
+        stored = f"{module}.weight"
+        found[stored] = Entry(stored, (sum(rows), shape[1]), partial(floats, read, names))
+    return list(found.values())
+
+
+def floats(read: Quantised, names: Sequence[str]) -> Iterator[Floats]:
+    """The values of tensors one below the other, some rows at a time."""
+    for name in names:
+        value = read.value(name)
+        plain = in_rows(value) if isinstance(value, Tensor) else map(widened, code_rows(value))
+        for block in plain:
+            yield block.float().numpy()
 
 
 def copy_rest(read: Quantised, out: Path) -> None:

@@ -207,7 +207,7 @@ def test_rounded_weights_of_gguf(tmp_path: Path) -> None:
 def test_flags_of_rounded_weights(tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(SettingError, "--group is for --weights int4", BASE, "--group=64", "--out", out)
-    refused(SettingError, "a directory of plain weights; expected a model in GGUF", BASE, "--out",
+    refused(SettingError, "a directory that no other program quantised", BASE, "--out",
             out)  # fmt: skip
     refused(SettingError, "--weights is for a model", "v.npy", "w.npy", "--weights=int8")
     refused(SettingError, "--group is for a model", "v.npy", "w.npy", "--group=32")

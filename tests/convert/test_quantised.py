@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minisafe.checkpoint import fingerprint, load_model, save_model
+from minisafe.checkpoint import fingerprint, load_model, read_tensors, save_model
 from minisafe.checkpoint.rounded import WEIGHTS
 from minisafe.convert.codes import Codes, carried, run_length, unpacked, widened
 from minisafe.convert.quantised import Quantised, read_quantised
@@ -278,6 +278,50 @@ def test_biases_of_zeros_are_left_out(tmp_path: Path) -> None:
                                rtol=0)  # fmt: skip
     ones = spoiled(tmp_path / "ones", "gptq", add(1.0))
     refuses(CheckpointError, lambda: wide(ones, tmp_path / "b"), "unexpected", "gate_proj.bias")
+
+
+def packed(weight: Tensor, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Symmetric GPTQ parts of random codes in groups of 8, for a weight's shape; and what they
+    mean."""
+    generator = torch.Generator().manual_seed(seed)
+    n_out, n_in = weight.shape
+    codes = torch.randint(16, (n_in, n_out), generator=generator)
+    words = (codes.view(-1, 8, n_out) << (4 * torch.arange(8))[:, None]).sum(1)
+    parts = {
+        "qweight": torch.where(words >= 2**31, words - 2**32, words).int(),
+        "qzeros": torch.full((n_in // 8, n_out // 8), 0x77777777, dtype=torch.int32),
+        "scales": torch.rand(n_in // 8, n_out, generator=generator).half() / 20,
+    }
+    wide = (codes - 8) * parts["scales"].float().repeat_interleave(8, 0)
+    return parts, wide.t()
+
+
+@pytest.mark.parametrize(("name", "left"), [("phi3", ""), ("llama2", "q_proj"), ("qwen2", "mlp")])
+def test_fused_maps_and_maps_that_are_left_plain(tmp_path: Path, name: str, left: str) -> None:
+    """Phi-3 has q, k and v in one tensor; a program may leave some maps as they are. The parts are
+    packed here, as docs of the layout say."""
+    source = GOLDENS.parent / name
+    config = json.loads((source / "config.json").read_text())
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Tensor] = {}
+    for number, (key, value, _) in enumerate(read_tensors(source)):
+        module = key.removesuffix("weight")
+        if "proj.weight" not in key or (left and left in key):
+            tensors[key] = plain[key] = value
+            continue
+        parts, plain[key] = packed(value, number)
+        tensors |= {module + part: each for part, each in parts.items()}
+    for out, held, more in (
+        (tmp_path / "codes", tensors, {"quantization_config": {"quant_method": "gptq"}}),
+        (tmp_path / "plain", plain, {"torch_dtype": "float32"}),
+    ):
+        out.mkdir()
+        save_file({key: each.contiguous() for key, each in held.items()}, out / "model.safetensors")
+        (out / "config.json").write_text(json.dumps(config | more))
+    ids = torch.arange(1, 20)[None]
+    model = load_model(wide(tmp_path / "codes", tmp_path / "out"))
+    expected = load_model(tmp_path / "plain", "float32")
+    assert torch.equal(model(ids), expected(ids))
 
 
 def test_other_directories_are_not_taken(tmp_path: Path) -> None:
