@@ -22,8 +22,9 @@ smollm2: setup-gguf
 	$(BIN)/python cli.py get smollm2 $(if $(FROM),--from '$(FROM)')
 	$(BIN)/python cli.py chat --safe --profile smollm2
 
+# two processes of one thread each: the models of most tests are too small for more
 test: setup-dev lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 # not part of `make test`, which is for the newest versions (constraints.txt)
 test-minimal: $(MINIMAL)/.test

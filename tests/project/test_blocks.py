@@ -156,6 +156,7 @@ def place(tmp_path: Path) -> Path:
     (made / "weights" / "data").mkdir(parents=True)
     (made / "weights" / "tiny").symlink_to(TINY)
     (made / "MODEL").symlink_to(TINY / "base")
+    (made / "Llama-3.2-1B-GPTQ").symlink_to(ROOT / "tests/goldens/quantised/gptq")
     data = ROOT / "weights" / "data"
     for name in ("model.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"):
         shutil.copy(ROOT / "tests/goldens/gguf/llama_smollm_q4_1.gguf", made / name)
