@@ -91,7 +91,7 @@ def from_gptq(
     (groups, out). less: what was taken from the zeros before they were stored, 1 or 0."""
     codes = unpacked(qweight.t(), bits)
     zeros = (unpacked(qzeros, bits) + less) & (2**bits - 1)
-    return Codes(codes, zeros.t(), scales.t(), groups, bits)
+    return Codes(codes, zeros.t()[: len(codes)], scales.t(), groups, bits)
 
 
 def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: Tensor) -> Codes:
@@ -102,7 +102,9 @@ def from_awq(qweight: Tensor, qzeros: Tensor, scales: Tensor, groups: Tensor) ->
         codes = unpacked(words, 4)
         return codes.view(len(codes), -1, 8)[..., AWQ_PLACES].flatten(1)
 
-    return Codes(channels(qweight).t(), channels(qzeros).t(), scales.t(), groups, 4)
+    n_out = scales.shape[1]  # of the last word, not all channels are in use
+    codes, zeros = (channels(each).t()[:n_out] for each in (qweight, qzeros))
+    return Codes(codes, zeros, scales.t(), groups, 4)
 
 
 def from_packed(
@@ -112,7 +114,7 @@ def from_packed(
     outputs, (out * bits / 32, groups), scales (out, groups); without zeros symmetric."""
     zeros = torch.full(scales.shape, 2 ** (bits - 1), dtype=torch.uint8)
     if zero_point is not None:
-        zeros = unpacked(zero_point.t(), bits).t()
+        zeros = unpacked(zero_point.t(), bits).t()[: len(packed)]
     return Codes(unpacked(packed, bits), zeros, scales, groups, bits)
 
 
@@ -126,5 +128,5 @@ def from_int8(weight: Tensor, zero_point: Tensor | None, scales: Tensor, groups:
 def unpacked(words: Tensor, bits: int) -> Tensor:
     """int32 (rows, n) -> uint8 codes (rows, n * 32 / bits), those in the low bits first. bits: 4 or
     8."""
-    held = words.contiguous().view(torch.uint8)
+    held = words.flatten().view(torch.uint8).view(len(words), -1)
     return unpack_codes(held) if bits == 4 else held

@@ -110,12 +110,12 @@ class Quantised:
             return self.compressed(module, groups, n)
         scales = self.part(f"{module}.scales", (n, n_out))
         if self.settings["quant_method"] == "awq":
-            qweight = self.part(words.name, (n_in, n_out * 4 // WORD), "int32")
-            qzeros = self.part(f"{module}.qzeros", (n, n_out * 4 // WORD), "int32")
+            qweight = self.part(words.name, (n_in, words_for(n_out, 4)), "int32")
+            qzeros = self.part(f"{module}.qzeros", (n, words_for(n_out, 4)), "int32")
             return from_awq(qweight, qzeros, scales, groups)
         bits = bits_of(words, words.shape[0], n_in)
-        qweight = self.part(words.name, (n_in * bits // WORD, n_out), "int32")
-        qzeros = self.part(f"{module}.qzeros", (n, n_out * bits // WORD), "int32")
+        qweight = self.part(words.name, (words_for(n_in, bits), n_out), "int32")
+        qzeros = self.part(f"{module}.qzeros", (n, words_for(n_out, bits)), "int32")
         less = 0 if self.settings.get("checkpoint_format") == "gptq_v2" else 1
         return from_gptq(qweight, qzeros, scales, groups, bits, less)
 
@@ -129,13 +129,13 @@ class Quantised:
             held = self.part(zeros, (n_out, n), "int8") if zeros in self.stated else None
             return from_int8(weight, held, scales, groups)
         bits = bits_of(packed, packed.shape[-1], n_in)
-        words = self.part(packed.name, (n_out, n_in * bits // WORD), "int32")
+        words = self.part(packed.name, (n_out, words_for(n_in, bits)), "int32")
         said = self.part(f"{module}.weight_shape", (2,), "int64").tolist()
         if said != [n_out, n_in]:
             raise CheckpointError(
                 f"{packed.file}: {module}.weight_shape is {said}; expected {[n_out, n_in]}"
             )
-        shape = (n_out * bits // WORD, n)
+        shape = (words_for(n_out, bits), n)
         held = self.part(zeros, shape, "int32") if zeros in self.stated else None
         return from_packed(words, held, scales, groups, bits)
 
@@ -268,6 +268,11 @@ def bits_of(words: Stated, n: int, n_in: int) -> int:
     raise CheckpointError(
         f"{words.file}: {words.name} has {n} words for {n_in} inputs; expected codes of 4 or 8 bits"
     )
+
+
+def words_for(n: int, bits: int) -> int:
+    """How many words hold n codes."""
+    return -(-n * bits // WORD)
 
 
 def places(config: LlamaConfig) -> dict[str, tuple[str, int]]:

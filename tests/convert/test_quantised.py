@@ -23,7 +23,16 @@ from torch import Tensor
 
 from minisafe.checkpoint import fingerprint, load_model, read_tensors, save_model
 from minisafe.checkpoint.rounded import WEIGHTS
-from minisafe.convert.codes import Codes, carried, run_length, unpacked, widened
+from minisafe.convert.codes import (
+    Codes,
+    carried,
+    from_awq,
+    from_gptq,
+    from_packed,
+    run_length,
+    unpacked,
+    widened,
+)
 from minisafe.convert.quantised import Quantised, read_quantised
 from minisafe.convert.rounded import round_model
 from minisafe.convert.widen import quantised_source, widen
@@ -191,6 +200,21 @@ def test_int8_keeps_symmetric_codes_of_whole_channels(dtype: torch.dtype) -> Non
         assert carried(other, "int8", 0, dtype) is None
     halves = replace(block, zeros=zeros.expand(64, 2), scales=block.scales.expand(64, 2))
     assert carried(halves, "int8", 0, dtype) is None
+
+
+def test_a_last_word_that_is_not_full() -> None:
+    """12 channels of 4 bits take a word and a half."""
+    words, scales = torch.tensor([[0x76543210, 0x0000BA98]], dtype=torch.int32), torch.ones(12, 1)
+    groups, each = torch.zeros(8, dtype=torch.long), torch.zeros(1, 12, dtype=torch.int32)
+    expected = torch.arange(12, dtype=torch.uint8)[:, None]
+    packed_ = from_packed(each.t(), words.t(), scales, groups, 4)
+    assert torch.equal(packed_.zeros, expected)
+    gptq = from_gptq(each, words, scales.t(), groups, 4, 0)
+    assert torch.equal(gptq.zeros, expected)
+    awq = from_awq(words.expand(8, 2), words, scales.t(), groups)
+    assert (awq.codes.shape, awq.zeros.shape) == ((12, 8), (12, 1))
+    for block in (packed_, gptq, awq):
+        assert widened(block).shape == (12, 8)
 
 
 def test_runs_of_one_length() -> None:
