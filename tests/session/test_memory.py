@@ -273,14 +273,15 @@ def test_a_chat_without_a_limit_keeps_its_cache_before_a_long_message() -> None:
     assert chat.reused > 0
 
 
+@pytest.mark.parametrize(("day", "settings"), [("2026-11-22", 20), ("2026-11-23", 22)])
 def test_what_a_limit_reckons_with_is_above_every_measured_peak(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, day: str, settings: int
 ) -> None:
     """The rows of `python bench/limits.py --part plan --context 600`."""
-    file = ROOT / "bench" / "results" / "2026-11-22-plan.json"
+    file = ROOT / "bench" / "results" / f"{day}-plan.json"
     rows = {each["name"]: each["value"] for each in json.loads(file.read_text("utf-8"))["rows"]}
     planned = {name: rows[name] for name in rows if name.endswith("planned peak")}
-    assert len(planned) == 20
+    assert len(planned) == settings
     for name, mib in planned.items():
         weights = "int4" if "int4" in name else "stored"
         plan = SimpleNamespace(weights=weights, memory=SimpleNamespace(total=mib * 2**20))
